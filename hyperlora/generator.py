@@ -1,0 +1,300 @@
+"""The thing that people import: descriptions in, LoRA adapters out. Embedder, hypernetwork, offset and z-score."""
+
+import json
+import math
+import threading
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hyperlora.config import HyperLoRAConfig
+from hyperlora.embedder import load_embedder
+from hyperlora.errors import UserError
+from hyperlora.files import check_finite, open_safetensors, read_json, resolve_folder, safetensors_bytes, write_atomic
+from hyperlora.hypernetwork import Factors, HyperNetwork
+from hyperlora.lora import Adapter
+
+CONFIG, WEIGHTS, DESCRIPTIONS = "hyperlora_config.json", "hyperlora.safetensors", "descriptions.json"
+MAX_DESCRIPTION = 2_000  # characters
+MAX_TRAINING_DESCRIPTIONS = 1_000_000
+NOTICE = "This description is far from every task that this hypernetwork was trained on, so the adapter may not help."
+
+
+def check_description(text: str) -> str:
+    """The description without surrounding space; `UserError` where it is blank, wordless or too long."""
+    if not isinstance(text, str):
+        raise UserError(f"A description must be text, not {type(text).__name__}.")
+    text = text.strip()
+    if not text:
+        raise UserError("The description is empty: say in a sentence what the model should do.")
+    if not any(character.isalnum() for character in text):
+        raise UserError("The description has no letter or digit: say in words what the model should do.")
+    if len(text) > MAX_DESCRIPTION:
+        raise UserError(
+            f"The description has {len(text):,} characters; the limit is {MAX_DESCRIPTION:,}: "
+            "say in a sentence or two what the model should do."
+        )
+    return text
+
+
+class _PerModule(nn.Module):
+    """Buffers A [layers, r, d_in] and B [layers, d_out, r] of one target module."""
+
+    def __init__(self, a: Tensor, b: Tensor):
+        super().__init__()
+        self.register_buffer("A", a)
+        self.register_buffer("B", b)
+
+
+class HyperLoRA(nn.Module):
+    """Task inputs [n, d_emb] -> LoRA factors of every target module and layer, in one forward pass.
+
+    `network` is the hypernetwork; `offset` (Eq. 6, Eq. 8), `mean` and `std` (App. D) hold `A` [layers, r, d_in] and
+    `B` [layers, d_out, r] a module, where the config asks for them; `descriptions` are those of training, with their
+    scaled `embeddings` [len(descriptions), d_emb] float16. `embedder` may be set to share one that is loaded.
+    """
+
+    def __init__(self, config: HyperLoRAConfig):
+        super().__init__()
+        self.config = config
+        self.network = HyperNetwork(config)
+        self.offset = self._per_module(0.0) if config.offset != "none" else None
+        self.mean = self._per_module(0.0) if config.z_score else None
+        self.std = self._per_module(1.0) if config.z_score else None
+        self.descriptions: list[str] = []
+        self.register_buffer("embeddings", torch.empty(0, config.d_emb, dtype=torch.float16))
+        self.name: str | None = None  # where it was loaded from: a Hub id, or the folder's name
+        self._embedder = None
+        self._embedder_lock = threading.Lock()
+
+    def _per_module(self, value: float) -> nn.ModuleDict:
+        layers, r = self.config.num_layers, self.config.rank
+        return nn.ModuleDict(
+            {
+                name: _PerModule(torch.full((layers, r, d_in), value), torch.full((layers, d_out, r), value))
+                for name, (d_in, d_out) in self.config.target_modules.items()
+            }
+        )
+
+    @property
+    def rank(self) -> int:
+        """The rank of what `factors` returns: 2r under Eq. 8."""
+        return self.config.rank * (2 if self.config.offset == "delta" else 1)
+
+    @property
+    def scale(self) -> float:
+        """The scale that goes with `factors`: alpha / sqrt(rank) (rsLoRA) or alpha / rank, at the rank of `factors`."""
+        return self.config.alpha / (math.sqrt(self.rank) if self.config.use_rslora else self.rank)
+
+    def factors(self, task_input: Tensor) -> Factors:
+        """task_input [n, d_emb] -> name -> (A [n, layers, rank, d_in], B [n, layers, d_out, rank]); differentiable.
+
+        Network, then z-score (App. D), then offset: added to A and to B (Eq. 6), or put beside them along the rank
+        (Eq. 8), with B times config.scale / self.scale, since the scale of rsLoRA falls as the rank doubles.
+        """
+        factors = self.network(task_input)
+        for name, (a, b) in factors.items():
+            if self.mean is not None:
+                mean, std = self.mean[name], self.std[name]
+                a, b = a * std.A + mean.A, b * std.B + mean.B
+            if self.config.offset == "factors":
+                a, b = a + self.offset[name].A, b + self.offset[name].B
+            elif self.config.offset == "delta":
+                offset = self.offset[name]
+                a = torch.cat([a, offset.A.expand_as(a)], dim=-2)
+                b = torch.cat([b, offset.B.expand_as(b)], dim=-1) * (self.config.scale / self.scale)
+            factors[name] = (a, b)
+        return factors
+
+    # ---- what training fills in ----
+
+    @torch.no_grad()
+    def set_offset(self, adapter: Adapter) -> None:
+        """Use an adapter of the config's rank and shapes as the offset; its scale is folded into B."""
+        if self.offset is None:
+            raise UserError("This hypernetwork's config says offset 'none': set it to 'factors' or 'delta' first.")
+        self._fill(self.offset, adapter.weights)
+        for buffers in self.offset.values():
+            buffers.B.mul_(adapter.scale / self.config.scale)
+
+    @torch.no_grad()
+    def set_z_score(self, mean: dict[str, tuple[Tensor, Tensor]], std: dict[str, tuple[Tensor, Tensor]]) -> None:
+        """Mean and standard deviation of each weight entry over the target adapters (App. D), shaped as the adapter."""
+        if self.mean is None:
+            raise UserError("This hypernetwork's config says z_score false: set it to true first.")
+        self._fill(self.mean, mean)
+        self._fill(self.std, std)
+
+    def _fill(self, buffers: nn.ModuleDict, weights: dict[str, tuple[Tensor, Tensor]]) -> None:
+        if set(weights) != set(buffers):
+            raise UserError(f"Expected the modules {', '.join(buffers)}, not {', '.join(weights)}.")
+        for name, (a, b) in weights.items():
+            target = buffers[name]
+            if a.shape != target.A.shape or b.shape != target.B.shape:
+                raise UserError(
+                    f"{name} has A {list(a.shape)} and B {list(b.shape)}; "
+                    f"the config says {list(target.A.shape)} and {list(target.B.shape)}."
+                )
+            target.A.copy_(a)
+            target.B.copy_(b)
+
+    def set_descriptions(self, descriptions: list[str], embeddings: Tensor) -> None:
+        """The training descriptions and their scaled embeddings [len(descriptions), d_emb] (any float dtype)."""
+        if embeddings.shape != (len(descriptions), self.config.d_emb):
+            raise UserError(
+                f"{len(descriptions)} descriptions need embeddings [{len(descriptions)}, {self.config.d_emb}]."
+            )
+        self.descriptions = list(descriptions)
+        self.embeddings = embeddings.detach().to(self.embeddings.device, torch.float16)
+
+    # ---- generating ----
+
+    @property
+    def embedder(self):
+        """The embedder that the config names, loaded at its first use, on the CPU."""
+        with self._embedder_lock:
+            if self._embedder is None:
+                self._embedder = load_embedder(self.config.embedder, self.config.embedder_revision)
+                self._check_embedder(self._embedder)
+            return self._embedder
+
+    @embedder.setter
+    def embedder(self, embedder) -> None:
+        self._check_embedder(embedder)
+        self._embedder = embedder
+
+    def _check_embedder(self, embedder) -> None:
+        if embedder.d_emb != self.config.d_emb:
+            raise UserError(
+                f"The description encoder gives {embedder.d_emb} values, but this hypernetwork takes "
+                f"{self.config.d_emb}: use the encoder that it was trained with, {self.config.embedder}."
+            )
+
+    @torch.no_grad()
+    def generate(self, texts: str | list[str] | None = None, *, embeddings: Tensor | None = None) -> list[Adapter]:
+        """One adapter a description, float32, all in one forward pass; the same input gives the same adapter.
+
+        `embeddings` [n, d_emb] takes the place of the texts' embeddings: scaled already, length sqrt(d_emb). With both,
+        the texts are only carried along. `UserError` for a description that is blank, has no letter or digit, or is
+        longer than 2,000 characters.
+        """
+        if texts is None and embeddings is None:
+            raise UserError("Give a description, a list of them, or embeddings.")
+        if texts is not None:
+            texts = [check_description(text) for text in ([texts] if isinstance(texts, str) else texts)]
+        if embeddings is None:
+            if self.config.task_input != "text":
+                raise UserError("This hypernetwork numbers its tasks and reads no descriptions: pass embeddings.")
+            embeddings = self.embedder.embed(texts)
+        self._check_embeddings(embeddings, texts)
+        embeddings = embeddings.to(next(self.network.parameters()).device, torch.float32)
+        training = self.training
+        self.eval()  # no dropout: the same description gives the same adapter
+        try:
+            factors = self.factors(embeddings)
+        finally:
+            self.train(training)
+        nearest = self.nearest(embeddings)
+        return [self._adapter(factors, i, texts and texts[i], nearest[i]) for i in range(len(embeddings))]
+
+    def _check_embeddings(self, embeddings: Tensor, texts: list[str] | None) -> None:
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.config.d_emb:
+            raise UserError(f"Embeddings must be shaped [n, {self.config.d_emb}], not {list(embeddings.shape)}.")
+        if texts is not None and len(texts) != len(embeddings):
+            raise UserError(f"There are {len(texts)} descriptions and {len(embeddings)} embeddings.")
+        if not torch.isfinite(embeddings).all():
+            raise UserError("The embeddings hold values that are not finite.")
+
+    def _adapter(self, factors: Factors, i: int, text: str | None, nearest: tuple[str, float] | None) -> Adapter:
+        threshold = self.config.notice_threshold
+        far = threshold is not None and nearest is not None and nearest[1] < threshold
+        return Adapter(
+            # A copy, so that one adapter does not keep the whole batch in memory.
+            weights={name: (a[i].float().clone(), b[i].float().clone()) for name, (a, b) in factors.items()},
+            alpha=self.config.alpha,
+            use_rslora=self.config.use_rslora,
+            description=text,
+            base_model=self.config.base_model,
+            base_revision=self.config.base_revision,
+            hyperlora=self.name,
+            nearest=nearest,
+            notice=NOTICE if far else None,
+        )
+
+    def nearest(self, embeddings: Tensor) -> list[tuple[str, float] | None]:
+        """The nearest training description of each row of [n, d_emb], and its cosine; None where none are stored."""
+        if not self.descriptions:
+            return [None] * len(embeddings)
+        cosine = F.normalize(embeddings.float(), dim=-1) @ F.normalize(self.embeddings.float(), dim=-1).T
+        best, index = cosine.max(dim=-1)
+        return [(self.descriptions[i], float(c)) for c, i in zip(best, index.tolist(), strict=True)]
+
+    # ---- files ----
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """hyperlora_config.json, hyperlora.safetensors, descriptions.json. `dtype` (bfloat16, float16) halves the file;
+        it is read back as float32."""
+        folder = Path(folder)
+        state = self.state_dict()
+        if dtype is not None:
+            state = {name: tensor if name == "embeddings" else tensor.to(dtype) for name, tensor in state.items()}
+        write_atomic(folder / WEIGHTS, safetensors_bytes(state))
+        write_atomic(folder / DESCRIPTIONS, json.dumps(self.descriptions, ensure_ascii=False, indent=0).encode())
+        self.config.save(folder / CONFIG)
+
+    def push_to_hub(self, repo_id: str, private: bool = False, dtype: torch.dtype | None = None) -> str:
+        """Upload what `save_pretrained` writes; returns the address. Needs a login or HF_TOKEN."""
+        import tempfile
+
+        from huggingface_hub import HfApi
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, dtype)
+            api = HfApi()
+            url = api.create_repo(repo_id, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repo_id, folder_path=folder)
+        return str(url)
+
+    @classmethod
+    def from_pretrained(cls, path_or_id: str | Path, revision: str | None = None) -> "HyperLoRA":
+        """Read a folder or a Hub repository, in evaluation mode, float32.
+
+        Nothing is unpickled; every tensor's shape is checked against the config before it is read. `UserError` names
+        the file that is missing, damaged or does not fit.
+        """
+        folder = resolve_folder(path_or_id, revision, [CONFIG, WEIGHTS, DESCRIPTIONS])
+        config = HyperLoRAConfig.load(folder / CONFIG)
+        descriptions = read_json(folder / DESCRIPTIONS)
+        if not isinstance(descriptions, list) or not all(isinstance(text, str) for text in descriptions):
+            raise UserError(f"{folder / DESCRIPTIONS} is damaged: it must be a list of texts.")
+        if len(descriptions) > MAX_TRAINING_DESCRIPTIONS:
+            raise UserError(f"{folder / DESCRIPTIONS} lists more than {MAX_TRAINING_DESCRIPTIONS:,} descriptions.")
+        with torch.device("meta"):  # shapes without memory
+            model = cls(config)
+        expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        expected["embeddings"] = (len(descriptions), config.d_emb)
+        state = _read_weights(folder / WEIGHTS, expected)
+        embeddings = state.pop("embeddings").half()
+        model.load_state_dict(state | {"embeddings": torch.empty(0, config.d_emb).half()}, assign=True)
+        model.set_descriptions(descriptions, embeddings)
+        model.name = folder.resolve().name if Path(path_or_id).expanduser().is_dir() else str(path_or_id)
+        return model.eval()
+
+
+def _read_weights(path: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The tensors of `path` as float32, once their names and shapes are known to be `expected`."""
+    with open_safetensors(path) as file:
+        names = set(file.keys())
+        if names != set(expected):
+            odd = sorted(names ^ set(expected))
+            raise UserError(f"{path} does not fit {CONFIG}: it lacks or adds {odd[0]} ({len(odd)} such tensors).")
+        for name, shape in expected.items():
+            found = tuple(file.get_slice(name).get_shape())
+            if found != shape:
+                raise UserError(f"{path} does not fit {CONFIG}: {name} is {list(found)}, not {list(shape)}.")
+        state = {name: file.get_tensor(name).float() for name in expected}
+    for name, tensor in state.items():
+        check_finite(name, tensor, path)
+    return state
