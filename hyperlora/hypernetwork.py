@@ -1,0 +1,115 @@
+"""The hypernetwork (Eq. 3): a task in, a LoRA's A and B for every target module and layer out.
+
+The backbone is Figure 8, the A/B and rank embeddings are Figure 9, the three heads are §3.1. Only tensors in and out.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from hyperlora.config import HyperLoRAConfig
+from hyperlora.errors import UserError
+
+Factors = dict[str, tuple[Tensor, Tensor]]
+"""Module name -> (A [n, layers, r, d_in], B [n, layers, d_out, r]) of n adapters."""
+
+TASK, SITE, LATENT, HIDDEN = 64, 32, 128, 512  # Fig. 8: LATENT = TASK + 2 * SITE
+
+
+class HyperNetwork(nn.Module):
+    """h_θ of Eq. 3 with head L, M or S. Its parameter counts are the paper's (App. C) where `head_start` is zero."""
+
+    def __init__(self, config: HyperLoRAConfig) -> None:
+        super().__init__()
+        self.config = config
+        modules, r, p = config.target_modules, config.rank, config.dropout
+        if config.task_input == "learned":
+            self.task_vectors = nn.Embedding(config.num_tasks, config.d_emb)
+        self.task_encoder = nn.Sequential(nn.Linear(config.d_emb, TASK), nn.LayerNorm(TASK))
+        self.module_encoder = nn.Sequential(nn.Embedding(len(modules), SITE), nn.LayerNorm(SITE))
+        self.layer_encoder = nn.Sequential(nn.Embedding(config.num_layers, SITE), nn.LayerNorm(SITE))
+        self.mlp0 = nn.Sequential(*_mlp(LATENT, p), nn.Dropout(p))
+        self.mlp1 = nn.Sequential(nn.LayerNorm(LATENT), *_mlp(LATENT, p), nn.Dropout(p))
+        self.mlp2 = nn.Sequential(nn.LayerNorm(LATENT), *_mlp(LATENT, p), nn.Dropout(p))
+        self.mlp3 = nn.Sequential(nn.LayerNorm(LATENT), *_mlp(HIDDEN, p))
+        if config.head != "L":
+            self.ab_embedding = nn.Parameter(torch.randn(len(modules), 2, LATENT))
+            self.ab_norm = nn.LayerNorm(LATENT)  # Fig. 9 does not draw it, but the paper's counts hold only with it
+        if config.head == "S":
+            self.rank_encoder = nn.Sequential(nn.Embedding(r, LATENT), nn.LayerNorm(LATENT))
+
+        # M and S share a head between A and B; it is as wide as the wider of the two.
+        width = {
+            "L": lambda d_in, d_out: r * (d_in + d_out),
+            "M": lambda d_in, d_out: r * max(d_in, d_out),
+            "S": max,
+        }[config.head]
+        self.heads = nn.ModuleDict({m: nn.Linear(HIDDEN, width(*sizes), bias=False) for m, sizes in modules.items()})
+        for head in self.heads.values():
+            nn.init.zeros_(head.weight)  # step 0 is the offset, or the basis, exactly
+        if config.head_start == "peft":
+            self.basis_A = nn.ParameterDict({m: _kaiming(r, d_in) for m, (d_in, _) in modules.items()})
+            self.basis_B = nn.ParameterDict(
+                {m: nn.Parameter(torch.zeros(d_out, r)) for m, (_, d_out) in modules.items()}
+            )
+
+    def forward(self, task_input: Tensor) -> Factors:
+        """All adapters of a batch of tasks, in one pass.
+
+        `task_input`: [n, d_emb] floats (embeddings or one-hot), or [n] int64 ids where the task vectors are learned.
+        Gives module name -> (A [n, layers, r, d_in], B [n, layers, d_out, r]): z-scores where the config says so, and
+        without the offset. Raises `UserError` where the input has another size.
+        """
+        features = self.features(task_input)
+        return {m: self.factors(m, features[:, i]) for i, m in enumerate(self.config.target_modules)}
+
+    def encode(self, task_input: Tensor) -> Tensor:
+        """The task encoder's output, [n, 64]."""
+        learned = self.config.task_input == "learned"
+        if task_input.ndim != (1 if learned else 2) or not (learned or task_input.shape[1] == self.config.d_emb):
+            wanted = "[n] task ids" if learned else f"[n, {self.config.d_emb}]"
+            raise UserError(f"The task input has shape {list(task_input.shape)}; this hypernetwork takes {wanted}.")
+        return self.task_encoder(self.task_vectors(task_input) if learned else task_input)
+
+    def features(self, task_input: Tensor) -> Tensor:
+        """What the heads see, the last block's output: [n, modules, layers, 512]; M [.., 2, 512]; S [.., 2, r, 512]."""
+        task = self.encode(task_input)[:, None, None]
+        module, layer = self.module_encoder[0].weight, self.layer_encoder[0].weight
+        module, layer = self.module_encoder[1](module)[None, :, None], self.layer_encoder[1](layer)[None, None]
+        shape = (len(task), module.shape[1], layer.shape[2], -1)
+        phi = torch.cat([part.expand(shape) for part in (task, module, layer)], dim=-1)  # Eq. 3
+
+        x = self.mlp0(phi)
+        x = x + self.mlp1(x)
+        if self.config.head != "L":
+            x = x.unsqueeze(-2) + self.ab_norm(self.ab_embedding)[:, None]
+        x = x + self.mlp2(x)
+        if self.config.head == "S":
+            x = x.unsqueeze(-2) + self.rank_encoder[1](self.rank_encoder[0].weight)
+        return self.mlp3(x)
+
+    def factors(self, module: str, features: Tensor) -> tuple[Tensor, Tensor]:
+        """One module's A [n, layers, r, d_in] and B [n, layers, d_out, r] from its features [n, layers, .., 512]."""
+        (d_in, d_out), r = self.config.target_modules[module], self.config.rank
+        out = self.heads[module](features)
+        if self.config.head == "L":
+            A, B = out.split([r * d_in, r * d_out], dim=-1)
+            A, B = A.unflatten(-1, (r, d_in)), B.unflatten(-1, (r, d_out))
+        else:
+            A, B = (out.unflatten(-1, (r, -1)) if self.config.head == "M" else out).unbind(2)
+            A, B = A[..., :d_in], B[..., :d_out]
+        B = B.transpose(-1, -2)
+        if self.config.head_start == "peft":
+            A, B = A + self.basis_A[module], B + self.basis_B[module]
+        return A, B
+
+
+def _mlp(size: int, dropout: float) -> list[nn.Module]:
+    return [nn.Linear(LATENT, HIDDEN), nn.SiLU(), nn.Dropout(dropout), nn.Linear(HIDDEN, size), nn.SiLU()]
+
+
+def _kaiming(r: int, d_in: int) -> nn.Parameter:
+    A = nn.Parameter(torch.empty(r, d_in))
+    nn.init.kaiming_uniform_(A, a=math.sqrt(5))  # PEFT's start of A
+    return A
