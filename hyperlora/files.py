@@ -1,6 +1,5 @@
 """Folders here or on the Hub, safetensors read with their shapes checked first, and writes that are whole or absent."""
 
-import json
 import os
 import re
 import tempfile
@@ -15,7 +14,6 @@ from torch import Tensor
 from hyperlora.errors import UserError
 
 HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
-MAX_JSON_BYTES = 256 * 2**20
 
 
 def resolve_folder(path_or_id: str | Path, revision: str | None, patterns: list[str]) -> Path:
@@ -36,20 +34,6 @@ def resolve_folder(path_or_id: str | Path, revision: str | None, patterns: list[
     except Exception as error:  # no network, no such repository, no access: one sentence for all
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{name!r} is neither a folder nor could it be fetched from the Hub ({reason}).") from error
-
-
-def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> object:
-    """The JSON in `path`; `UserError` where it is missing, larger than `limit` bytes, or not JSON."""
-    try:
-        if path.stat().st_size > limit:
-            raise UserError(f"{path} is larger than any such file should be.")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing.") from error
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is damaged: it is not readable JSON.") from error
 
 
 @contextmanager

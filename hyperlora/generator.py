@@ -1,7 +1,6 @@
 """The thing that people import: descriptions in, LoRA adapters out. Embedder, hypernetwork, offset and z-score."""
 
 import json
-import math
 import threading
 from pathlib import Path
 
@@ -9,16 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hyperlora.config import HyperLoRAConfig
+from hyperlora.config import HyperLoRAConfig, lora_scale, read_json
 from hyperlora.embedder import load_embedder
 from hyperlora.errors import UserError
-from hyperlora.files import check_finite, open_safetensors, read_json, resolve_folder, safetensors_bytes, write_atomic
+from hyperlora.files import check_finite, open_safetensors, resolve_folder, safetensors_bytes, write_atomic
 from hyperlora.hypernetwork import Factors, HyperNetwork
 from hyperlora.lora import Adapter
 
 CONFIG, WEIGHTS, DESCRIPTIONS = "hyperlora_config.json", "hyperlora.safetensors", "descriptions.json"
 MAX_DESCRIPTION = 2_000  # characters
-MAX_TRAINING_DESCRIPTIONS = 1_000_000
+MAX_DESCRIPTIONS_FILE = 512 * 2**20  # bytes
 NOTICE = "This description is far from every task that this hypernetwork was trained on, so the adapter may not help."
 
 
@@ -86,12 +85,12 @@ class HyperLoRA(nn.Module):
     @property
     def scale(self) -> float:
         """The scale that goes with `factors`: alpha / sqrt(rank) (rsLoRA) or alpha / rank, at the rank of `factors`."""
-        return self.config.alpha / (math.sqrt(self.rank) if self.config.use_rslora else self.rank)
+        return lora_scale(self.config.alpha, self.rank, self.config.use_rslora)
 
     def factors(self, task_input: Tensor) -> Factors:
-        """task_input [n, d_emb] -> name -> (A [n, layers, rank, d_in], B [n, layers, d_out, rank]); differentiable.
+        """name -> (A [n, layers, rank, d_in], B [n, layers, d_out, rank]); differentiable. Goes with `scale`.
 
-        Network, then z-score (App. D), then offset: added to A and to B (Eq. 6), or put beside them along the rank
+        `task_input` is [n, d_emb], or ids [n] for learned task vectors. Network, then z-score (App. D), then offset: added to A and to B (Eq. 6), or put beside them along the rank
         (Eq. 8), with B times config.scale / self.scale, since the scale of rsLoRA falls as the rank doubles.
         """
         factors = self.network(task_input)
@@ -176,9 +175,9 @@ class HyperLoRA(nn.Module):
     def generate(self, texts: str | list[str] | None = None, *, embeddings: Tensor | None = None) -> list[Adapter]:
         """One adapter a description, float32, all in one forward pass; the same input gives the same adapter.
 
-        `embeddings` [n, d_emb] takes the place of the texts' embeddings: scaled already, length sqrt(d_emb). With both,
-        the texts are only carried along. `UserError` for a description that is blank, has no letter or digit, or is
-        longer than 2,000 characters.
+        `embeddings` stand in for the texts' own, as `factors` takes them: [n, d_emb], scaled already (length
+        sqrt(d_emb)). Texts given beside them are only carried along. `UserError` for a description that is blank, has
+        no letter or digit, or is longer than 2,000 characters.
         """
         if texts is None and embeddings is None:
             raise UserError("Give a description, a list of them, or embeddings.")
@@ -188,24 +187,20 @@ class HyperLoRA(nn.Module):
             if self.config.task_input != "text":
                 raise UserError("This hypernetwork numbers its tasks and reads no descriptions: pass embeddings.")
             embeddings = self.embedder.embed(texts)
-        self._check_embeddings(embeddings, texts)
-        embeddings = embeddings.to(next(self.network.parameters()).device, torch.float32)
+        if texts is not None and len(texts) != len(embeddings):
+            raise UserError(f"There are {len(texts)} descriptions and {len(embeddings)} embeddings.")
+        if not torch.isfinite(embeddings).all():
+            raise UserError("The embeddings hold values that are not finite.")
+        weight = self.network.task_encoder[0].weight
+        embeddings = embeddings.to(weight.device, weight.dtype if embeddings.is_floating_point() else None)
         training = self.training
         self.eval()  # no dropout: the same description gives the same adapter
         try:
             factors = self.factors(embeddings)
         finally:
             self.train(training)
-        nearest = self.nearest(embeddings)
+        nearest = self.nearest(embeddings) if self.descriptions else [None] * len(embeddings)
         return [self._adapter(factors, i, texts and texts[i], nearest[i]) for i in range(len(embeddings))]
-
-    def _check_embeddings(self, embeddings: Tensor, texts: list[str] | None) -> None:
-        if embeddings.ndim != 2 or embeddings.shape[1] != self.config.d_emb:
-            raise UserError(f"Embeddings must be shaped [n, {self.config.d_emb}], not {list(embeddings.shape)}.")
-        if texts is not None and len(texts) != len(embeddings):
-            raise UserError(f"There are {len(texts)} descriptions and {len(embeddings)} embeddings.")
-        if not torch.isfinite(embeddings).all():
-            raise UserError("The embeddings hold values that are not finite.")
 
     def _adapter(self, factors: Factors, i: int, text: str | None, nearest: tuple[str, float] | None) -> Adapter:
         threshold = self.config.notice_threshold
@@ -223,10 +218,8 @@ class HyperLoRA(nn.Module):
             notice=NOTICE if far else None,
         )
 
-    def nearest(self, embeddings: Tensor) -> list[tuple[str, float] | None]:
-        """The nearest training description of each row of [n, d_emb], and its cosine; None where none are stored."""
-        if not self.descriptions:
-            return [None] * len(embeddings)
+    def nearest(self, embeddings: Tensor) -> list[tuple[str, float]]:
+        """The nearest training description of each row of [n, d_emb], and its cosine; some must be stored."""
         cosine = F.normalize(embeddings.float(), dim=-1) @ F.normalize(self.embeddings.float(), dim=-1).T
         best, index = cosine.max(dim=-1)
         return [(self.descriptions[i], float(c)) for c, i in zip(best, index.tolist(), strict=True)]
@@ -266,11 +259,9 @@ class HyperLoRA(nn.Module):
         """
         folder = resolve_folder(path_or_id, revision, [CONFIG, WEIGHTS, DESCRIPTIONS])
         config = HyperLoRAConfig.load(folder / CONFIG)
-        descriptions = read_json(folder / DESCRIPTIONS)
+        descriptions = read_json(folder / DESCRIPTIONS, MAX_DESCRIPTIONS_FILE)
         if not isinstance(descriptions, list) or not all(isinstance(text, str) for text in descriptions):
             raise UserError(f"{folder / DESCRIPTIONS} is damaged: it must be a list of texts.")
-        if len(descriptions) > MAX_TRAINING_DESCRIPTIONS:
-            raise UserError(f"{folder / DESCRIPTIONS} lists more than {MAX_TRAINING_DESCRIPTIONS:,} descriptions.")
         with torch.device("meta"):  # shapes without memory
             model = cls(config)
         expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
