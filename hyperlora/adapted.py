@@ -1,0 +1,294 @@
+"""The one LoRA forward, for chat, training and evaluation: y = base(x) + scale · (x Aᵀ) Bᵀ, A and B chosen by row."""
+
+import re
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial, reduce
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hyperlora.errors import UserError
+from hyperlora.hypernetwork import Factors
+from hyperlora.lora import Adapter
+
+
+@dataclass
+class _Site:
+    """One target linear of one layer."""
+
+    module: str
+    layer: int
+    linear: nn.Module
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.linear.in_features, self.linear.out_features
+
+    @property
+    def device(self) -> torch.device:
+        return self.linear.weight.device
+
+
+@dataclass
+class _Batch:
+    """What a batch of `rows` rows adds. A and B have an entry a site; the scale is in B."""
+
+    rows: int
+    A: list[Tensor]  # [b, r, d_in] of the b adapted rows, [n, r, d_in] with `pick`, or [r, d_in] shared by all
+    B: list[Tensor]  # [b, d_out, r], [n, d_out, r] or [d_out, r]
+    adapted: dict[torch.device, Tensor] | None  # [b], the rows with an adapter; None: all of them
+    pick: dict[torch.device, Tensor] | None = None  # [b], which of n adapters an adapted row has
+
+
+class AdaptedModel:
+    """A frozen base model whose target linears add each batch row's own LoRA, or none.
+
+    The base's weights are never touched: forward hooks add to the linears' outputs while `use` or `use_factors` is
+    entered, and do nothing otherwise. Any linear with `in_features` and `out_features` will do, 4- and 8-bit ones
+    included. Up to `max_adapters` adapters of any rank wait in slots. A slot's number is never given again: one that
+    was kept for too long is an error, never somebody else's adapter. One thread at a time; contexts are not nested.
+    """
+
+    lora_dropout: float = 0.0
+    """Dropout on the adapter's input while the base is in training mode, as in PEFT."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        target_modules: Mapping[str, tuple[int, int]] | Sequence[str],
+        max_adapters: int = 64,
+    ) -> None:
+        """Freeze `model` and find the targets by name in each of its layers.
+
+        `target_modules`: names, or names with the (d_in, d_out) that they should have. Raises `UserError` where one is
+        not in every layer, is not a linear, or has another size. Two `AdaptedModel`s of one model leave each other be.
+        """
+        self.model = model.requires_grad_(False)
+        self.max_adapters = max_adapters
+        self._sites = [site for module in target_modules for site in _find(model, module)]
+        self.num_layers = 1 + max(site.layer for site in self._sites)
+        if len(self._sites) != self.num_layers * len(target_modules):
+            raise UserError(f"Not every layer of the base model has all of {', '.join(target_modules)}; target others.")
+        sizes = {site.module: site.size for site in self._sites}
+        if isinstance(target_modules, Mapping):
+            sizes = {module: tuple(size) for module, size in target_modules.items()}
+        self.target_modules: dict[str, tuple[int, int]] = sizes
+        """Module name -> (d_in, d_out)."""
+        for site in self._sites:
+            if site.size != sizes[site.module]:
+                raise UserError(
+                    f"{site.module} in layer {site.layer} of the base model is {_arrow(site.size)}, but should be "
+                    f"{_arrow(sizes[site.module])}; use the base model that this was made for."
+                )
+        self._slots: OrderedDict[int, Adapter] = OrderedDict()  # the least recently used first
+        self._next_slot = 0
+        self._in_use: frozenset[int] = frozenset()
+        self._active: _Batch | None = None
+        self._gathered: tuple[tuple, _Batch | None] | None = None  # the last rows of `use` and their batch
+        self._hooks = [site.linear.register_forward_hook(partial(self._add, i)) for i, site in enumerate(self._sites)]
+
+    def _add(self, site: int, linear: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
+        """The hook of one site: y = base(x) [b, t, d_out] plus scale · (x Aᵀ) Bᵀ, for x [b, t, d_in]."""
+        batch = self._active
+        if batch is None:
+            return y
+        x, A, B = args[0], batch.A[site], batch.B[site]
+        if len(x) != batch.rows:
+            raise UserError(f"The batch has {len(x)} rows but {batch.rows} adapters were chosen; choose one a row.")
+        if batch.adapted is not None:
+            x = x.index_select(0, batch.adapted[x.device])
+        if batch.pick is not None:
+            A, B = A.index_select(0, batch.pick[x.device]), B.index_select(0, batch.pick[x.device])
+        if x.dtype != A.dtype and not torch.is_autocast_enabled(x.device.type):
+            x = x.to(A.dtype)
+        if self.lora_dropout and linear.training:
+            x = F.dropout(x, self.lora_dropout)
+        delta = (x @ A.mT) @ B.mT
+        if batch.adapted is None:
+            return (y + delta).to(y.dtype)
+        dtype = torch.promote_types(y.dtype, delta.dtype)
+        return y.to(dtype).index_add(0, batch.adapted[x.device], delta.to(dtype)).to(y.dtype)
+
+    def load(self, adapter: Adapter) -> int:
+        """Put an adapter in a slot and give the slot's number; the least recently used one makes room if need be.
+
+        Its tensors keep their dtype and are shared with `adapter` where they are on the base's device already. A target
+        that the adapter lacks stays as in the base. Raises `UserError` where the adapter does not fit this base, or
+        every slot is in use.
+        """
+        if adapter.num_layers != self.num_layers:
+            raise UserError(
+                f"The adapter has {adapter.num_layers} layers and the base model {self.num_layers}; "
+                "the adapter was made for another base model."
+            )
+        for module, (A, B) in adapter.weights.items():
+            size, wanted = (A.shape[2], B.shape[1]), self.target_modules.get(module)
+            if wanted is None:
+                raise UserError(f"The adapter changes {module}; only {', '.join(self.target_modules)} can be here.")
+            if size != wanted:
+                raise UserError(
+                    f"The adapter's {module} is {_arrow(size)} and the base model's {_arrow(wanted)}; "
+                    "the adapter was made for another base model."
+                )
+        if len(self._slots) >= self.max_adapters:
+            oldest = next((slot for slot in self._slots if slot not in self._in_use), None)
+            if oldest is None:
+                raise UserError(f"All {self.max_adapters} adapter slots are in use; try again in a moment.")
+            self.unload(oldest)
+        device, (A, B) = self._sites[0].device, next(iter(adapter.weights.values()))
+        nothing = {
+            module: (A.new_zeros(*A.shape[:2], d_in), B.new_zeros(len(B), d_out, B.shape[2]))
+            for module, (d_in, d_out) in self.target_modules.items()
+            if module not in adapter.weights
+        }
+        weights = {
+            m: (A.detach().to(device), B.detach().to(device)) for m, (A, B) in (adapter.weights | nothing).items()
+        }
+        slot, self._next_slot = self._next_slot, self._next_slot + 1
+        self._slots[slot] = replace(adapter, weights=weights)
+        return slot
+
+    def unload(self, slot: int) -> None:
+        """Empty a slot; an empty one stays so. Not for a slot in use."""
+        if self._slots.pop(slot, None) and self._gathered and slot in self._gathered[0][0]:
+            self._gathered = None
+
+    @contextmanager
+    def use(self, slots: Sequence[int | None], strengths: Sequence[float] | None = None) -> Iterator[None]:
+        """Inside, row i of every batch has the adapter of `slots[i]` (None: the base alone), times `strengths[i]`.
+
+        A and B are gathered by row here, not at each token, and kept for the next call where that has the same rows.
+        Rows that all have one adapter share a plain matmul. Raises `UserError` where a slot is empty and, inside, where
+        a batch has another number of rows.
+        """
+        strengths = [1.0] * len(slots) if strengths is None else strengths
+        key = (tuple(slots), tuple(strengths))
+        if self._gathered is None or self._gathered[0] != key:
+            self._gathered = None  # frees the last batch's before this one's
+            self._gathered = (key, self._gather(*key))
+        for slot in set(slots) - {None}:
+            self._slots.move_to_end(slot)
+        with self._entered(self._gathered[1]):
+            self._in_use = frozenset(slots)
+            try:
+                yield
+            finally:
+                self._in_use = frozenset()
+
+    @torch.no_grad()
+    def _gather(self, slots: tuple[int | None, ...], strengths: tuple[float, ...]) -> _Batch | None:
+        rows = [row for row, slot in enumerate(slots) if slot is not None]
+        if empty := [slots[row] for row in rows if slots[row] not in self._slots]:
+            raise UserError(f"Adapter slot {empty[0]} is empty; load the adapter again.")
+        chosen = [(slots[row], strengths[row]) for row in rows]
+        if not chosen:
+            return None
+        if shared := len(set(chosen)) == 1:
+            chosen = chosen[:1]
+        adapters = [self._slots[slot].scaled(self._slots[slot].strength * strength) for slot, strength in chosen]
+        rank = max(adapter.rank for adapter in adapters)
+        dtype = reduce(torch.promote_types, {A.dtype for adapter in adapters for A, _ in adapter.weights.values()})
+        factors = {}
+        for module in self.target_modules:
+            pairs = [(*adapter.weights[module], adapter) for adapter in adapters]
+            # Rank by zeros up to the largest, and one copy in the order that the forward reads: layer, row.
+            A = [F.pad(A, (0, 0, 0, rank - adapter.rank)).to(dtype) for A, _, adapter in pairs]
+            B = [F.pad(B * adapter.scale, (0, rank - adapter.rank)).to(dtype) for _, B, adapter in pairs]
+            factors[module] = (A[0], B[0]) if shared else (torch.stack(A, dim=1), torch.stack(B, dim=1))
+        return self._batch(len(slots), rows, factors)
+
+    @contextmanager
+    def use_factors(self, factors: Factors, rows: Tensor, scale: float) -> Iterator[None]:
+        """Inside, row i of every batch has adapter `rows[i]` of `factors`, with gradients to its A and B.
+
+        `factors`: module -> (A [n, layers, r, d_in], B [n, layers, d_out, r]) for every target; `rows` [b] int64, -1
+        for the base alone. `backward` has to run inside too where gradient checkpointing (`use_reentrant=False`)
+        recomputes the forward. Raises `UserError` for another shape or an index out of range.
+        """
+        n, layers = len(next(iter(factors.values()))[0]), self.num_layers
+        for module, (d_in, d_out) in self.target_modules.items():
+            shapes = [list(factor.shape) for factor in factors.get(module, ())]
+            if not shapes or shapes != [[n, layers, r := shapes[0][2], d_in], [n, layers, d_out, r]]:
+                raise UserError(f"The factors of {module} have shapes {shapes}, which do not fit the base model.")
+        ids = rows.tolist()
+        if not all(-1 <= i < n for i in ids):
+            raise UserError(f"The rows choose among {n} adapters, so they should be from -1 to {n - 1}, not {ids}.")
+        adapted = [row for row, i in enumerate(ids) if i >= 0]
+        chosen = [ids[row] for row in adapted]
+        if not chosen:
+            batch = None
+        elif len(set(chosen)) == 1:
+            i = chosen[0]
+            batch = self._batch(len(ids), adapted, {m: (A[i], B[i] * scale) for m, (A, B) in factors.items()})
+        else:
+            by_layer = {m: (A.transpose(0, 1), (B * scale).transpose(0, 1)) for m, (A, B) in factors.items()}
+            batch = self._batch(len(ids), adapted, by_layer, None if chosen == list(range(n)) else chosen)
+        with self._entered(batch):
+            yield
+
+    def _batch(self, size: int, adapted: list[int], factors: Factors, pick: list[int] | None = None) -> _Batch:
+        """A batch of factors that start with the layers, A [layers, .., r, d_in] and B [layers, .., d_out, r]."""
+        devices = {site.device for site in self._sites}
+
+        def index(values: list[int]) -> dict[torch.device, Tensor]:
+            return {device: torch.tensor(values, device=device) for device in devices}
+
+        # One unbind a module: its backward puts the layers' gradients together once, not once a layer.
+        A = [A for module in self.target_modules for A in factors[module][0].unbind()]
+        B = [B for module in self.target_modules for B in factors[module][1].unbind()]
+        return _Batch(
+            size,
+            A=[a.to(site.device) for a, site in zip(A, self._sites, strict=True)],
+            B=[b.to(site.device) for b, site in zip(B, self._sites, strict=True)],
+            adapted=index(adapted) if len(adapted) < size else None,
+            pick=index(pick) if pick is not None else None,
+        )
+
+    @contextmanager
+    def _entered(self, batch: _Batch | None) -> Iterator[None]:
+        if self._active is not None:
+            raise RuntimeError("AdaptedModel.use and use_factors cannot be nested.")
+        self._active = batch
+        try:
+            yield
+        finally:
+            self._active = None
+
+    def remove(self) -> None:
+        """Take the hooks off and empty the slots: the linears are as they came (the base stays frozen)."""
+        for hook in self._hooks:
+            hook.remove()
+        self._slots.clear()
+        self._gathered = None
+
+
+def _find(model: PreTrainedModel, module: str) -> list[_Site]:
+    """The linears of that name, in the order of their layers: paths with one number, as layers.3.self_attn.q_proj."""
+    path = re.compile(rf"(?:[^\d.][^.]*\.)*(\d+)\.(?:[^\d.][^.]*\.)*{re.escape(module)}")
+    found: dict[int, _Site] = {}
+    for name, linear in model.named_modules():
+        if not (match := path.fullmatch(name)):
+            continue
+        layer = int(match[1])
+        if layer in found:
+            raise UserError(
+                f"The base model has more than one {module} in layer {layer}; it cannot be adapted by that name."
+            )
+        if not hasattr(linear, "in_features") or not hasattr(linear, "out_features"):
+            raise UserError(
+                f"The base model's {module} is a {type(linear).__name__}, not a linear layer; it cannot be adapted."
+            )
+        found[layer] = _Site(module, layer, linear)
+    if not found:
+        linears = {name.rpartition(".")[2] for name, part in model.named_modules() if hasattr(part, "in_features")}
+        raise UserError(f"The base model has no {module} in its layers; its linears are {', '.join(sorted(linears))}.")
+    return [found[layer] for layer in sorted(found)]
+
+
+def _arrow(size: tuple[int, int]) -> str:
+    return f"{size[0]} -> {size[1]}"

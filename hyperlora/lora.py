@@ -1,0 +1,256 @@
+"""A LoRA adapter as tensors, and its plain PEFT form: two files that any LoRA software reads."""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from hyperlora.config import lora_scale, read_json
+from hyperlora.errors import UserError
+from hyperlora.files import open_safetensors, write_atomic
+
+# Where a module lives inside a layer of Llama-like models (Llama, Mistral, Qwen, Gemma), so that no base is needed.
+PATHS = {f"{name}_proj": f"self_attn.{name}_proj" for name in "qkvo"}
+PATHS |= {f"{name}_proj": f"mlp.{name}_proj" for name in ("gate", "up", "down")}
+PEFT_KEY = re.compile(r"base_model\.model\.model\.layers\.(\d{1,4})\.(\w+\.\w+)\.lora_([AB])\.weight")
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+MAX_CONFIG_BYTES, MAX_WEIGHTS_BYTES = 2**20, 2**31
+MAX_RANK = 1024
+MAX_DESCRIPTION = 2000  # characters
+
+# What changes the meaning of A and B in a PEFT folder beyond plain LoRA; each must be absent, null, false or empty.
+UNSUPPORTED = (
+    *("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform", "layer_replication"),
+    *("fan_in_fan_out", "lora_bias", "use_qalora", "alora_invocation_tokens", "trainable_token_indices"),
+    *("target_parameters", "arrow_config", "kasa_config", "velora_config", "monteclora_config", "use_bdlora"),
+)
+# Other ways to start also change the base model's own weights.
+PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+
+
+@dataclass
+class Adapter:
+    """A LoRA: ΔW = scale · B A for every target module and layer. Wrong shapes raise `UserError`."""
+
+    weights: dict[str, tuple[Tensor, Tensor]]
+    """Module name -> (A [layers, r, d_in], B [layers, d_out, r]); one rank and one number of layers for all modules."""
+    alpha: float
+    use_rslora: bool
+    lora_dropout: float = 0.05
+    """What the adapter was trained with; exported, never applied when chatting."""
+    description: str | None = None
+    base_model: str | None = None
+    base_revision: str | None = None
+    hyperlora: str | None = None
+    """The hypernetwork that it came from: a folder or Hub id."""
+    nearest: tuple[str, float] | None = None
+    """The nearest training description and its cosine."""
+    notice: str | None = None
+    """What the visitor should know, such as that no trained task is near."""
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.weights:
+            raise UserError("The adapter has no weights; an adapter needs at least one module.")
+        layers, r = next(iter(self.weights.values()))[0].shape[:2]
+        for module, (A, B) in self.weights.items():
+            if A.ndim != 3 or B.ndim != 3 or A.shape[:2] != (layers, r) or B.shape[::2] != (layers, r):
+                raise UserError(
+                    f"The adapter's {module} has A {list(A.shape)} and B {list(B.shape)}; with {layers} layers of rank "
+                    f"{r} they should be [{layers}, {r}, d_in] and [{layers}, d_out, {r}]."
+                )
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the base model, each of which has every module."""
+        return next(iter(self.weights.values()))[0].shape[0]
+
+    @property
+    def rank(self) -> int:
+        """r, the same for all modules."""
+        return next(iter(self.weights.values()))[0].shape[1]
+
+    @property
+    def scale(self) -> float:
+        """What B A is multiplied by: alpha / √r (rsLoRA) or alpha / r, times the strength."""
+        return lora_scale(self.alpha, self.rank, self.use_rslora) * self.strength
+
+    def delta_w(self, module: str, layer: int) -> Tensor:
+        """ΔW [d_out, d_in] of one module of one layer."""
+        A, B = self.weights[module]
+        return self.scale * B[layer] @ A[layer]
+
+    def norm(self) -> float:
+        """Frobenius norm of ΔW over all modules and layers, through products of r by r: |BA|² = tr(BᵀB AAᵀ)."""
+        squares = [((B.mT @ B) * (A @ A.mT)).sum() for A, B in self.weights.values()]
+        return abs(self.scale) * math.sqrt(max(0.0, float(sum(squares))))
+
+    def scaled(self, strength: float) -> "Adapter":
+        """The same adapter, its tensors shared, at this strength (1 is as generated, 0 is the base model)."""
+        return replace(self, strength=strength)
+
+    @staticmethod
+    def blend(adapters: Sequence["Adapter"], weights: Sequence[float]) -> "Adapter":
+        """The adapter whose ΔW is exactly Σ weight · ΔW of `adapters`; its rank is the sum of theirs.
+
+        Raises `UserError` where they differ in base model, modules or sizes, or a weight is missing.
+        """
+        if not adapters or len(adapters) != len(weights):
+            raise UserError(f"A blend needs as many weights as adapters; got {len(adapters)} and {len(weights)}.")
+        first, rank = adapters[0], sum(adapter.rank for adapter in adapters)
+        for other in adapters[1:]:
+            bases = {first.base_model, other.base_model} - {None}
+            if len(bases) > 1 or other._sizes() != first._sizes():
+                raise UserError("These adapters belong to different base models; blend adapters of one base only.")
+        scale = lora_scale(first.alpha, rank, first.use_rslora)  # the scale changes with the rank, so B absorbs it
+        factors = [weight * adapter.scale / scale for adapter, weight in zip(adapters, weights, strict=True)]
+        blended = {}
+        for module in first.weights:
+            pairs = [adapter.weights[module] for adapter in adapters]
+            A = torch.cat([A for A, _ in pairs], dim=1)
+            blended[module] = A, torch.cat([B * f for (_, B), f in zip(pairs, factors, strict=True)], dim=2)
+        texts = [f"{w:g} * {a.description}" for a, w in zip(adapters, weights, strict=True) if a.description]
+        description = " + ".join(texts) or None
+        return replace(first, weights=blended, description=description, nearest=None, notice=None, strength=1.0)
+
+    def _sizes(self) -> dict[str, tuple[int, int, int]]:
+        return {module: (A.shape[0], A.shape[2], B.shape[1]) for module, (A, B) in self.weights.items()}
+
+    def to_peft(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """PEFT's config (Fig. 7) and state dict, on the CPU; the strength is folded into B."""
+        config = {
+            "alpha_pattern": {},
+            "auto_mapping": None,
+            "base_model_name_or_path": self.base_model,
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "inference_mode": True,
+            "init_lora_weights": True,
+            "layer_replication": None,
+            "layers_pattern": None,
+            "layers_to_transform": None,
+            "loftq_config": {},
+            "lora_alpha": int(self.alpha) if self.alpha == int(self.alpha) else self.alpha,
+            "lora_dropout": self.lora_dropout,
+            "megatron_config": None,
+            "megatron_core": "megatron.core",
+            "modules_to_save": None,
+            "peft_type": "LORA",
+            "r": self.rank,
+            "rank_pattern": {},
+            "revision": self.base_revision,
+            "target_modules": sorted(self.weights),
+            "task_type": "CAUSAL_LM",
+            "use_dora": False,
+            "use_rslora": self.use_rslora,
+        }
+        state = {}
+        for module, (A, B) in self.weights.items():
+            if module not in PATHS:
+                raise UserError(f"The module {module} cannot be exported; only {', '.join(PATHS)} can.")
+            A, B = A.detach().cpu(), (B.detach() * self.strength).cpu()
+            for layer in range(self.num_layers):
+                key = f"base_model.model.model.layers.{layer}.{PATHS[module]}.lora_"
+                state[f"{key}A.weight"], state[f"{key}B.weight"] = A[layer].contiguous(), B[layer].contiguous()
+        return config, state
+
+    @classmethod
+    def from_peft(cls, config: dict[str, Any], state: dict[str, Tensor]) -> "Adapter":
+        """An adapter from PEFT's config and state dict of any float dtype; its weights are float32, as PEFT loads them.
+
+        Raises `UserError` that names what is not plain LoRA, and any wrong shape.
+        """
+        r, alpha = _check_peft_config(config)
+        layers: dict[str, dict[str, dict[int, Tensor]]] = {}  # module -> A or B -> layer -> tensor
+        for key, tensor in state.items():
+            match = PEFT_KEY.fullmatch(key)
+            module = match and match[2].rpartition(".")[2]
+            if not match or PATHS.get(module) != match[2]:
+                raise UserError(f"The adapter holds {key[:100]!r}, which is not a LoRA weight of a Llama-like layer.")
+            if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+                raise UserError(f"The adapter's {key} is {tensor.dtype}; it should be float32, float16 or bfloat16.")
+            if tensor.ndim != 2 or tensor.shape[match[3] == "B"] != r:
+                raise UserError(f"The adapter's {key} has shape {list(tensor.shape)}, which does not fit its rank {r}.")
+            if not tensor.isfinite().all():
+                raise UserError(f"The adapter's {key} holds values that are not finite; it is damaged.")
+            layers.setdefault(module, {"A": {}, "B": {}})[match[3]][int(match[1])] = tensor.float()
+        depth = 1 + max((layer for sides in layers.values() for side in sides.values() for layer in side), default=-1)
+        for module, sides in layers.items():
+            for name, side in sides.items():
+                if missing := sorted(set(range(depth)) - set(side)):
+                    raise UserError(f"The adapter lacks lora_{name} of {module} in layer {missing[0]}.")
+                if len({tensor.shape for tensor in side.values()}) > 1:
+                    raise UserError(f"The adapter's lora_{name} of {module} has different shapes in different layers.")
+        stacked = {
+            module: tuple(torch.stack([sides[name][layer] for layer in range(depth)]) for name in "AB")
+            for module, sides in sorted(layers.items())
+        }
+        return cls(
+            stacked,
+            alpha=alpha,
+            use_rslora=config.get("use_rslora") is True,
+            lora_dropout=float(config.get("lora_dropout") or 0.0),
+            base_model=config.get("base_model_name_or_path"),
+            base_revision=config.get("revision"),
+        )
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write a plain PEFT folder; description and hypernetwork are kept in the safetensors file's metadata."""
+        config, state = self.to_peft()
+        directory = Path(directory)
+        notes = {"description": self.description, "hyperlora": self.hyperlora}
+        metadata = {"format": "pt"} | {key: value for key, value in notes.items() if value}
+        write_atomic(directory / WEIGHTS_FILE, save(state, metadata))
+        write_atomic(directory / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> "Adapter":
+        """Read a plain PEFT folder. Raises `UserError` for a pickle, a damaged or huge file, or what is not LoRA."""
+        directory = Path(directory)
+        if not directory.is_dir():
+            raise UserError(f"There is no folder {directory}; give the folder that holds {CONFIG_FILE}.")
+        if pickles := sorted(p.name for p in directory.glob("adapter_model.*") if p.name != WEIGHTS_FILE):
+            raise UserError(f"{directory / pickles[0]} may run code when it is read; save it as safetensors instead.")
+        config = read_json(directory / CONFIG_FILE, MAX_CONFIG_BYTES)
+        path = directory / WEIGHTS_FILE
+        with open_safetensors(path) as file:  # checks that the header's offsets fit the file
+            if path.stat().st_size > MAX_WEIGHTS_BYTES:
+                raise UserError(f"{path} is larger than {MAX_WEIGHTS_BYTES / 2**30:g} GiB; that is no LoRA adapter.")
+            metadata = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        notes = {key: metadata[key][:MAX_DESCRIPTION] for key in ("description", "hyperlora") if key in metadata}
+        return replace(cls.from_peft(config, state), **notes)
+
+
+def _check_peft_config(config: dict[str, Any]) -> tuple[int, float]:
+    """r and alpha of a config that is plain LoRA; `UserError` by name for what is not."""
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise UserError("The adapter's config does not say peft_type LORA; only LoRA adapters can be loaded.")
+    for key in UNSUPPORTED:
+        if config.get(key):
+            raise UserError(f"The adapter uses {key}, which is not supported; only plain LoRA adapters can be loaded.")
+    if config.get("bias", "none") != "none":
+        raise UserError("The adapter trains biases, which is not supported; only plain LoRA adapters can be loaded.")
+    if (start := config.get("init_lora_weights", True)) not in PLAIN_STARTS:
+        raise UserError(
+            f"The adapter's init_lora_weights is {str(start)[:40]!r}, which changes the base; not supported."
+        )
+    r, alpha, dropout = config.get("r"), config.get("lora_alpha"), config.get("lora_dropout") or 0.0
+    if type(r) is not int or not 1 <= r <= MAX_RANK:
+        raise UserError(f"The adapter's r should be a whole number from 1 to {MAX_RANK}, not {str(r)[:40]!r}.")
+    if type(alpha) not in (int, float) or not 0 < alpha < 1e6:
+        raise UserError(f"The adapter's lora_alpha should be a number above 0, not {str(alpha)[:40]!r}.")
+    if type(dropout) not in (int, float) or not 0 <= dropout <= 1:
+        raise UserError(f"The adapter's lora_dropout should be from 0 to 1, not {str(dropout)[:40]!r}.")
+    for key in ("base_model_name_or_path", "revision"):
+        if not isinstance(config.get(key), str | None):
+            raise UserError(f"The adapter's {key} should be a text, not {str(config[key])[:40]!r}.")
+    return r, float(alpha)
