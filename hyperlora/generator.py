@@ -90,8 +90,9 @@ class HyperLoRA(nn.Module):
     def factors(self, task_input: Tensor) -> Factors:
         """name -> (A [n, layers, rank, d_in], B [n, layers, d_out, rank]); differentiable. Goes with `scale`.
 
-        `task_input` is [n, d_emb], or ids [n] for learned task vectors. Network, then z-score (App. D), then offset: added to A and to B (Eq. 6), or put beside them along the rank
-        (Eq. 8), with B times config.scale / self.scale, since the scale of rsLoRA falls as the rank doubles.
+        `task_input` is [n, d_emb], or ids [n] for learned task vectors. Network, then z-score (App. D), then offset:
+        added to A and to B (Eq. 6), or put beside them along the rank (Eq. 8), where B is multiplied by
+        config.scale / self.scale, since rsLoRA's scale falls as the rank doubles.
         """
         factors = self.network(task_input)
         for name, (a, b) in factors.items():

@@ -1,0 +1,119 @@
+"""The command line: `python -m hyperlora generate "DESCRIPTION" -o DIR`, `python -m hyperlora chat "DESCRIPTION"`."""
+
+import argparse
+import os
+import sys
+
+from hyperlora.errors import UserError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 for a mistake in the input, 130 after Ctrl-C."""
+    args = _parser().parse_args(arguments)
+    try:
+        args.run(args)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # the reader of a pipe has gone: nothing is left to say to it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        print(f"{error.filename or 'A file'}: {error.strerror}.", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m hyperlora", description="Describe a task, get a LoRA adapter, chat with the adapted model."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--preset", default="mini", help="which base model and hypernetwork (default: mini)")
+    common.add_argument("--device", default="cpu", help="where they run: cpu, cuda, mps (default: cpu)")
+
+    generate = commands.add_parser("generate", parents=[common], help="write a description's adapter as a PEFT folder")
+    generate.add_argument("description", metavar="DESCRIPTION")
+    generate.add_argument("-o", "--output", required=True, metavar="DIR", help="the folder to write")
+    generate.set_defaults(run=_generate)
+
+    chat = commands.add_parser("chat", parents=[common], help="a line of standard input, a line of answer")
+    what = chat.add_mutually_exclusive_group(required=True)
+    what.add_argument("description", metavar="DESCRIPTION", nargs="?")
+    what.add_argument("--adapter", metavar="DIR", help="a PEFT folder instead of a description")
+    chat.set_defaults(run=_chat)
+    return parser
+
+
+def _generate(args: argparse.Namespace) -> None:
+    from hyperlora.embedder import LAST_TOKEN
+    from hyperlora.generator import HyperLoRA, check_description
+    from hyperlora.presets import asset_or_hub, get_preset
+
+    check_description(args.description)  # before seconds of loading
+    preset = get_preset(args.preset)
+    _quiet()
+    hyperlora = HyperLoRA.from_pretrained(asset_or_hub(preset.hyperlora))
+    if hyperlora.config.embedder == LAST_TOKEN:  # only then is the base model needed
+        from hyperlora.pipe import pipeline
+
+        hyperlora = pipeline(args.preset, device=args.device).hyperlora
+    [adapter] = hyperlora.generate(args.description)
+    adapter.save_pretrained(args.output)
+    _notice(adapter)
+    print(f"The adapter is in {args.output}.", file=sys.stderr)
+
+
+def _chat(args: argparse.Namespace) -> None:
+    from hyperlora.generator import check_description
+
+    if args.description is not None:
+        check_description(args.description)
+    _quiet()
+    from hyperlora.pipe import pipeline
+
+    pipe = pipeline(args.preset, device=args.device)
+    adapter = pipe.load_adapter(args.adapter) if args.description is None else pipe.adapt(args.description)
+    _notice(adapter)
+    messages: list[dict[str, str]] = []
+    while line := _read_line():
+        messages.append({"role": "user", "content": line.rstrip("\n")})
+        try:
+            stream = pipe.chat(messages, adapter=adapter, stream=True)
+            for piece in stream:
+                print(piece, end="", flush=True)
+            print(flush=True)
+        except UserError as error:  # a bad line ends nothing
+            print(error, file=sys.stderr)
+            messages.pop()
+            continue
+        messages.append({"role": "assistant", "content": stream.text})
+    pipe.close()
+
+
+def _read_line() -> str:
+    """The next line of standard input with its end, "" where there is none; a prompt is shown to people only."""
+    if sys.stdin.isatty():
+        print("> ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline()
+
+
+def _notice(adapter) -> None:
+    if adapter.notice:
+        print(adapter.notice, file=sys.stderr)
+
+
+def _quiet() -> None:
+    """No progress bars: what is loaded is small or local."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""Load a base model and its tokenizer, and put messages into its chat template."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from hyperlora.errors import UserError
+from hyperlora.files import resolve_folder
+
+PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]  # never a pickle
+MAX_CHARACTERS = 1_000_000  # of one conversation: more than any context, and quick to tokenize
+ROLES = ("system", "user", "assistant")
+
+
+def load_base(
+    path_or_id: str | Path, revision: str | None = None, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model, frozen and in evaluation mode, and its tokenizer.
+
+    A folder is read without any network access; anything else is a Hub id. Only safetensors are read and no remote code
+    is run. Raises `UserError` where the model is missing or damaged.
+    """
+    folder = resolve_folder(path_or_id, revision, PATTERNS)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder / 'config.json'} is missing: {folder} holds no base model.")
+    try:
+        # One load alone: the library only logs weights that the file lacks, and starts them at random.
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the library raises many kinds; the reader needs one sentence
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"The base model in {folder} is damaged or incomplete ({reason}).") from error
+    if wrong := sorted(report["missing_keys"]) or sorted(str(key) for key in report["mismatched_keys"]):
+        raise UserError(f"The base model in {folder} does not fit its config.json: {wrong[0]} is missing or misshapen.")
+    try:
+        model = model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"The device {device!r} cannot be used here ({str(error).splitlines()[0]}).") from error
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """The most tokens, prompt and answer together, that the model was made for."""
+    return model.config.get_text_config().max_position_embeddings
+
+
+def check_messages(messages: str | list[dict[str, str]]) -> list[dict[str, str]]:
+    """A text, or a list of {"role", "content"} whose last is the user's -> that list; `UserError` where it is not."""
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    if not isinstance(messages, list) or not messages:
+        raise UserError("A chat needs a message: a text, or a list of messages with a role and a content.")
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            raise UserError('Each message must be {"role": ..., "content": ...} with a text as its content.')
+        if message.get("role") not in ROLES:
+            raise UserError(f"A message's role must be one of {', '.join(ROLES)}, not {message.get('role')!r}.")
+    if messages[-1]["role"] != "user":
+        raise UserError("The last message must be the user's.")
+    if not messages[-1]["content"].strip():
+        raise UserError("The message is empty: write something for the model to answer.")
+    if sum(len(message["content"]) for message in messages) > MAX_CHARACTERS:
+        raise UserError(f"The conversation is longer than {MAX_CHARACTERS:,} characters: shorten it.")
+    return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+def format_prompt(tokenizer: PreTrainedTokenizerBase, messages: str | list[dict[str, str]]) -> list[int]:
+    """Messages -> token ids through the chat template, up to where the answer starts.
+
+    Control tokens that a message spells out ("</s>") are read as plain text.
+    """
+    messages = check_messages(messages)
+    if not tokenizer.chat_template:
+        raise UserError("The base model's tokenizer has no chat template: use an instruction-tuned base model.")
+    try:
+        return tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True
+        )
+    except Exception as error:  # a template refuses what it does not know: a system message, two of one role in a row
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"The base model's chat template does not take these messages ({reason}).") from error
