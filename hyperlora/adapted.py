@@ -87,9 +87,8 @@ class AdaptedModel:
                 )
         self._slots: OrderedDict[int, Adapter] = OrderedDict()  # the least recently used first
         self._next_slot = 0
-        self._in_use: frozenset[int] = frozenset()
+        self._in_use: set[int | None] = set()
         self._active: _Batch | None = None
-        self._gathered: tuple[tuple, _Batch | None] | None = None  # the last rows of `use` and their batch
         self._hooks = [site.linear.register_forward_hook(partial(self._add, i)) for i, site in enumerate(self._sites)]
 
     def _add(self, site: int, linear: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
@@ -114,13 +113,8 @@ class AdaptedModel:
         dtype = torch.promote_types(y.dtype, delta.dtype)
         return y.to(dtype).index_add(0, batch.adapted[x.device], delta.to(dtype)).to(y.dtype)
 
-    def load(self, adapter: Adapter) -> int:
-        """Put an adapter in a slot and give the slot's number; the least recently used one makes room if need be.
-
-        Its tensors keep their dtype and are shared with `adapter` where they are on the base's device already. A target
-        that the adapter lacks stays as in the base. Raises `UserError` where the adapter does not fit this base, or
-        every slot is in use.
-        """
+    def check_fit(self, adapter: Adapter) -> None:
+        """Raise `UserError` where the adapter has other layers, modules or sizes than this base's targets."""
         if adapter.num_layers != self.num_layers:
             raise UserError(
                 f"The adapter has {adapter.num_layers} layers and the base model {self.num_layers}; "
@@ -135,70 +129,73 @@ class AdaptedModel:
                     f"The adapter's {module} is {_arrow(size)} and the base model's {_arrow(wanted)}; "
                     "the adapter was made for another base model."
                 )
+
+    def load(self, adapter: Adapter) -> int:
+        """Put an adapter in a slot and give the slot's number; the least recently used one makes room if need be.
+
+        Its tensors keep their dtype and are shared with `adapter` where they are on the base's device already. A target
+        that it lacks stays as in the base. Raises `UserError` where it does not fit, or every slot is in use.
+        """
+        self.check_fit(adapter)
         if len(self._slots) >= self.max_adapters:
             oldest = next((slot for slot in self._slots if slot not in self._in_use), None)
             if oldest is None:
                 raise UserError(f"All {self.max_adapters} adapter slots are in use; try again in a moment.")
             self.unload(oldest)
         device, (A, B) = self._sites[0].device, next(iter(adapter.weights.values()))
-        nothing = {
-            module: (A.new_zeros(*A.shape[:2], d_in), B.new_zeros(len(B), d_out, B.shape[2]))
-            for module, (d_in, d_out) in self.target_modules.items()
-            if module not in adapter.weights
-        }
         weights = {
-            m: (A.detach().to(device), B.detach().to(device)) for m, (A, B) in (adapter.weights | nothing).items()
+            module: (A.new_zeros(*A.shape[:2], d_in), B.new_zeros(len(B), d_out, adapter.rank))
+            for module, (d_in, d_out) in self.target_modules.items()
         }
+        for module, (A, B) in (weights | adapter.weights).items():
+            weights[module] = A.detach().to(device), B.detach().to(device)
         slot, self._next_slot = self._next_slot, self._next_slot + 1
         self._slots[slot] = replace(adapter, weights=weights)
         return slot
 
     def unload(self, slot: int) -> None:
-        """Empty a slot; an empty one stays so. Not for a slot in use."""
-        if self._slots.pop(slot, None) and self._gathered and slot in self._gathered[0][0]:
-            self._gathered = None
+        """Empty a slot. Batches that use it now go on."""
+        self._slots.pop(slot, None)
 
     @contextmanager
     def use(self, slots: Sequence[int | None], strengths: Sequence[float] | None = None) -> Iterator[None]:
         """Inside, row i of every batch has the adapter of `slots[i]` (None: the base alone), times `strengths[i]`.
 
-        A and B are gathered by row here, not at each token, and kept for the next call where that has the same rows.
-        Rows that all have one adapter share a plain matmul. Raises `UserError` where a slot is empty and, inside, where
-        a batch has another number of rows.
+        A and B are gathered by row once, here; rows that all have one adapter share a plain matmul. Raises `UserError`
+        where a slot is empty and, inside, where a batch has another number of rows.
         """
-        strengths = [1.0] * len(slots) if strengths is None else strengths
-        key = (tuple(slots), tuple(strengths))
-        if self._gathered is None or self._gathered[0] != key:
-            self._gathered = None  # frees the last batch's before this one's
-            self._gathered = (key, self._gather(*key))
-        for slot in set(slots) - {None}:
-            self._slots.move_to_end(slot)
-        with self._entered(self._gathered[1]):
-            self._in_use = frozenset(slots)
+        batch = self._gather(slots, [1.0] * len(slots) if strengths is None else strengths)
+        with self._entered(batch):
+            self._in_use = set(slots)
             try:
                 yield
             finally:
-                self._in_use = frozenset()
+                self._in_use = set()
 
     @torch.no_grad()
-    def _gather(self, slots: tuple[int | None, ...], strengths: tuple[float, ...]) -> _Batch | None:
+    def _gather(self, slots: Sequence[int | None], strengths: Sequence[float]) -> _Batch | None:
+        if len(strengths) != len(slots):
+            raise UserError(f"There are {len(slots)} rows and {len(strengths)} strengths; give one strength a row.")
+        for slot in set(slots) - {None}:
+            if slot not in self._slots:
+                raise UserError(f"Adapter slot {slot} is empty; load the adapter again.")
+            self._slots.move_to_end(slot)
         rows = [row for row, slot in enumerate(slots) if slot is not None]
-        if empty := [slots[row] for row in rows if slots[row] not in self._slots]:
-            raise UserError(f"Adapter slot {empty[0]} is empty; load the adapter again.")
         chosen = [(slots[row], strengths[row]) for row in rows]
         if not chosen:
             return None
         if shared := len(set(chosen)) == 1:
             chosen = chosen[:1]
-        adapters = [self._slots[slot].scaled(self._slots[slot].strength * strength) for slot, strength in chosen]
+        adapters = [self._slots[slot] for slot, _ in chosen]
+        scales = [adapter.scale * strength for adapter, (_, strength) in zip(adapters, chosen, strict=True)]
         rank = max(adapter.rank for adapter in adapters)
         dtype = reduce(torch.promote_types, {A.dtype for adapter in adapters for A, _ in adapter.weights.values()})
         factors = {}
         for module in self.target_modules:
-            pairs = [(*adapter.weights[module], adapter) for adapter in adapters]
-            # Rank by zeros up to the largest, and one copy in the order that the forward reads: layer, row.
-            A = [F.pad(A, (0, 0, 0, rank - adapter.rank)).to(dtype) for A, _, adapter in pairs]
-            B = [F.pad(B * adapter.scale, (0, rank - adapter.rank)).to(dtype) for _, B, adapter in pairs]
+            pairs = [adapter.weights[module] for adapter in adapters]
+            # Lower ranks are filled up with zeros; the copies lie in the order that the forward reads: layer, row.
+            A = [F.pad(A, (0, 0, 0, rank - A.shape[1])).to(dtype) for A, _ in pairs]
+            B = [F.pad(B * k, (0, rank - B.shape[2])).to(dtype) for (_, B), k in zip(pairs, scales, strict=True)]
             factors[module] = (A[0], B[0]) if shared else (torch.stack(A, dim=1), torch.stack(B, dim=1))
         return self._batch(len(slots), rows, factors)
 
@@ -264,7 +261,6 @@ class AdaptedModel:
         for hook in self._hooks:
             hook.remove()
         self._slots.clear()
-        self._gathered = None
 
 
 def _find(model: PreTrainedModel, module: str) -> list[_Site]:
