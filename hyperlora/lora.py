@@ -22,6 +22,7 @@ PATHS |= {f"{name}_proj": f"mlp.{name}_proj" for name in ("gate", "up", "down")}
 PEFT_KEY = re.compile(r"base_model\.model\.model\.layers\.(\d{1,4})\.(\w+\.\w+)\.lora_([AB])\.weight")
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+PICKLES = [f"adapter_model.{suffix}" for suffix in ("bin", "pt", "pth", "pkl", "pickle", "ckpt")]
 MAX_CONFIG_BYTES, MAX_WEIGHTS_BYTES = 2**20, 2**31
 MAX_RANK = 1024
 MAX_DESCRIPTION = 2000  # characters
@@ -60,13 +61,16 @@ class Adapter:
     def __post_init__(self) -> None:
         if not self.weights:
             raise UserError("The adapter has no weights; an adapter needs at least one module.")
-        layers, r = next(iter(self.weights.values()))[0].shape[:2]
         for module, (A, B) in self.weights.items():
-            if A.ndim != 3 or B.ndim != 3 or A.shape[:2] != (layers, r) or B.shape[::2] != (layers, r):
+            if not (A.ndim == B.ndim == 3 and A.shape[:2] == B.shape[::2]):
                 raise UserError(
-                    f"The adapter's {module} has A {list(A.shape)} and B {list(B.shape)}; with {layers} layers of rank "
-                    f"{r} they should be [{layers}, {r}, d_in] and [{layers}, d_out, {r}]."
+                    f"The adapter's {module} has A {list(A.shape)} and B {list(B.shape)}; "
+                    "they should be [layers, r, d_in] and [layers, d_out, r]."
                 )
+        if len({A.shape[:2] for A, _ in self.weights.values()}) > 1:
+            raise UserError(
+                "The adapter's modules differ in rank or in number of layers; they should all have the same."
+            )
 
     @property
     def num_layers(self) -> int:
@@ -217,8 +221,11 @@ class Adapter:
         directory = Path(directory)
         if not directory.is_dir():
             raise UserError(f"There is no folder {directory}; give the folder that holds {CONFIG_FILE}.")
-        if pickles := sorted(p.name for p in directory.glob("adapter_model.*") if p.name != WEIGHTS_FILE):
-            raise UserError(f"{directory / pickles[0]} may run code when it is read; save it as safetensors instead.")
+        for pickle in PICKLES:
+            if (directory / pickle).exists():
+                raise UserError(
+                    f"{directory / pickle} could run code when read; save the adapter as safetensors instead."
+                )
         config = read_json(directory / CONFIG_FILE, MAX_CONFIG_BYTES)
         path = directory / WEIGHTS_FILE
         with open_safetensors(path) as file:  # checks that the header's offsets fit the file
