@@ -5,6 +5,7 @@ wanted, "eval_descriptions": [..] (never trained on) and "group": a name for rep
 """
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,7 +13,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from torch.utils.data import IterableDataset
 
 from hyperlora.errors import UserError
@@ -71,8 +71,8 @@ def load_task(path: str | Path) -> Task:
         return [{"input": r["input"], "output": r["output"]} for r in rows]
 
     name, group = data.get("name", path.stem), data.get("group")
-    if not isinstance(name, str) or not name or not isinstance(group, str | None):
-        raise UserError(f'{path}: "name" must be a text, and "group" a text where it is given.')
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]{0,199}", name) or not isinstance(group, str | None):
+        raise UserError(f'{path}: "name" must be of letters, digits, "_", "-" and ".", and "group" a text or absent.')
     task = Task(name, texts("descriptions"), texts("eval_descriptions"), examples("train"), examples("test"), group)
     if not task.descriptions:
         raise UserError(f'{path} has no "descriptions": a task needs at least one.')
@@ -152,6 +152,13 @@ def encode(tokenizer, input: str, output: str, description: str | None = None) -
     return encode_all(tokenizer, [{"input": input, "output": output}], [description])[0]
 
 
+def encode_task(tokenizer, task: Task, prompt_style: str = "input", split: str = "train") -> list[Encoded]:
+    """All examples of a task's split. With the style "description_input" each has one of its descriptions, in turn."""
+    examples, texts = getattr(task, split), task.descriptions
+    shown = [texts[i % len(texts)] if prompt_style == "description_input" else None for i in range(len(examples))]
+    return encode_all(tokenizer, examples, shown)
+
+
 def collate(rows: Sequence[Encoded], pad_token_id: int) -> dict[str, Tensor]:
     """Right-padded `input_ids` and `labels`, int64 [b, t]. Causal attention never looks right, so no mask is needed."""
     length = max(len(row["input_ids"]) for row in rows)
@@ -213,15 +220,3 @@ class Batches(IterableDataset):
                 batch["index"] = torch.tensor([choice for _, _, choice in draws])
                 yield batch
             number, skip = number + 1, 0
-
-
-def answer_loss(model, input_ids: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each answer token, float32 [b, k]; 0 where there is no label.
-
-    The k positions kept are those before any row's answer token; the model computes its logits there only.
-    """
-    positions = (labels[:, 1:] != IGNORE).any(0).nonzero()[:, 0]
-    logits = model(input_ids=input_ids, logits_to_keep=positions, use_cache=False).logits.float()
-    targets = labels[:, positions + 1]
-    loss = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
-    return loss.view_as(targets)

@@ -1,0 +1,85 @@
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from hyperlora.errors import UserError
+from training.lora import LoRAConfig, average, load_adapters, main, save_adapters, train_loras
+from training.loss import mean_loss
+from training.tasks import collate, encode_task
+
+QUICK = LoRAConfig(  # a random base needs large steps, and its small embeddings drown in NEFTune's noise
+    batch_size=8, gradient_accumulation_steps=1, max_steps=100, learning_rate=5e-2, neftune_alpha=0, log_every=50
+)
+NOISELESS = LoRAConfig(
+    batch_size=4, gradient_accumulation_steps=2, max_steps=6, learning_rate=1e-2, lora_dropout=0, neftune_alpha=0
+)
+
+
+def test_a_task_specific_lora_lowers_the_loss_and_leaves_the_base_alone(adapted, tokenizer, tasks):
+    before = {name: tensor.clone() for name, tensor in adapted.model.state_dict().items()}
+    batch = collate(encode_task(tokenizer, tasks[0], split="test"), tokenizer.pad_token_id)
+    with torch.no_grad():
+        base_loss = mean_loss(adapted.model, batch["input_ids"], batch["labels"])
+    adapter = train_loras(adapted, tokenizer, {"first": tasks[:1]}, QUICK)["first"]
+    slot = adapted.load(adapter)
+    with torch.no_grad(), adapted.use([slot] * len(batch["labels"])):
+        loss = mean_loss(adapted.model, batch["input_ids"], batch["labels"])
+    assert loss < base_loss - 0.3  # the random base turns its last layer into logits of about 1 at most
+    assert all(torch.equal(tensor, before[name]) for name, tensor in adapted.model.state_dict().items())
+    assert not adapted.model.training and adapted.lora_dropout == 0
+
+
+def test_loras_trained_together_are_those_trained_alone(adapted, tokenizer, tasks):
+    groups = {"first": tasks[:1], "second": tasks[1:2], "multi_task": tasks}
+    together = train_loras(adapted, tokenizer, groups, NOISELESS)
+    for name, group in groups.items():
+        alone = train_loras(adapted, tokenizer, {name: group}, NOISELESS)[name]
+        for module in alone.weights:
+            for a, b in zip(alone.weights[module], together[name].weights[module], strict=True):
+                torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
+    assert not torch.allclose(
+        together["first"].weights["q_proj"][1], together["second"].weights["q_proj"][1], atol=1e-3
+    )
+
+
+def test_the_average_lora_is_the_elementwise_mean(make_adapter):
+    a, b = make_adapter(1), make_adapter(2)
+    mean = average([a, b])
+    for module in a.weights:
+        for side in (0, 1):
+            torch.testing.assert_close(
+                mean.weights[module][side], (a.weights[module][side] + b.weights[module][side]) / 2
+            )
+
+
+def test_a_saved_lora_loads_in_peft_with_the_trained_loss(adapted, tokenizer, tasks, tiny_base, tmp_path):
+    adapters = train_loras(adapted, tokenizer, {"second": tasks[1:2]}, QUICK)
+    save_adapters(tmp_path, adapters, {"second": tasks[1:2]})
+    batch = collate(encode_task(tokenizer, tasks[1]), tokenizer.pad_token_id)
+    with torch.no_grad(), adapted.use([adapted.load(load_adapters(tmp_path)["second"])] * 30):
+        ours = mean_loss(adapted.model, batch["input_ids"], batch["labels"])
+    peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), tmp_path / "second").eval()
+    with torch.no_grad():
+        theirs = peft(input_ids=batch["input_ids"], labels=batch["labels"]).loss
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_the_command_line_writes_an_adapter_a_task_and_their_average(tasks, tiny_base, tmp_path):
+    for task in tasks:
+        task.save(tmp_path / "tasks")
+    (tmp_path / "quick.yaml").write_text("max_steps: 2\nrank: 4\nlearning_rate: 1.0e-3\n")
+    folders = ["--tasks", f"{tmp_path / 'tasks'}", "--base", f"{tiny_base}", "--output", f"{tmp_path / 'out'}"]
+    main([*folders, "--config", f"{tmp_path / 'quick.yaml'}", "--rank", "2"])
+    adapters = load_adapters(tmp_path / "out")
+    assert sorted(adapters) == ["average", "both", "first", "second"]
+    assert {adapter.rank for adapter in adapters.values()} == {2}
+
+
+def test_an_unknown_option_in_the_file_is_named(tmp_path):
+    (tmp_path / "typo.json").write_text('{"learning_rat": 1}')
+    try:
+        main(["--tasks", "x", "--base", "x", "--output", "x", "--config", f"{tmp_path / 'typo.json'}"])
+    except UserError as error:
+        assert "learning_rat" in str(error)
+    else:
+        raise AssertionError("the typo was accepted")

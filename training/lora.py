@@ -1,0 +1,235 @@
+"""Plain LoRAs: one a task (Eq. 1), one for all tasks (Eq. 2), and their elementwise average.
+
+Many are trained in one run, each row of a batch with its own A and B, so that a hundred cost little more than the rows
+they need. Nothing passes from one to another: each has its own data order, gradient clipping and Adam state.
+"""
+
+import json
+import math
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import get_linear_schedule_with_warmup
+
+from hyperlora.adapted import AdaptedModel
+from hyperlora.base import load_base
+from hyperlora.config import lora_scale
+from hyperlora.errors import UserError
+from hyperlora.hypernetwork import Factors
+from hyperlora.lora import Adapter
+from training.loss import answer_loss, training_mode
+from training.options import option, parse, run
+from training.tasks import IGNORE, Batches, Encoded, Task, encode_task, load_tasks
+
+INDEX = "index.json"
+
+
+@dataclass
+class LoRAConfig:
+    """Figure 7 and the first column of Table 7."""
+
+    rank: int = option(8, "rank r of every adapter")
+    alpha: float = option(16.0, "LoRA alpha")
+    use_rslora: bool = option(True, "scale by alpha / sqrt(r) rather than alpha / r")
+    lora_dropout: float = option(0.05, "dropout on the adapter's input")
+    batch_size: int = option(4, "examples an adapter in one forward pass")
+    gradient_accumulation_steps: int = option(2, "forward passes to an optimizer step")
+    epochs: float = option(10.0, "passes over the largest group's examples")
+    max_steps: int = option(0, "optimizer steps instead of epochs, where above 0")
+    learning_rate: float = option(8e-5, "highest learning rate, reached after the warm-up")
+    warmup_fraction: float = option(0.1, "part of the steps in which the learning rate rises; then it falls to 0")
+    max_grad_norm: float = option(1.0, "gradient norm of one adapter above which it is scaled down")
+    weight_decay: float = option(0.0, "AdamW's weight decay")
+    neftune_alpha: float = option(5.0, "NEFTune's noise on the token embeddings; 0: none")
+    loras_at_once: int = option(32, "adapters trained in one forward pass; more take more memory")
+    seed: int = option(0, "of the start of A and the order of the data")
+    log_every: int = option(100, "steps between two lines of progress")
+
+
+def train_loras(
+    adapted: AdaptedModel,
+    tokenizer,
+    groups: Mapping[str, Sequence[Task]],
+    config: LoRAConfig | None = None,
+    prompt_style: str = "input",
+) -> dict[str, Adapter]:
+    """Train one LoRA a group, on its tasks' `train` examples, tasks drawn evenly; group name -> adapter.
+
+    A group of one task gives a task's own LoRA (Eq. 1), a group of all tasks the multi-task LoRA (Eq. 2). A start as
+    PEFT's: A Kaiming-uniform, B zero. The base model is left as it was.
+    """
+    config = config or LoRAConfig()
+    names = list(groups)
+    data = {
+        name: [encode_task(tokenizer, task, prompt_style) for task in tasks if task.train]
+        for name, tasks in groups.items()
+    }
+    if empty := [name for name in names if not data[name]]:
+        raise UserError(f"No task of {empty[0]!r} has training examples.")
+    adapters = {}
+    adapted.lora_dropout, before = config.lora_dropout, adapted.lora_dropout
+    try:
+        with training_mode(adapted.model, config.neftune_alpha):
+            for first in range(0, len(names), config.loras_at_once):
+                part = names[first : first + config.loras_at_once]
+                weights = _train_together(adapted, {name: data[name] for name in part}, config, tokenizer.pad_token_id)
+                for i, name in enumerate(part):
+                    adapters[name] = Adapter(
+                        {
+                            m: (A[i].detach().cpu().clone(), B[i].detach().cpu().clone())
+                            for m, (A, B) in weights.items()
+                        },
+                        alpha=config.alpha,
+                        use_rslora=config.use_rslora,
+                        lora_dropout=config.lora_dropout,
+                        base_model=adapted.model.config.name_or_path or None,
+                    )
+    finally:
+        adapted.lora_dropout = before
+    return adapters
+
+
+def _train_together(
+    adapted: AdaptedModel, data: dict[str, list[list[Encoded]]], config: LoRAConfig, pad: int
+) -> Factors:
+    """Train one adapter for each entry of `data`; A [n, layers, r, d_in] and B [n, layers, d_out, r] a module."""
+    n, accumulation = len(data), config.gradient_accumulation_steps
+    device = adapted.model.get_input_embeddings().weight.device
+    steps = config.max_steps
+    if not steps:
+        examples = max(sum(map(len, sources)) for sources in data.values())
+        steps = math.ceil(config.epochs * examples / (config.batch_size * accumulation))
+    seeds = [config.seed + zlib.crc32(name.encode()) for name in data]  # the same in any company
+    weights = _start(adapted, seeds, config.rank, device)
+    parameters = [tensor.requires_grad_() for pair in weights.values() for tensor in pair]
+    optimizer = torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    schedule = get_linear_schedule_with_warmup(optimizer, round(config.warmup_fraction * steps), steps)
+    streams = [
+        iter(Batches(sources, [[i]] * len(sources), config.batch_size, pad, seed))
+        for i, (sources, seed) in enumerate(zip(data.values(), seeds, strict=True))
+    ]
+    scale = lora_scale(config.alpha, config.rank, config.use_rslora)
+    started, total = time.perf_counter(), torch.zeros(n, device=device)
+    for step in range(1, steps + 1):
+        for _ in range(accumulation):
+            ids, labels, rows = (part.to(device) for part in _joined([next(stream) for stream in streams], pad))
+            with adapted.use_factors(weights, rows, scale):
+                losses = answer_loss(adapted.model, ids, labels).sum(1)
+                tokens = (labels[:, 1:] != IGNORE).sum(1)
+                each = losses.new_zeros(n).index_add(0, rows, losses)
+                each = each / tokens.new_zeros(n).index_add(0, rows, tokens)
+                (each.sum() / accumulation).backward()  # a sum: no adapter's gradient depends on another
+            total += each.detach() / accumulation
+        _clip(parameters, config.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % config.log_every == 0 or step == steps:
+            mean = float(total.mean()) / (step % config.log_every or config.log_every)
+            speed = step / (time.perf_counter() - started)
+            print(f"{n} LoRAs, step {step} of {steps}: loss {mean:.4f}, {speed:.2f} steps/s", flush=True)
+            total.zero_()
+    return weights
+
+
+def _start(adapted: AdaptedModel, seeds: Sequence[int], r: int, device: torch.device) -> Factors:
+    """PEFT's start of LoRA: A Kaiming-uniform with a = sqrt(5), so within 1 / sqrt(d_in), and B zero."""
+    randoms = [torch.Generator().manual_seed(seed) for seed in seeds]
+    weights = {}
+    for module, (d_in, d_out) in adapted.target_modules.items():
+        A = torch.stack([torch.rand(adapted.num_layers, r, d_in, generator=random) for random in randoms])
+        B = torch.zeros(len(seeds), adapted.num_layers, d_out, r, device=device)
+        weights[module] = ((A * 2 - 1) / math.sqrt(d_in)).to(device), B
+    return weights
+
+
+def _joined(batches: Sequence[dict[str, Tensor]], pad: int) -> Iterator[Tensor]:
+    """The batches as one: input_ids and labels [sum of b, longest t], and the rows' adapters [sum of b]."""
+    length = max(batch["input_ids"].shape[1] for batch in batches)
+    for key, value in (("input_ids", pad), ("labels", IGNORE)):
+        parts = [batch[key] for batch in batches]
+        yield torch.cat([torch.nn.functional.pad(p, (0, length - p.shape[1]), value=value) for p in parts])
+    yield torch.cat([batch["index"] for batch in batches])
+
+
+def _clip(parameters: Sequence[Tensor], largest: float) -> None:
+    """Scale down the gradients [n, ...] of each of n adapters whose own norm is above `largest`."""
+    norms = sum(p.grad.flatten(1).square().sum(1) for p in parameters).sqrt()
+    factors = (largest / (norms + 1e-6)).clamp(max=1.0)
+    for p in parameters:
+        p.grad.mul_(factors.view(-1, 1, 1, 1))
+
+
+def average(adapters: Sequence[Adapter]) -> Adapter:
+    """The average LoRA of the paper's Section 4: the elementwise mean of A and of B, not of their products."""
+    if not adapters:
+        raise UserError("There are no adapters to average.")
+    first = adapters[0]
+    if any(
+        (a.alpha, a.use_rslora, a.rank, list(a.weights))
+        != (first.alpha, first.use_rslora, first.rank, list(first.weights))
+        for a in adapters
+    ):
+        raise UserError("Only adapters of the same alpha, rank and modules can be averaged.")
+    means = {
+        module: tuple(torch.stack([a.weights[module][side] for a in adapters]).mean(0) for side in (0, 1))
+        for module in first.weights
+    }
+    return Adapter(means, first.alpha, first.use_rslora, first.lora_dropout, base_model=first.base_model)
+
+
+def save_adapters(folder: str | Path, adapters: Mapping[str, Adapter], groups: Mapping[str, Sequence[Task]]) -> None:
+    """Each adapter as the PEFT folder FOLDER/NAME, and index.json: name -> the tasks it was trained on.
+
+    Adapters that the folder's index names already stay.
+    """
+    folder = Path(folder)
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8")) if (folder / INDEX).exists() else {}
+    for name, adapter in adapters.items():
+        adapter.save_pretrained(folder / name)
+        index[name] = [task.name for task in groups.get(name, [])]
+    (folder / INDEX).write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load_adapters(folder: str | Path) -> dict[str, Adapter]:
+    """What `save_adapters` wrote: name -> adapter, in the order of the index."""
+    try:
+        names = list(json.loads((Path(folder) / INDEX).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} holds no readable {INDEX} ({error}): train its LoRAs first.") from None
+    return {name: Adapter.from_pretrained(Path(folder) / name) for name in names}
+
+
+@dataclass(kw_only=True)
+class Options(LoRAConfig):
+    """What `python -m training.lora` takes beside the settings."""
+
+    tasks: str = option(help="folder of task files")
+    base: str = option(help="the base model: folder or Hub id")
+    output: str = option(help="folder for the adapters")
+    kind: Literal["task", "multi_task"] = option("task", "one LoRA a task, with their average, or one for all tasks")
+    target_modules: str = option("q_proj,v_proj", "names of the adapted linears, with commas between")
+    prompt_style: Literal["input", "description_input"] = option("input", "whether prompts hold a description too")
+    device: str = option("cpu", "cpu, cuda, ...")
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse(Options, argv, __doc__)
+    tasks = load_tasks(options.tasks)
+    model, tokenizer = load_base(options.base, device=options.device)
+    adapted = AdaptedModel(model, options.target_modules.split(","))
+    groups = {task.name: [task] for task in tasks} if options.kind == "task" else {"multi_task": tasks}
+    adapters = train_loras(adapted, tokenizer, groups, options, options.prompt_style)
+    if options.kind == "task":
+        groups["average"], adapters["average"] = tasks, average(list(adapters.values()))
+    save_adapters(options.output, adapters, groups)
+
+
+if __name__ == "__main__":
+    run(main)
