@@ -1,0 +1,183 @@
+"""What the page does on each event. A mistake becomes one sentence on the page, anything unexpected goes to the log."""
+
+import logging
+import tempfile
+import time
+from collections.abc import Iterator
+from html import escape
+
+import gradio as gr
+
+from hyperlora.errors import UserError
+from hyperlora.ui.model import Model
+from hyperlora.ui.session import MAX_TURNS, Session, Turn
+
+NO_ADAPTER = "No adapter"
+MAX_MESSAGE = 20_000  # characters
+REDRAW = 0.05  # seconds between two updates of a streamed answer
+UNEXPECTED = "Something went wrong on the server; its log says what. Please try again."
+log = logging.getLogger(__name__)
+
+
+def status(kind: str, text: str) -> str:
+    return f'<span class="{kind}">{escape(text)}</span>'
+
+
+def bubbles(turns: list[Turn], busy: bool = False) -> list[dict]:
+    """The turns as Chatbot messages. Text is escaped: the Chatbot reads HTML even where its Markdown is off."""
+    messages = []
+    for turn in turns:
+        messages.append({"role": "user", "content": escape(turn.question)})
+        if busy and turn is turns[-1] and not turn.answer:
+            continue  # nothing has come yet: the Chatbot shows its dots
+        answer = escape(turn.answer) or "(no text)"
+        messages.append({"role": "assistant", "content": [answer, escape(turn.by)]})
+    return messages
+
+
+def choices(session: Session) -> list[tuple[str, str]]:
+    return [(NO_ADAPTER, ""), *((recipe.description, recipe.key) for recipe in reversed(session.shelf))]
+
+
+def sentence(error: Exception) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    log.error("Unexpected error on the page", exc_info=error)
+    return UNEXPECTED
+
+
+class Handlers:
+    def __init__(self, model: Model):
+        self.model = model
+
+    async def ready(self, session: Session):
+        """-> status, Generate, message box, line, timer, session. Asked every second until the model is there."""
+        pipe, error = self.model.pipe, self.model.error
+        if pipe is None and error is None:
+            return (gr.skip(),) * 4 + (gr.Timer(active=True), session)
+        if error:
+            return status("error", error), gr.skip(), gr.skip(), gr.skip(), gr.Timer(active=False), session
+        line = "" if pipe.multi_turn else "This model answers each message on its own; it does not see earlier ones."
+        return (
+            "",
+            gr.Button("Generate", interactive=True),
+            gr.Textbox(placeholder="Message", submit_btn="Send"),
+            line,
+            gr.Timer(active=False),
+            session,
+        )
+
+    def generate(self, description: str, session: Session):
+        """-> status, shelf, session."""
+        description = " ".join(description.split())
+        try:
+            started = time.perf_counter()
+            adapter = self.model.adapt(description)
+            milliseconds = (time.perf_counter() - started) * 1000
+        except Exception as error:
+            return status("error", sentence(error)), gr.skip(), session
+        recipe = session.add(description, adapter.notice)
+        text = status("done", f"Made in {milliseconds:.0f} ms.")
+        if recipe.notice:
+            text += " " + status("notice", recipe.notice)
+        return text, gr.Radio(choices(session), value=recipe.key), session
+
+    async def select(self, key: str, session: Session) -> str:
+        """-> status: the selected adapter's notice, if it has one."""
+        recipe = session.find(key)
+        return status("notice", recipe.notice) if recipe and recipe.notice else ""
+
+    def send(self, message: str, key: str, strength: float, session: Session) -> Iterator[tuple]:
+        """-> chat, message box, Retry, Undo, Clear; again and again while the answer streams."""
+        if session.stream is None:
+            yield from self._answer(message, session.turns, key, strength, session)
+
+    def retry(self, key: str, strength: float, session: Session) -> Iterator[tuple]:
+        """Asks the last message again, of the adapter that is selected now."""
+        if session.stream is None and session.turns:
+            yield from self._answer(session.turns[-1].question, session.turns[:-1], key, strength, session)
+
+    def _answer(
+        self, message: str, earlier: list[Turn], key: str, strength: float, session: Session
+    ) -> Iterator[tuple]:
+        try:
+            if not message.strip():
+                raise UserError("The message is empty: write something for the model to answer.")
+            if len(message) > MAX_MESSAGE:
+                raise UserError(
+                    f"The message has {len(message):,} characters; the limit is {MAX_MESSAGE:,}: send a shorter one."
+                )
+            recipe = session.find(key)
+            adapter = self.model.adapter(recipe.description).scaled(strength) if recipe else None
+            by = recipe.description if recipe else NO_ADAPTER
+            if recipe and strength != 1:
+                by += f" · strength {strength:g}"
+            messages = []
+            for turn in earlier:
+                messages += [
+                    {"role": "user", "content": turn.question},
+                    {"role": "assistant", "content": turn.answer},
+                ]
+            messages.append({"role": "user", "content": message})
+            stream = self.model.pipe.chat(messages, adapter=adapter, stream=True)
+        except Exception as error:
+            gr.Warning(escape(sentence(error)))
+            return
+        turn = Turn(message, by)
+        session.turns = [*earlier[-(MAX_TURNS - 1) :], turn]
+        session.stream = stream
+        off = gr.Button(interactive=False)
+        try:
+            # The stream is in place before Stop appears, so that Stop works from the first moment on.
+            yield bubbles(session.turns, busy=True), gr.Textbox("", submit_btn=False, stop_btn="Stop"), off, off, off
+            drawn = 0.0
+            for piece in stream:
+                turn.answer += piece
+                if time.monotonic() - drawn > REDRAW:
+                    drawn = time.monotonic()
+                    yield bubbles(session.turns, busy=True), gr.skip(), gr.skip(), gr.skip(), gr.skip()
+        except Exception as error:
+            gr.Warning(escape(sentence(error)))
+        finally:
+            # Also when the visitor has gone: Gradio closes this generator, and the engine need not go on.
+            stream.stop()
+            session.stream = None
+        yield bubbles(session.turns), *self._idle(session)
+
+    @staticmethod
+    def _idle(session: Session) -> tuple:
+        """-> message box, Retry, Undo, Clear as they are when nothing is being written."""
+        button = gr.Button(interactive=bool(session.turns))
+        return gr.Textbox(submit_btn="Send", stop_btn=False), button, button, button
+
+    async def stop(self, session: Session) -> None:
+        if session.stream is not None:
+            session.stream.stop()
+
+    async def undo(self, session: Session) -> tuple:
+        """Takes the last turn back; its message returns to the message box."""
+        if session.stream is not None or not session.turns:
+            return (gr.skip(),) * 5
+        *session.turns, last = session.turns
+        _, *buttons = self._idle(session)
+        return bubbles(session.turns), last.question, *buttons
+
+    async def clear(self, session: Session) -> tuple:
+        if session.stream is not None:
+            return (gr.skip(),) * 5
+        session.turns = []
+        return [], *self._idle(session)
+
+    def export(self, key: str, strength: float, session: Session) -> Iterator[str]:
+        """-> the zip; Gradio has its own copy when the folder goes."""
+        from hyperlora.export import export_zip
+
+        recipe = session.find(key)
+        if recipe is None:
+            raise gr.Error("Select an adapter first: there is nothing to export without one.", print_exception=False)
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                path = export_zip(self.model.adapter(recipe.description).scaled(strength), folder)
+            except Exception as error:
+                raise gr.Error(escape(sentence(error)), print_exception=False) from error
+            yield str(path)

@@ -1,0 +1,57 @@
+"""The pipeline behind the page: loaded in the background, with the adapters of the latest descriptions at hand."""
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from hyperlora.errors import UserError
+
+if TYPE_CHECKING:  # torch and transformers take seconds to import, and the page opens before that
+    from hyperlora.lora import Adapter
+    from hyperlora.pipe import Pipeline
+
+MAX_ADAPTERS = 64
+log = logging.getLogger(__name__)
+
+
+class Model:
+    """`pipe` is None until `load()` has returned in the background; `error` is the sentence to show if it failed."""
+
+    def __init__(self, load: Callable[[], "Pipeline"]):
+        self.pipe: Pipeline | None = None
+        self.error: str | None = None
+        self._load = load
+        self._adapters: OrderedDict[str, Adapter] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="load-model", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self.pipe = self._load()
+        except UserError as error:
+            self.error = str(error)
+            log.error("The model could not be loaded: %s", error)
+        except Exception:
+            self.error = "The model could not be loaded; the server's log says why."
+            log.exception("The model could not be loaded")
+
+    def adapt(self, description: str) -> "Adapter":
+        """The description's adapter, generated anew; `UserError` for a bad description."""
+        adapter = self.pipe.adapt(description)
+        with self._lock:
+            self._adapters[description] = adapter
+            while len(self._adapters) > MAX_ADAPTERS:
+                self._adapters.popitem(last=False)
+        return adapter
+
+    def adapter(self, description: str) -> "Adapter":
+        """The description's adapter, from memory where it is still there, or generated anew: it is the same."""
+        with self._lock:
+            if description in self._adapters:
+                self._adapters.move_to_end(description)
+                return self._adapters[description]
+        return self.adapt(description)
