@@ -8,16 +8,15 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, fields
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from inspect import signature
 from queue import SimpleQueue
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import (
-    DynamicCache,
     LogitsProcessorList,
     PreTrainedTokenizerBase,
     RepetitionPenaltyLogitsProcessor,
@@ -28,10 +27,28 @@ from transformers import (
 
 from hyperlora.adapted import AdaptedModel
 from hyperlora.base import context_length, format_prompt
+from hyperlora.batch import Batch, merge, select
 from hyperlora.errors import UserError
 from hyperlora.lora import Adapter
 
 T = TypeVar("T")
+WINDOW = 16  # tokens that are decoded again with the next one
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside, this thread computes on one core.
+
+    PyTorch's OpenMP keeps a team of threads for every thread that ever computed on several cores, and once there are
+    more of them than cores it lets all teams sleep between any two operations: with two teams on two cores, decoding
+    a small model takes three times as long. So only the engine's thread computes on several.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass
@@ -98,24 +115,26 @@ class ChatStream:
         if self._read:
             return
         self._read = True
-        # Text is made here, in the reader's thread, not in the engine's. `ids[:read]` are out; decoding starts a few
-        # tokens earlier, at `start`, since a token's text can depend on what is before it.
-        ids: list[int] = []
-        start = read = 0
+        # Text is made here, in the reader's thread, not in the engine's. Only a window of the last tokens is decoded,
+        # since a token's text can depend on a few before it; `shown` is the part of the window's text that is out.
+        window: list[int] = []
+        shown = ""
         try:
             while (item := self._queue.get()) is not None:
                 if isinstance(item, Exception):
                     raise item
-                ids.append(item)
-                before, after = self._decode(ids[start:read]), self._decode(ids[start:])
-                if len(after) > len(before) and not after.endswith("\ufffd"):
-                    start, read = read, len(ids)
-                    self.text += after[len(before) :]
-                    yield after[len(before) :]
-            rest = self._decode(ids[start:])[len(self._decode(ids[start:read])) :]
-            if rest:
-                self.text += rest
-                yield rest
+                window.append(item)
+                text = self._decode(window)
+                if len(text) > len(shown) and not text.endswith("\ufffd"):  # else a character is incomplete
+                    piece, shown = text[len(shown) :], text
+                    self.text += piece
+                    yield piece
+                    if len(window) >= 2 * WINDOW:
+                        window = window[-WINDOW:]
+                        shown = self._decode(window)
+            if piece := self._decode(window)[len(shown) :]:
+                self.text += piece
+                yield piece
         finally:
             self.stop()
 
@@ -138,16 +157,6 @@ class _Row:
 
     def __post_init__(self) -> None:
         self.processors = self.options.processors()
-
-
-@dataclass
-class _Batch:
-    """The running rows and their cache: row i's keys begin after `pad[i]` columns of padding."""
-
-    rows: list[_Row] = field(default_factory=list)
-    cache: DynamicCache | None = None
-    pad: Tensor | None = None  # [rows] int64
-    length: int = 0  # columns in the cache
 
 
 class ChatEngine:
@@ -173,8 +182,9 @@ class ChatEngine:
         self._waiting: deque[_Row] = deque()
         self._calls: deque[tuple[Callable[[], object], Future]] = deque()
         self._closed = False
-        self._batch = _Batch()
+        self._batch = Batch()
         self._slots: set[int] = set()  # those that are loaded
+        self._threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._work, name="hyperlora-chat", daemon=True)
         self._thread.start()
 
@@ -237,6 +247,7 @@ class ChatEngine:
 
     @torch.inference_mode()
     def _work(self) -> None:
+        torch.set_num_threads(self._threads)
         while True:
             with self._wake:
                 while not (self._waiting or self._calls or self._batch.rows or self._closed):
@@ -265,7 +276,7 @@ class ChatEngine:
             except Exception as error:  # whatever it was, it ends these answers and no others
                 self._end(rows, error)
                 if rows is self._batch.rows:
-                    self._batch = _Batch()
+                    self._batch = Batch()
             self._unload()
 
     def _end(self, rows: list[_Row], error: Exception | None = None) -> None:
@@ -290,7 +301,7 @@ class ChatEngine:
         pad = torch.tensor([length - len(row.ids) for row in ready])
         ids = torch.tensor([[0] * (length - len(row.ids)) + row.ids for row in ready])
         columns = torch.arange(length)
-        new = _Batch(ready, DynamicCache(), pad.to(self._device), length)
+        new = Batch(ready, pad=pad.to(self._device), length=length)
         with self.adapted.use([row.slot for row in ready]):
             logits = self._model(
                 input_ids=ids.to(self._device),
@@ -301,8 +312,8 @@ class ChatEngine:
                 **self._prefill_options,
             ).logits[:, -1]
         keep = self._advance(new, self._choose(new, logits))
-        new = _select(new, keep)
-        self._batch = _merge(self._batch, new)
+        new = select(new, keep)
+        self._batch = merge(self._batch, new)
 
     def _load(self, adapter: Adapter | None, others: list[_Row]) -> int | None:
         """The adapter's slot, shared with the rows that have the same one."""
@@ -341,14 +352,14 @@ class ChatEngine:
                 tokens = self._choose(batch, logits)
                 keep = self._advance(batch, tokens)
                 if len(keep) < len(batch.rows):
-                    self._batch = _select(batch, keep)
+                    self._batch = select(batch, keep)
                     return
                 if self._calls or self._closed or (self._waiting and len(batch.rows) < self.max_batch):
                     return
                 tokens = tokens[:, None]
                 positions = positions + 1
 
-    def _choose(self, batch: _Batch, logits: Tensor) -> Tensor:
+    def _choose(self, batch: Batch[_Row], logits: Tensor) -> Tensor:
         """logits [rows, vocabulary] -> token ids [rows]."""
         tokens = logits.argmax(dim=-1)
         for i, row in enumerate(batch.rows):
@@ -364,7 +375,7 @@ class ChatEngine:
                 row.error = error
         return tokens
 
-    def _advance(self, batch: _Batch, tokens: Tensor) -> list[int]:
+    def _advance(self, batch: Batch[_Row], tokens: Tensor) -> list[int]:
         """Hand each row its token, end those that are done, and return the indices of the others."""
         keep = []
         for i, (row, token) in enumerate(zip(batch.rows, tokens.tolist(), strict=True)):
@@ -380,36 +391,3 @@ class ChatEngine:
             else:
                 keep.append(i)
         return keep
-
-
-def _select(batch: _Batch, keep: list[int]) -> _Batch:
-    """The batch without the rows that left, nor the columns that only they used."""
-    if len(keep) == len(batch.rows):
-        return batch
-    if not keep:
-        return _Batch()
-    index = torch.tensor(keep, device=batch.pad.device)
-    pad = batch.pad[index]
-    cut = int(pad.min())
-    for layer in batch.cache.layers:
-        layer.keys = layer.keys[index, :, cut:]
-        layer.values = layer.values[index, :, cut:]
-    return _Batch([batch.rows[i] for i in keep], batch.cache, pad - cut, batch.length - cut)
-
-
-def _merge(a: _Batch, b: _Batch) -> _Batch:
-    """Both batches as one, the shorter cache padded on the left."""
-    if not a.rows or not b.rows:
-        return a if a.rows else b
-    length = max(a.length, b.length)
-    for batch in (a, b):
-        grow = length - batch.length
-        if grow:
-            batch.pad = batch.pad + grow
-            for layer in batch.cache.layers:
-                layer.keys = F.pad(layer.keys, (0, 0, grow, 0))
-                layer.values = F.pad(layer.values, (0, 0, grow, 0))
-    for mine, other in zip(a.cache.layers, b.cache.layers, strict=True):
-        mine.keys = torch.cat([mine.keys, other.keys])
-        mine.values = torch.cat([mine.values, other.values])
-    return _Batch(a.rows + b.rows, a.cache, torch.cat([a.pad, b.pad]), length)

@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Literal, overload
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hyperlora.adapted import AdaptedModel
 from hyperlora.base import check_messages, load_base
-from hyperlora.chat import ChatEngine, ChatStream
-from hyperlora.embedder import LAST_TOKEN, LastTokenEmbedder
+from hyperlora.chat import ChatEngine, ChatStream, one_thread
+from hyperlora.embedder import load_embedder
 from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
@@ -40,8 +39,6 @@ class Pipeline:
         self.base_name = hyperlora.config.base_model or base_name
         self.multi_turn = preset.multi_turn if preset else True
         self.engine = ChatEngine(adapted, tokenizer)
-        if hyperlora.config.embedder == LAST_TOKEN and hyperlora.config.task_input == "text":
-            hyperlora.embedder = _BetweenTokens(self.engine, LastTokenEmbedder(adapted.model, tokenizer))
 
     @overload
     def adapt(self, description: str) -> Adapter: ...
@@ -49,7 +46,8 @@ class Pipeline:
     def adapt(self, description: list[str]) -> list[Adapter]: ...
     def adapt(self, description: str | list[str]) -> Adapter | list[Adapter]:
         """A description -> its adapter; a list of them -> a list. `UserError` for one that is blank or too long."""
-        adapters = self.hyperlora.generate(description)
+        # In the engine's thread, between two tokens: no adapter is in use there, and no other thread takes its cores.
+        adapters = self.engine.call(lambda: self.hyperlora.generate(description))
         return adapters[0] if isinstance(description, str) else adapters
 
     @overload
@@ -126,28 +124,21 @@ def pipeline(
         chosen = get_preset(preset)
         base = asset_or_hub(chosen.base) if base is None else base
         hyperlora = asset_or_hub(chosen.hyperlora) if hyperlora is None else hyperlora
-    generator = HyperLoRA.from_pretrained(hyperlora)
-    config = generator.config
-    model, tokenizer = load_base(base, dtype=dtype or torch.float32, device=device)
-    if config.chat_template:
-        tokenizer.chat_template = config.chat_template
-    adapted = AdaptedModel(model, config.target_modules)
-    if adapted.num_layers != config.num_layers:
-        raise UserError(
-            f"{hyperlora} makes adapters for {config.num_layers} layers, but {base} has {adapted.num_layers}: "
-            "use the base model that it was trained on."
-        )
-    return Pipeline(generator.to(device), adapted, tokenizer, chosen, str(base))
-
-
-class _BetweenTokens:
-    """An embedder that reads with the base model: it runs in the engine's thread, where no adapter is in use."""
-
-    def __init__(self, engine: ChatEngine, embedder: LastTokenEmbedder):
-        self.engine, self.embedder, self.d_emb = engine, embedder, embedder.d_emb
-
-    def embed(self, texts: list[str]) -> Tensor:
-        return self.engine.call(lambda: self.embedder.embed(texts))
+    with one_thread():
+        generator = HyperLoRA.from_pretrained(hyperlora).to(device)
+        config = generator.config
+        model, tokenizer = load_base(base, dtype=dtype or torch.float32, device=device)
+        if config.chat_template:
+            tokenizer.chat_template = config.chat_template
+        adapted = AdaptedModel(model, config.target_modules)
+        if adapted.num_layers != config.num_layers:
+            raise UserError(
+                f"{hyperlora} makes adapters for {config.num_layers} layers, but {base} has {adapted.num_layers}: "
+                "use the base model that it was trained on."
+            )
+        if config.task_input == "text":
+            generator.embedder = load_embedder(config.embedder, config.embedder_revision, base=(model, tokenizer))
+    return Pipeline(generator, adapted, tokenizer, chosen, str(base))
 
 
 def _is_path(name: str) -> bool:
