@@ -10,6 +10,8 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 from hyperlora.config import HyperLoRAConfig
+from hyperlora.embedder import SentenceEmbedder
+from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
 
 TARGETS = {"q_proj": (64, 64), "v_proj": (64, 32)}  # the tiny base's
@@ -96,3 +98,27 @@ def make_config() -> Callable[..., HyperLoRAConfig]:
         return HyperLoRAConfig(**{"head": "M", "target_modules": dict(TARGETS), "num_layers": 2, "d_emb": 16} | fields)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def minilm() -> SentenceEmbedder:
+    """all-MiniLM-L6-v2 from its package, loaded once."""
+    return SentenceEmbedder()
+
+
+@pytest.fixture(scope="session")
+def tiny_hyperlora(minilm: SentenceEmbedder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a hypernetwork for the tiny base: head M, random weights whose adapters are easily told apart."""
+    descriptions = ["Reverse the order of the words.", "Add the two numbers.", "Write the word in capital letters."]
+    config = HyperLoRAConfig(
+        head="M", target_modules=dict(TARGETS), num_layers=2, d_emb=384, base_model="tiny-base", notice_threshold=0.5
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        hyperlora = HyperLoRA(config)
+        for head in hyperlora.network.heads.values():
+            torch.nn.init.normal_(head.weight, std=0.1)
+    hyperlora.set_descriptions(descriptions, minilm.embed(descriptions))
+    folder = tmp_path_factory.mktemp("tiny_hyperlora")
+    hyperlora.save_pretrained(folder)
+    return folder
