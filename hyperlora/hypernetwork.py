@@ -39,20 +39,13 @@ class HyperNetwork(nn.Module):
         if config.head == "S":
             self.rank_encoder = nn.Sequential(nn.Embedding(r, LATENT), nn.LayerNorm(LATENT))
 
-        # M and S share a head between A and B; it is as wide as the wider of the two.
-        width = {
-            "L": lambda d_in, d_out: r * (d_in + d_out),
-            "M": lambda d_in, d_out: r * max(d_in, d_out),
-            "S": max,
-        }[config.head]
-        self.heads = nn.ModuleDict({m: nn.Linear(HIDDEN, width(*sizes), bias=False) for m, sizes in modules.items()})
+        widths = {m: _head_width(config.head, r, *sizes) for m, sizes in modules.items()}
+        self.heads = nn.ModuleDict({m: nn.Linear(HIDDEN, width, bias=False) for m, width in widths.items()})
         for head in self.heads.values():
             nn.init.zeros_(head.weight)  # step 0 is the offset, or the basis, exactly
         if config.head_start == "peft":
             self.basis_A = nn.ParameterDict({m: _kaiming(r, d_in) for m, (d_in, _) in modules.items()})
-            self.basis_B = nn.ParameterDict(
-                {m: nn.Parameter(torch.zeros(d_out, r)) for m, (_, d_out) in modules.items()}
-            )
+            self.basis_B = nn.ParameterDict({m: torch.zeros(d_out, r) for m, (_, d_out) in modules.items()})
 
     def forward(self, task_input: Tensor) -> Factors:
         """All adapters of a batch of tasks, in one pass.
@@ -74,19 +67,19 @@ class HyperNetwork(nn.Module):
 
     def features(self, task_input: Tensor) -> Tensor:
         """What the heads see, the last block's output: [n, modules, layers, 512]; M [.., 2, 512]; S [.., 2, r, 512]."""
-        task = self.encode(task_input)[:, None, None]
-        module, layer = self.module_encoder[0].weight, self.layer_encoder[0].weight
-        module, layer = self.module_encoder[1](module)[None, :, None], self.layer_encoder[1](layer)[None, None]
-        shape = (len(task), module.shape[1], layer.shape[2], -1)
-        phi = torch.cat([part.expand(shape) for part in (task, module, layer)], dim=-1)  # Eq. 3
+        task = self.encode(task_input)  # [n, 64]
+        module, layer = _every(self.module_encoder), _every(self.layer_encoder)  # [modules, 32], [layers, 32]
+        each = (len(task), len(module), len(layer), -1)
+        phi = [task[:, None, None].expand(each), module[:, None].expand(each), layer.expand(each)]
+        phi = torch.cat(phi, dim=-1)  # Eq. 3: [n, modules, layers, 128]
 
         x = self.mlp0(phi)
         x = x + self.mlp1(x)
         if self.config.head != "L":
-            x = x.unsqueeze(-2) + self.ab_norm(self.ab_embedding)[:, None]
+            x = x.unsqueeze(-2) + self.ab_norm(self.ab_embedding)[:, None]  # [n, modules, layers, 2, 128]
         x = x + self.mlp2(x)
         if self.config.head == "S":
-            x = x.unsqueeze(-2) + self.rank_encoder[1](self.rank_encoder[0].weight)
+            x = x.unsqueeze(-2) + _every(self.rank_encoder)  # [n, modules, layers, 2, r, 128]
         return self.mlp3(x)
 
     def factors(self, module: str, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,12 +87,12 @@ class HyperNetwork(nn.Module):
         (d_in, d_out), r = self.config.target_modules[module], self.config.rank
         out = self.heads[module](features)
         if self.config.head == "L":
-            A, B = out.split([r * d_in, r * d_out], dim=-1)
-            A, B = A.unflatten(-1, (r, d_in)), B.unflatten(-1, (r, d_out))
+            A, Bt = out.split([r * d_in, r * d_out], dim=-1)
+            A, Bt = A.unflatten(-1, (r, d_in)), Bt.unflatten(-1, (r, d_out))
         else:
-            A, B = (out.unflatten(-1, (r, -1)) if self.config.head == "M" else out).unbind(2)
-            A, B = A[..., :d_in], B[..., :d_out]
-        B = B.transpose(-1, -2)
+            A, Bt = (out.unflatten(-1, (r, -1)) if self.config.head == "M" else out).unbind(2)
+            A, Bt = A[..., :d_in], Bt[..., :d_out]  # a shared row is cut to the size needed
+        B = Bt.mT
         if self.config.head_start == "peft":
             A, B = A + self.basis_A[module], B + self.basis_B[module]
         return A, B
@@ -109,7 +102,16 @@ def _mlp(size: int, dropout: float) -> list[nn.Module]:
     return [nn.Linear(LATENT, HIDDEN), nn.SiLU(), nn.Dropout(dropout), nn.Linear(HIDDEN, size), nn.SiLU()]
 
 
-def _kaiming(r: int, d_in: int) -> nn.Parameter:
-    A = nn.Parameter(torch.empty(r, d_in))
-    nn.init.kaiming_uniform_(A, a=math.sqrt(5))  # PEFT's start of A
-    return A
+def _head_width(head: str, r: int, d_in: int, d_out: int) -> int:
+    """Values that a head gives at once (App. C); M and S share theirs between A and B, so the wider one decides."""
+    return {"L": r * (d_in + d_out), "M": r * max(d_in, d_out), "S": max(d_in, d_out)}[head]
+
+
+def _every(encoder: nn.Sequential) -> Tensor:
+    """All entries of an embedding, through its LayerNorm."""
+    embedding, norm = encoder
+    return norm(embedding.weight)
+
+
+def _kaiming(r: int, d_in: int) -> Tensor:
+    return nn.init.kaiming_uniform_(torch.empty(r, d_in), a=math.sqrt(5))  # PEFT's start of A
