@@ -33,11 +33,11 @@ class Model:
         try:
             self.pipe = self._load()
         except UserError as error:
-            self.error = str(error)
             log.error("The model could not be loaded: %s", error)
+            self.error = str(error)
         except Exception:
-            self.error = "The model could not be loaded; the server's log says why."
             log.exception("The model could not be loaded")
+            self.error = "The model could not be loaded; the server's log says why."
 
     def adapt(self, description: str) -> "Adapter":
         """The description's adapter, generated anew; `UserError` for a bad description."""
