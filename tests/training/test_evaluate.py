@@ -1,0 +1,150 @@
+import json
+
+import pytest
+import torch
+
+from training.evaluate import (
+    KINDS,
+    OTHER,
+    RANDOM,
+    SEEN,
+    UNSEEN,
+    Retrieval,
+    Settings,
+    Trial,
+    answer,
+    evaluate,
+    main,
+    markdown_table,
+    pick_descriptions,
+    score,
+    summary,
+)
+from training.lora import save_adapters
+from training.sft import SFTConfig, build
+from training.tasks import Task, encode_prompts
+
+
+@pytest.fixture
+def strong(make_adapter):
+    """strong(seed): an adapter that changes the random base's answers."""
+    return lambda seed: make_adapter(seed).scaled(8.0)
+
+
+def test_rows_of_a_batch_are_the_answers_of_single_generation(adapted, tokenizer, strong):
+    """More adapters than slots, prompts of several lengths, rows without adapter; against one row at a time."""
+    adapted.max_adapters = 2
+    adapters = [strong(1), None, strong(2), strong(3)] * 3
+    prompts = encode_prompts(tokenizer, [f"{'word ' * (i % 5)}{i}" for i in range(12)])
+    together = answer(adapted, tokenizer, prompts, adapters, max_new_tokens=8, batch_size=5)
+    for prompt, adapter, text in zip(prompts, adapters, together, strict=True):
+        with adapted.use([None if adapter is None else adapted.load(adapter)]):
+            ids = adapted.model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=8)[0, len(prompt) :]
+        assert text == tokenizer.decode(ids, skip_special_tokens=True).strip()
+    assert len(set(together)) > 4  # the adapters do differ
+
+
+def test_the_score_is_the_share_of_exact_matches(adapted, tokenizer, monkeypatch):
+    """A model that echoes the input's last letter and ends."""
+
+    def echo(input_ids, **_):
+        answer = input_ids[:, -3:-2]  # before " [/INST]"
+        return torch.cat([input_ids, answer, torch.full_like(answer, tokenizer.eos_token_id)], dim=1)
+
+    monkeypatch.setattr(adapted.model, "generate", echo)
+    task = Task("last", ["Do last."])
+    right, wrong = {"input": "abc", "output": " c "}, {"input": "abc", "output": "b"}
+    assert score(adapted, tokenizer, [Trial(task, [right, wrong]), Trial(task, [right]), Trial(task, [wrong])]) == [
+        0.5,
+        1,
+        0,
+    ]
+
+
+def test_an_answer_that_goes_on_is_wrong(adapted, tokenizer, monkeypatch):
+    """The limit on new tokens must not cut a longer answer into the expected one."""
+    monkeypatch.setattr(
+        adapted.model,
+        "generate",
+        lambda input_ids, generation_config, **_: torch.cat(
+            [input_ids, tokenizer("x" * generation_config.max_new_tokens, return_tensors="pt").input_ids], dim=1
+        ),
+    )
+    task = Task("t", ["Do it."])
+    assert score(adapted, tokenizer, [Trial(task, [{"input": "abc", "output": "xxx"}])]) == [0]
+
+
+def test_descriptions_of_each_kind(tasks):
+    import random
+
+    held_out = Task("third", ["Do third."], ["Now third."], test=[{"input": "abc", "output": "c"}])
+    trained, draw = tasks, random.Random(0)
+    assert set(pick_descriptions(tasks[0], SEEN, trained, 5, draw)) == {"Do first.", "Please first."}
+    assert pick_descriptions(tasks[0], UNSEEN, trained, 5, draw) == ["Now first."]
+    assert not any("first" in text for text in pick_descriptions(tasks[0], OTHER, trained, 20, draw))
+    assert pick_descriptions(held_out, SEEN, trained, 5, draw) == []  # nothing of it was trained on
+    assert set(pick_descriptions(held_out, UNSEEN, trained, 5, draw)) == {"Do third.", "Now third."}
+    assert all(text.isalnum() for text in pick_descriptions(held_out, RANDOM, trained, 3, draw))
+
+
+def test_retrieval_takes_the_lora_of_the_nearest_training_description(tasks, embedder, make_adapter):
+    adapters = {"first": make_adapter(1), "second": make_adapter(2), "third": make_adapter(3)}
+    found = Retrieval(embedder, tasks, adapters).generate(["Please second.", "Do first."])
+    assert found[0] is adapters["second"] and found[1] is adapters["first"]
+
+
+def test_every_method_is_measured_where_it_can_be(adapted, tokenizer, tasks, embedder, make_adapter):
+    hyperlora = build(adapted, tokenizer, tasks, SFTConfig(), make_adapter(1), embedder)
+    held_out = [Task("third", ["Do third."], test=[{"input": "abc", "output": "c"}] * 3)]
+    adapters = {"multi_task": make_adapter(1), "first": make_adapter(2), "third": make_adapter(3)}
+    rows = evaluate(
+        adapted,
+        tokenizer,
+        {"trained": tasks, "new": held_out},
+        tasks,
+        {"HyperLoRA M": hyperlora},
+        adapters,
+        Settings(examples=2, descriptions=1, seeds=2),
+    )
+    seen = {(row["method"], row["split"], row["kind"]) for row in rows}
+    for method in ("retrieval", "HyperLoRA M"):
+        assert {kind for m, split, kind in seen if (m, split) == (method, "trained")} == set(KINDS)
+        assert {kind for m, split, kind in seen if (m, split) == (method, "new")} == set(KINDS) - {SEEN}
+    assert ("HyperLoRA M, prompted", "trained", UNSEEN) in seen and ("base, prompted", "new", UNSEEN) in seen
+    oracles = {row["task"] for row in rows if row["method"] == "oracle LoRA"}
+    assert oracles == {"first", "third"}
+    assert not any(method == "average LoRA" for method, _, _ in seen)
+    assert {row["seed"] for row in rows} == {0, 1}
+    assert "| HyperLoRA M | unseen |" in markdown_table(rows)
+
+
+def test_the_summary_is_the_mean_over_tasks_and_its_spread_over_seeds():
+    row = {"method": "base", "split": "trained", "kind": "none"}
+    rows = [
+        row | {"task": t, "seed": s, "score": v}
+        for t, s, v in [("a", 0, 0.2), ("b", 0, 0.4), ("a", 1, 0.6), ("b", 1, 0.8)]
+    ]
+    [entry] = summary(rows)
+    assert entry["mean"] == pytest.approx(0.5) and entry["tasks"] == 2
+    assert entry["spread"] == pytest.approx((0.7 - 0.3) / 2**0.5)
+
+
+def test_the_command_line_writes_the_results(
+    tasks, adapted, tokenizer, make_adapter, tiny_base, tmp_path, embedder, monkeypatch
+):
+    for task in tasks:
+        task.save(tmp_path / "tasks")
+    build(adapted, tokenizer, tasks, SFTConfig(), make_adapter(1), embedder).save_pretrained(tmp_path / "m")
+    save_adapters(tmp_path / "loras", {"multi_task": make_adapter(1)}, {})
+    monkeypatch.setattr("hyperlora.generator.load_embedder", lambda *_: embedder)
+    options = {
+        "tasks": tmp_path / "tasks",
+        "base": tiny_base,
+        "hyperlora": tmp_path / "m",
+        "adapters": tmp_path / "loras",
+    }
+    options |= {"output": tmp_path / "out.json", "examples": 1, "seeds": 1, "descriptions": 1}
+    main([part for name, value in options.items() for part in (f"--{name}", str(value))])
+    results = json.loads((tmp_path / "out.json").read_text())
+    assert results["settings"]["examples"] == 1
+    assert {"base", "base, prompted", "multi-task LoRA", "HyperLoRA M"} <= {row["method"] for row in results["rows"]}
