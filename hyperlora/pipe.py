@@ -125,7 +125,7 @@ def pipeline(
         base = asset_or_hub(chosen.base) if base is None else base
         hyperlora = asset_or_hub(chosen.hyperlora) if hyperlora is None else hyperlora
     with one_thread():
-        generator = HyperLoRA.from_pretrained(hyperlora).to(device)
+        generator = HyperLoRA.from_pretrained(hyperlora)
         config = generator.config
         model, tokenizer = load_base(base, dtype=dtype or torch.float32, device=device)
         if config.chat_template:
@@ -138,7 +138,7 @@ def pipeline(
             )
         if config.task_input == "text":
             generator.embedder = load_embedder(config.embedder, config.embedder_revision, base=(model, tokenizer))
-    return Pipeline(generator, adapted, tokenizer, chosen, str(base))
+    return Pipeline(generator.to(device), adapted, tokenizer, chosen, str(base))
 
 
 def _is_path(name: str) -> bool:
