@@ -1,0 +1,1 @@
+"""python -m training.mini: builds the bundled mini model, stage by stage (see --help)."""

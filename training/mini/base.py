@@ -1,0 +1,202 @@
+"""The base model of the mini preset: a small Mistral, one token a character, trained from scratch on the suite.
+
+Half of its examples have a training description in front of the input, half the input alone.
+"""
+
+import string
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from random import Random
+
+import torch
+from tokenizers import Tokenizer, decoders, models
+from torch import Tensor
+from torch.utils.data import IterableDataset
+from transformers import (
+    GenerationConfig,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+    TrainingArguments,
+    get_wsd_schedule,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from training.loss import mean_loss
+from training.mini.suite import TextTask
+from training.sft import BatchTrainer
+from training.tasks import collate, encode_all
+
+CONTEXT = 512  # tokens
+SPECIAL = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'user' %}[INST] {{ message['content'] }} [/INST]"
+    "{% elif message['role'] == 'assistant' %} {{ message['content'] }}{{ eos_token }}"
+    "{% else %}{{ raise_exception('This model knows the roles user and assistant only.') }}{% endif %}{% endfor %}"
+)
+
+
+def split_of(text: str) -> str:
+    """Which split an input belongs to, in whatever task: `test` 1 in 8, `oracle` 1 in 8, otherwise `train`."""
+    return {0: "test", 1: "oracle"}.get(zlib.crc32(text.encode()) % 8, "train")
+
+
+def examples(task: TextTask, split: str, count: int, seed: int | str) -> list[dict[str, str]]:
+    """Up to `count` examples of one split with different inputs; fewer where the task has no more inputs."""
+    rng, found = Random(f"{task.name} {split} {seed}"), {}
+    for _ in range(60 * count):
+        text, answer = task.make(rng)
+        if split_of(text) == split:
+            found[text] = answer
+            if len(found) == count:
+                break
+    return [{"input": text, "output": answer} for text, answer in found.items()]
+
+
+def make_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """One token a printable ASCII character; what is not ASCII becomes <unk>."""
+    characters = [c for c in string.printable if c.isprintable()] + ["\n"]
+    vocabulary = {token: i for i, token in enumerate(SPECIAL + characters)}
+    tokens = Tokenizer(models.BPE(vocabulary, merges=[], unk_token="<unk>"))
+    tokens.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokens,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
+        additional_special_tokens=["[INST]", "[/INST]"],
+        model_max_length=CONTEXT,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> MistralForCausalLM:
+    torch.manual_seed(seed)
+    model = MistralForCausalLM(
+        MistralConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=192,
+            intermediate_size=512,
+            num_hidden_layers=4,
+            num_attention_heads=6,
+            num_key_value_heads=3,
+            head_dim=32,
+            max_position_embeddings=CONTEXT,
+            sliding_window=None,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    model.generation_config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=128,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return model
+
+
+class FreshBatches(IterableDataset):
+    """Endless batches of new examples, the same for the same seed; sorted by length within a window of batches."""
+
+    def __init__(self, tasks: Sequence[TextTask], tokenizer, batch_size: int, start: int = 0, window: int = 32):
+        self.tasks, self.tokenizer, self.batch_size = tasks, tokenizer, batch_size
+        self.start, self.window = start, window
+
+    def _draw(self, rng: Random) -> tuple[dict[str, str], str | None]:
+        task = rng.choice(self.tasks)
+        while split_of((pair := task.make(rng))[0]) != "train":
+            pass
+        shown = rng.choice(task.descriptions) if rng.random() < 0.5 else None
+        return {"input": pair[0], "output": pair[1]}, shown
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        number, skip = divmod(self.start, self.window)
+        while True:
+            rng = Random(number)
+            rows, shown = zip(*(self._draw(rng) for _ in range(self.window * self.batch_size)), strict=True)
+            encoded = sorted(encode_all(self.tokenizer, rows, shown), key=lambda row: len(row["input_ids"]))
+            order = list(range(self.window))
+            rng.shuffle(order)
+            for i in order[skip:]:
+                yield collate(encoded[i * self.batch_size : (i + 1) * self.batch_size], self.tokenizer.pad_token_id)
+            number, skip = number + 1, 0
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon for the matrices of the blocks, AdamW for embeddings and norms, as one optimizer that the Trainer can drive."""
+
+    def __init__(self, model: MistralForCausalLM, lr: float):
+        blocks = [p for p in model.model.layers.parameters() if p.ndim == 2]
+        ids = {id(p) for p in blocks}
+        rest = [p for p in model.parameters() if id(p) not in ids]
+        self.parts = [
+            torch.optim.Muon(blocks, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+        ]
+        super().__init__([{"params": blocks, "lr": lr}, {"params": rest, "lr": lr}], {"lr": lr})
+        # one set of groups: what a scheduler sets here is what the parts read
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    def step(self, closure=None) -> None:
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state: dict) -> None:
+        for part, saved in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(saved)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+
+class BaseTrainer(BatchTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return mean_loss(model, inputs["input_ids"], inputs["labels"])
+
+
+def train_base(tasks: Sequence[TextTask], folder: Path, steps: int, batch_size: int = 64, lr: float = 3e-3) -> None:
+    """Train the base on `tasks` and save it with its tokenizer in `folder`; goes on from the last checkpoint."""
+    tokenizer = make_tokenizer(folder)
+    model = make_model(tokenizer)
+    batches = FreshBatches(tasks, tokenizer, batch_size)
+    checkpoints = folder / "checkpoints"
+    last = get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
+    if last:
+        batches.start = int(last.rpartition("-")[2])
+    optimizer = MuonAdamW(model, lr)
+    trainer = BaseTrainer(
+        model,
+        TrainingArguments(
+            output_dir=str(checkpoints),
+            max_steps=steps,
+            max_grad_norm=1.0,
+            bf16=True,
+            use_cpu=not torch.cuda.is_available(),
+            save_steps=500,
+            save_total_limit=2,
+            logging_steps=50,
+            disable_tqdm=True,
+            report_to="none",
+            remove_unused_columns=False,
+            ignore_data_skip=True,
+        ),
+        train_dataset=batches,
+        optimizers=(
+            optimizer,
+            get_wsd_schedule(optimizer, num_warmup_steps=100, num_decay_steps=steps * 2 // 5, num_training_steps=steps),
+        ),
+    )
+    trainer.train(resume_from_checkpoint=last)
+    model.to(torch.bfloat16).save_pretrained(folder)
