@@ -13,12 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch.nn.functional import normalize
 from transformers import GenerationConfig
 
 from hyperlora.adapted import AdaptedModel
 from hyperlora.base import load_base
-from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
 from training.lora import load_adapters
@@ -141,19 +139,14 @@ def pick_descriptions(task: Task, kind: str, trained: Sequence[Task], count: int
 
 
 class Retrieval:
-    """The LoRA of the training description that is nearest, among the tasks that have one."""
+    """The hypernetwork's adapter of the training description that is nearest, instead of the description's own."""
 
-    def __init__(self, embedder, tasks: Sequence[Task], adapters: Mapping[str, Adapter]):
-        self.embedder = embedder
-        pairs = [(text, adapters[task.name]) for task in tasks if task.name in adapters for text in task.descriptions]
-        if not pairs:
-            raise UserError("None of the trained tasks has a LoRA of its own to retrieve.")
-        self.adapters = [adapter for _, adapter in pairs]
-        self.embeddings = normalize(embedder.embed([text for text, _ in pairs]), dim=-1)
+    def __init__(self, hyperlora: HyperLoRA):
+        self.hyperlora = hyperlora
 
     def generate(self, texts: list[str]) -> list[Adapter]:
-        nearest = (normalize(self.embedder.embed(texts), dim=-1) @ self.embeddings.T).argmax(-1)
-        return [self.adapters[i] for i in nearest.tolist()]
+        nearest = self.hyperlora.nearest(self.hyperlora.embedder.embed(texts))
+        return self.hyperlora.generate([description for description, _ in nearest])
 
 
 def evaluate(
@@ -168,13 +161,12 @@ def evaluate(
     """Score every method on every split's `test` examples; one row a method, split, kind of description, task and seed.
 
     splits: name -> tasks, those that were trained on and those that were not. trained: the tasks that the hypernetworks
-    were trained on (what is a seen description, what retrieval chooses from). hyperloras: a label -> the checkpoint;
-    the first one is also measured with the description in the prompt. adapters: "multi_task", "average" and, by task
+    were trained on (what is a seen description). hyperloras: a label -> the checkpoint; the first one is also measured
+    with the description in the prompt, and gives retrieval its adapters. adapters: "multi_task", "average" and, by task
     name, a task's own; what is absent is not measured. A row: {"method", "split", "kind", "task", "seed", "score",
     "descriptions", "examples"}, the score a mean over the descriptions.
     """
     settings = settings or Settings()
-    embedder = next(iter(hyperloras.values())).embedder if hyperloras else None
     rows = []
     for seed in range(settings.seeds):
         for split, tasks in splits.items():
@@ -186,7 +178,7 @@ def evaluate(
                 for kind in KINDS
                 for text in texts[kind]
             ]
-            for method, trials in _methods(plain, described, trained, hyperloras, adapters, embedder):
+            for method, trials in _methods(plain, described, hyperloras, adapters):
                 if not trials:
                     continue
                 results = defaultdict(list)
@@ -227,10 +219,8 @@ def _draw(tasks: Sequence[Task], trained: Sequence[Task], settings: Settings, se
 def _methods(
     plain: Sequence[Trial],
     described: Sequence[Trial],
-    trained: Sequence[Task],
     hyperloras: Mapping[str, HyperLoRA],
     adapters: Mapping[str, Adapter],
-    embedder,
 ) -> Iterator[tuple[str, list[Trial]]]:
     """(method, its trials) one after another, so that one method's adapters are in memory at a time."""
 
@@ -252,8 +242,8 @@ def _methods(
     )
     yield "multi-task LoRA", with_adapter("multi_task")
     yield "average LoRA", with_adapter("average")
-    if embedder is not None and any(task.name in adapters for task in trained):
-        yield "retrieval", generated(Retrieval(embedder, trained, adapters))
+    for hyperlora in list(hyperloras.values())[:1]:
+        yield "retrieval", generated(Retrieval(hyperlora))
     for label, hyperlora in hyperloras.items():
         yield label, generated(hyperlora)
     for label, hyperlora in list(hyperloras.items())[:1]:

@@ -1,1 +1,203 @@
-"""python -m training.mini: builds the bundled mini model, stage by stage (see --help)."""
+"""Build the bundled mini model, one stage after another; a stage that is done is not done again.
+
+python -m training.mini [--output runs/mini] [--assets assets/mini] [--instruction_induction DIR]
+
+Stages: tasks, base, multi_task, hyperlora-M, hyperlora-S, hyperlora-L, oracles, notice, evaluation, assets.
+A killed build goes on where it was: the long stages from their last checkpoint.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import torch
+
+from hyperlora.adapted import AdaptedModel
+from hyperlora.base import load_base
+from hyperlora.generator import HyperLoRA
+from training import evaluate, sft
+from training.lora import LoRAConfig, load_adapters, save_adapters, train_loras
+from training.mini.base import examples, train_base
+from training.mini.card import write_card
+from training.mini.notice import measure_threshold
+from training.mini.suite import suite
+from training.options import option, parse, run
+from training.tasks import Task, load_tasks
+
+TARGETS = ["q_proj", "v_proj"]  # Figure 7
+GROUPS = ("trained", "combination", "operation")
+FROM_INSTRUCTION_INDUCTION = (
+    "first_word_letter", "second_word_letter", "letters_list", "sum", "diff", "num_to_verbal", "singular_to_plural",
+)  # fmt: skip
+ORACLES = (
+    "first_word", "third_letter", "drop_last_word", "reverse_words", "swap_ends_letter", "hyphen_between_letters",
+    "brackets_first_word", "upper_first_word", "sum", "plural", "past_tense", "number_to_words", "remove_vowels",
+)  # fmt: skip
+HEADS = ("M", "S", "L")
+
+
+@dataclass
+class Options:
+    """Where things go, and how long the trainings are; the defaults are those of the model in the repository."""
+
+    output: str = option("runs/mini", "folder for the work: tasks, checkpoints, results")
+    assets: str = option("assets/mini", "folder for the finished model and its card")
+    instruction_induction: str | None = option(
+        None, "folder of the benchmark's tasks, to be evaluated on (never trained)"
+    )
+    base_steps: int = option(6500, "optimizer steps of the base model")
+    hyperlora_steps: int = option(5000, "optimizer steps of the hypernetwork with head M")
+    other_head_steps: int = option(1500, "optimizer steps of the hypernetworks with heads S and L")
+    lora_steps: int = option(200, "optimizer steps of the multi-task LoRA and of the tasks' own")
+    examples: int = option(400, "training examples a task for the adapters")
+    until: str = option("assets", "the last stage to run")
+
+
+def write_tasks(options: Options, work: Path) -> None:
+    """The suite as task files: what hypernetworks train on, what is held out, and what only oracles train on."""
+    for task in suite():
+        tests = examples(task, "test", 100, 0)
+        common = {"descriptions": list(task.descriptions), "eval_descriptions": list(task.eval_descriptions)}
+        train = examples(task, "train", options.examples, 0) if task.group == "trained" else []
+        Task(task.name, train=train, test=tests, group=task.group, **common).save(work / "tasks" / task.group)
+        if task.name in ORACLES or task.group == "combination":
+            own = examples(task, "oracle", options.examples, 0)
+            Task(task.name, train=own, test=tests, group=task.group, **common).save(work / "tasks" / "oracle")
+
+
+def tasks_of(work: Path, group: str) -> list[Task]:
+    return load_tasks(work / "tasks" / group)
+
+
+def adapted_base(work: Path) -> tuple[AdaptedModel, object]:
+    model, tokenizer = load_base(work / "base", device="cuda" if torch.cuda.is_available() else "cpu")
+    return AdaptedModel(model, TARGETS, max_adapters=256), tokenizer
+
+
+def train_multi_task(options: Options, work: Path) -> None:
+    adapted, tokenizer = adapted_base(work)
+    groups = {"multi_task": tasks_of(work, "trained")}
+    config = LoRAConfig(
+        batch_size=64, gradient_accumulation_steps=1, max_steps=options.lora_steps, learning_rate=1e-3, neftune_alpha=0
+    )
+    save_adapters(work / "loras", train_loras(adapted, tokenizer, groups, config), groups)
+
+
+def train_oracles(options: Options, work: Path) -> None:
+    adapted, tokenizer = adapted_base(work)
+    groups = {task.name: [task] for task in tasks_of(work, "oracle")}
+    config = LoRAConfig(
+        batch_size=8, gradient_accumulation_steps=1, max_steps=options.lora_steps, learning_rate=3e-3, neftune_alpha=0
+    )
+    save_adapters(work / "loras", train_loras(adapted, tokenizer, groups, config), groups)
+
+
+def train_hyperlora(head: str, options: Options, work: Path) -> None:
+    adapted, tokenizer = adapted_base(work)
+    tasks = tasks_of(work, "trained")
+    steps = options.hyperlora_steps if head == "M" else options.other_head_steps
+    config = sft.SFTConfig(
+        head=head,
+        offset="factors",
+        batch_size=64,
+        gradient_accumulation_steps=1,
+        max_steps=steps,
+        learning_rate=1e-3,
+        embedding_noise=0.3,
+        lora_dropout=0.0,
+        neftune_alpha=0.0,
+        save_every=250,
+        eval_every=500,
+        eval_batches=16,
+    )
+    offset = load_adapters(work / "loras")["multi_task"]
+    hyperlora = sft.build(adapted, tokenizer, tasks, config, offset)
+    hyperlora.config.base_model = "hyperlora/mini"
+    sft.train(hyperlora, adapted, tokenizer, tasks, config, work / f"hyperlora-{head}", resume=True)
+
+
+def add_notice(options: Options, work: Path) -> None:
+    """Measure below which similarity a description is far from all trained ones, and store it in the checkpoints."""
+    unseen = [
+        text for group in ("trained", "combination") for t in tasks_of(work, group) for text in t.eval_descriptions
+    ]
+    rng = Random(0)
+    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+    random = ["".join(rng.choices(letters, k=rng.randint(10, 40))) for _ in range(1000)]
+    for head in HEADS:
+        if (folder := work / f"hyperlora-{head}").is_dir():
+            hyperlora = HyperLoRA.from_pretrained(folder)
+            threshold, rates = measure_threshold(hyperlora, unseen, random)
+            hyperlora.config.notice_threshold = threshold
+            hyperlora.save_pretrained(folder)
+            (work / "notice.json").write_text(json.dumps({"threshold": threshold, **rates}, indent=1) + "\n")
+
+
+def run_evaluation(options: Options, work: Path) -> None:
+    adapted, tokenizer = adapted_base(work)
+    splits = {"trained tasks": tasks_of(work, "trained")}
+    splits["new combinations"] = tasks_of(work, "combination")
+    splits["new operations"] = tasks_of(work, "operation")
+    if options.instruction_induction:
+        found = {task.name: task for task in load_tasks(options.instruction_induction)}
+        splits["instruction induction"] = [found[name] for name in FROM_INSTRUCTION_INDUCTION]
+    hyperloras = {f"HyperLoRA {h}": HyperLoRA.from_pretrained(work / f"hyperlora-{h}") for h in HEADS}
+    settings = evaluate.Settings(examples=16, descriptions=3, seeds=3)
+    rows = evaluate.evaluate(
+        adapted, tokenizer, splits, splits["trained tasks"], hyperloras, load_adapters(work / "loras"), settings
+    )
+    evaluate.save_results(work / "results.json", rows, settings)
+
+
+def assemble(options: Options, work: Path) -> None:
+    """Copy what the preset needs, the hypernetworks in bfloat16, and write the card."""
+    assets = Path(options.assets)
+    (assets / "base").mkdir(parents=True, exist_ok=True)
+    for file in (work / "base").iterdir():
+        if file.is_file():
+            shutil.copyfile(file, assets / "base" / file.name)
+    for head in HEADS:
+        HyperLoRA.from_pretrained(work / f"hyperlora-{head}").save_pretrained(
+            assets / f"hyperlora-{head}", dtype=torch.bfloat16
+        )
+    shutil.copyfile(work / "results.json", assets / "results.json")
+    write_card(assets / "README.md", work)
+
+
+def stages(options: Options, work: Path) -> dict[str, Callable[[], None]]:
+    trained = [task for task in suite() if task.group == "trained"]
+    return {
+        "tasks": lambda: write_tasks(options, work),
+        "base": lambda: train_base(trained, work / "base", options.base_steps),
+        "multi_task": lambda: train_multi_task(options, work),
+        **{f"hyperlora-{head}": lambda head=head: train_hyperlora(head, options, work) for head in HEADS},
+        "oracles": lambda: train_oracles(options, work),
+        "notice": lambda: add_notice(options, work),
+        "evaluation": lambda: run_evaluation(options, work),
+        "assets": lambda: assemble(options, work),
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse(Options, argv, __doc__)
+    work = Path(options.output)
+    work.mkdir(parents=True, exist_ok=True)
+    log = work / "stages.json"
+    done = json.loads(log.read_text()) if log.exists() else {}
+    for name, stage in stages(options, work).items():
+        if name not in done:
+            print(f"Stage {name}", flush=True)
+            started = time.perf_counter()
+            stage()
+            done[name] = {"minutes": round((time.perf_counter() - started) / 60, 1)}
+            log.write_text(json.dumps(done, indent=1) + "\n")
+        if name == options.until:
+            break
+
+
+if __name__ == "__main__":
+    run(main)

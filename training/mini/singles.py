@@ -27,7 +27,9 @@ def one_of(choices: Callable[[], tuple[str, ...]]) -> Callable[[Random], str]:
 
 
 def vowel_biased_sentence(rng: Random) -> str:
-    return " ".join(rng.choice(V) + w.random_word(rng, 2, 5) if rng.random() < 0.4 else w.random_word(rng, 2, 6) for _ in range(4))
+    return " ".join(
+        rng.choice(V) + w.random_word(rng, 2, 5) if rng.random() < 0.4 else w.random_word(rng, 2, 6) for _ in range(4)
+    )
 
 
 # fmt: off
@@ -499,4 +501,3 @@ task("count_vowels", word, lambda t: str(sum(c in V for c in t)), [
 task("words_with_a", vowel_biased_sentence, lambda t: " ".join(x for x in t.split() if "a" in x) or "none", [
     "write only the words that contain the letter a",
 ], ["keep the words which have an a in them", "Which words contain the letter a?", "list all words with an a", "Filter the words by the letter a."], "operation")
-

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from random import Random
 
 from . import words as w
-from .inputs import apply, digits, items, sentence, small, word
+from .inputs import apply, digits, items, sentence, small
 from .singles import SINGLES
 from .wordings import EVAL_FRAMES, TRAIN_FRAMES, wordings
 
@@ -300,7 +300,9 @@ def separators(d: Domain) -> list[Entry]:
             f"delimit the {d.name}s by {many}",
             f"The {d.name}s of the {d.eval_whole} should be strung together with {many}.",
         ]
-        found.append((f"{name}_between_{d.name}s", apply(d.make, lambda t, m=mark: m.join(d.split(t))), train, evaluate))
+        found.append(
+            (f"{name}_between_{d.name}s", apply(d.make, lambda t, m=mark: m.join(d.split(t))), train, evaluate)
+        )
     return found
 
 
@@ -493,6 +495,8 @@ def suite() -> list[TextTask]:
         held = templates[1:] if groups[name] == "operation" else templates[2::3]
         kept = [t for t in templates if t not in held]
         seen = wordings(kept, TRAIN_FRAMES, TRAIN_WORDINGS, rng)
-        unseen = [d for d in wordings(held, EVAL_FRAMES, EVAL_WORDINGS + len(seen), rng) if d not in seen][:EVAL_WORDINGS]
+        unseen = [d for d in wordings(held, EVAL_FRAMES, EVAL_WORDINGS + len(seen), rng) if d not in seen][
+            :EVAL_WORDINGS
+        ]
         tasks.append(TextTask(name, groups[name], make, tuple(seen), tuple(unseen)))
     return tasks

@@ -1,0 +1,105 @@
+"""The model card of the mini model, made from what was measured."""
+
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+
+from training.evaluate import UNSEEN, markdown_table
+from training.mini.suite import suite
+
+CARD = """---
+license: apache-2.0
+library_name: hyperlora
+base_model: none
+tags: [hypernetwork, lora]
+---
+
+# HyperLoRA mini
+
+A character-level `MistralForCausalLM` of {parameters:.1f} million parameters, trained from scratch, and three hypernetworks (heads M, S,
+L) that turn a sentence into a rank-8 LoRA adapter for it. The page uses head M. It is there so that a machine without
+a GPU, a hub or an account can do all that the large model does. It knows operations on text (letters, words, lists,
+numbers, a little grammar), not the world, and it answers each message on its own.
+
+## What it was trained on
+
+{trained} tasks made by rules (`training/mini/suite.py`), each with up to 20 training descriptions and up to 5 others that no
+stage of the training sees: every third template of a task is held out, with all its wordings. {combinations} new combinations of
+trained parts and {operations} operations that no trained task has are held out of every stage. Inputs are English words (three in
+four) and random letters; one input in eight, in whatever task, is kept for tests and one for the tasks' own LoRAs.
+Task inputs: all-MiniLM-L6-v2, L2-normalised, times √384. Offset: a multi-task LoRA, added to A and B (Eq. 6).
+
+**The prompt is the input alone.** The description reaches the model through the adapter only. The paper's prompts
+carry an instruction too, so that its multi-task LoRA can read what the task is; here a multi-task LoRA knows the task
+only by the look of the input, and guesses. The base was trained half on inputs alone, half on inputs with a training
+description in front, so that prompting it is a fair opponent.
+
+## Results
+
+Exact match on test inputs, mean over tasks ± standard deviation over three evaluation seeds ({examples} inputs and {descriptions}
+descriptions a task and seed). "seen" are training descriptions, "unseen" are not; on held-out tasks all are unseen.
+"retrieval" is head M's adapter of the nearest training description. "oracle" is a task's own LoRA, on a training
+split that nothing else saw; it exists for {oracles} trained tasks and for all new combinations.
+
+{table}
+Head M, unseen descriptions of trained tasks: {below} of {tasks} tasks score under 0.5.
+
+| new combination (head M) | exact match |
+| --- | --- |
+{combination_rows}
+
+| new operation (head M) | exact match |
+| --- | --- |
+{operation_rows}
+
+Far descriptions: below a cosine of {threshold} to every training description the adapter comes with a notice (App. A.4). That
+flags {flagged_unseen:.1%} of the unseen descriptions of trained tasks and new combinations, and {flagged_random:.1%} of random strings.
+
+Made by `python -m training.mini`, which took {minutes:.0f} minutes on 2 cores ({stages}).
+"""
+
+
+def mean_by_task(rows: list[dict], split: str, method: str = "HyperLoRA M", kind: str = UNSEEN) -> dict[str, float]:
+    """Task -> mean score over the seeds."""
+    scores = defaultdict(list)
+    for row in rows:
+        if (row["split"], row["method"], row["kind"]) == (split, method, kind):
+            scores[row["task"]].append(row["score"])
+    return {task: statistics.fmean(values) for task, values in scores.items()}
+
+
+def write_card(path: Path, work: Path) -> None:
+    """Write the card from the results and times in the work folder."""
+    from safetensors import safe_open
+
+    results = json.loads((work / "results.json").read_text())
+    stages = json.loads((work / "stages.json").read_text())
+    notice = json.loads((work / "notice.json").read_text())
+    rows, groups = results["rows"], [task.group for task in suite()]
+    trained = mean_by_task(rows, "trained tasks")
+    table_rows = {
+        split: "\n".join(f"| {task} | {score:.2f} |" for task, score in mean_by_task(rows, split).items())
+        for split in ("new combinations", "new operations")
+    }
+    with safe_open(work / "base" / "model.safetensors", "pt") as file:
+        parameters = sum(file.get_tensor(key).numel() for key in file.keys())  # noqa: SIM118
+    oracles = {row["task"] for row in rows if row["method"] == "oracle LoRA" and row["split"] == "trained tasks"}
+    text = CARD.format(
+        parameters=parameters / 1e6,
+        trained=groups.count("trained"),
+        combinations=groups.count("combination"),
+        operations=groups.count("operation"),
+        examples=results["settings"]["examples"],
+        descriptions=results["settings"]["descriptions"],
+        oracles=len(oracles),
+        table=markdown_table(rows),
+        below=sum(score < 0.5 for score in trained.values()),
+        tasks=len(trained),
+        combination_rows=table_rows["new combinations"],
+        operation_rows=table_rows["new operations"],
+        minutes=sum(stage["minutes"] for stage in stages.values()),
+        stages=", ".join(f"{name} {stage['minutes']:.0f}" for name, stage in stages.items()),
+        **notice,
+    )
+    path.write_text(text, encoding="utf-8")
