@@ -134,7 +134,7 @@ class FreshBatches(IterableDataset):
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon for the matrices of the blocks, AdamW for embeddings and norms, as one optimizer that the Trainer can drive."""
+    """Muon for the matrices of the blocks and AdamW for the rest, as one optimizer that the Trainer can drive."""
 
     def __init__(self, model: MistralForCausalLM, lr: float):
         blocks = [p for p in model.model.layers.parameters() if p.ndim == 2]

@@ -43,8 +43,8 @@ class Domain:
     eval_whole: str
 
 
-LETTER = Domain("letter", lambda r: w.random_word(r, 4, 8), list, "".join, "{letter|character}", "{word|given word|input word}",
-                "{letter|character}", "{word you receive|supplied word}")  # fmt: skip
+LETTER = Domain("letter", lambda r: w.random_word(r, 4, 8), list, "".join, "{letter|character}",
+                "{word|given word|input word}", "{letter|character}", "{word you receive|supplied word}")  # fmt: skip
 WORD = Domain("word", lambda r: sentence(r, 4, 6), str.split, " ".join, "word",
               "{sentence|phrase|text|line of words}", "word", "{message|line of text|string of words}")  # fmt: skip
 ITEM = Domain("item", lambda r: items(r, 4, 5), lambda s: s.split(", "), ", ".join, "{item|element|entry}",
@@ -81,7 +81,7 @@ def picks(d: Domain) -> list[Entry]:
             f"{{extract|pick|take|find|get|select}} the {said} {u} {{of|from|in}} the {whole}",
             f"{OUT} {{only|just}} the {said} {u}",
             f"What is the {said} {u} {{of|in}} the {whole}?",
-            f"{{T|t}}he {said} {u} of the {whole}".replace("{T|t}", "T"),
+            f"The {said} {u} of the {whole}",
             f"Given a {d.whole}, {OUT} its {said} {u}.",
             f"Which {u} {{is|comes}} {said} in the {whole}?",
             f"keep the {said} {u} {{and drop the rest|and remove all others|only}}",
@@ -92,9 +92,7 @@ def picks(d: Domain) -> list[Entry]:
             f"identify the {eval_said} {d.eval_unit} and {{leave out everything else|ignore the others}}",
             f"You will get a {d.eval_whole}; I only need the {eval_said} {d.eval_unit}.",
             f"Look at the {d.eval_whole} and name its {eval_said} {d.eval_unit}.",
-            f"{{E|e}}xactly one {d.eval_unit} is wanted: the {eval_said} one in the {d.eval_whole}.".replace(
-                "{E|e}", "E"
-            ),
+            f"Exactly one {d.eval_unit} is wanted: the {eval_said} one in the {d.eval_whole}.",
         ]
         found.append((f"{name}_{d.name}", apply(d.make, lambda t, i=i: d.split(t)[i]), train, evaluate))
     return found
@@ -242,14 +240,11 @@ def moves(d: Domain) -> list[Entry]:
         ]),
         (f"count_{us}", apply(d.make, lambda t: str(len(d.split(t)))), [
             f"count the {{number of |}}{us} {{in|of}} the {d.whole}",
-            f"{OUT} {{how many|the number of}} {us} {{there are in|are in}} the {d.whole}".replace(
-                "the number of} " + us + " {there are in|are in}", "how many} " + us + " {there are in|are in}"
-            ),
+            f"{OUT} {{how many}} {us} {{there are in|are in}} the {d.whole}",
             f"{OUT} the number of {us} in the {d.whole}",
-            f"How many {us} {{are there in|does}} the {d.whole}{{| have}}?".replace("{are there in|does}", "are in")
-            .replace("{| have}", ""),
-            f"{{find|compute}} {{how many|the count of}} {us} the {d.whole} has".replace("the count of", "how many"),
-            f"Given a {d.whole}, {{count its|say how many}} {us}.".replace("{count its|say how many}", "count its"),
+            f"How many {us} are in the {d.whole}?",
+            f"{{find|compute}} {{how many|how many}} {us} the {d.whole} has",
+            f"Given a {d.whole}, count its {us}.",
         ], [
             f"{EVAL_OUT} the total of {us} the {d.eval_whole} is made of",
             f"tally up the {us}",
@@ -286,7 +281,7 @@ def separators(d: Domain) -> list[Entry]:
             f"Given a {d.whole}, {{insert|add}} a {one} between its {d.name}s.",
         ]
         if d is WORD:
-            train.append(f"{{replace|change}} {{the|all}} spaces {{with|to|by}} {many}".replace("change", "replace"))
+            train.append(f"{{replace|replace}} {{the|all}} spaces {{with|to|by}} {many}")
         if mark == " ":
             train += [
                 f"{{spell|spell out}} the {d.whole}, {d.name} by {d.name}",
@@ -390,7 +385,7 @@ def cases() -> list[Entry]:
                 ]
             elif case == "stars_for":
                 train = [
-                    f"{{replace|hide|mask|cover}} the {said} {{with|by}} {said_case}".replace("hide the", "cover the"),
+                    f"{{replace|hide|mask|cover}} the {said} {{with|by}} {said_case}",
                     f"{{hide|mask|censor}} the {said} with {{stars|asterisks}}",
                     f"{OUT} the text with the {said} {{hidden|masked}} by {{stars|asterisks}}",
                     f"{{put|write}} {{stars|asterisks}} in place of the {{letters of the |}}{said}",
@@ -399,7 +394,7 @@ def cases() -> list[Entry]:
                 train = [
                     f"{{write|put|print|set}} the {said} in {said_case}",
                     f"{{change|turn|convert}} the {said} {{to|into}} {said_case}",
-                    f"{{make|put}} the {said} {said_case}".replace("{make|put} the", "{make|turn} the"),
+                    f"{{make|turn}} the {said} {said_case}",
                     f"{OUT} the text with the {said} in {said_case}",
                     f"{case}case the {said}",
                     f"Given a text, {{write|put}} the {said} in {said_case}.",
@@ -428,7 +423,7 @@ def arithmetic() -> list[Entry]:
             f"{{increase|raise}} the {{number|value}} by {said}",
             f"{OUT} the number plus {said}",
             f"What is the number plus {said}?",
-            f"{OUT} the {{result of adding|sum of the number and}} {said}".replace("adding} " + said, "adding} " + said),
+            f"{OUT} the {{result of adding|sum of the number and}} {said}",
             f"Given a number, add {said} to it.",
         ], [
             f"{EVAL_OUT} the number that is {name} larger",
