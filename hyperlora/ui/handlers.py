@@ -14,6 +14,9 @@ from hyperlora.ui.session import MAX_TURNS, Session, Turn
 
 NO_ADAPTER = "No adapter"
 MAX_MESSAGE = 20_000  # characters
+SKIP = (
+    gr.skip(),
+) * 5  # for the chat, the message box, Retry, Undo and Clear; a generator that yields nothing empties them
 REDRAW = 0.05  # seconds between two updates of a streamed answer
 UNEXPECTED = "Something went wrong on the server; its log says what. Please try again."
 log = logging.getLogger(__name__)
@@ -28,9 +31,7 @@ def bubbles(turns: list[Turn], busy: bool = False) -> list[dict]:
     messages = []
     for turn in turns:
         messages.append({"role": "user", "content": escape(turn.question)})
-        if busy and turn is turns[-1] and not turn.answer:
-            continue  # nothing has come yet: the Chatbot shows its dots
-        answer = escape(turn.answer) or "(no text)"
+        answer = escape(turn.answer) or ("…" if busy and turn is turns[-1] else "(no text)")
         messages.append({"role": "assistant", "content": [answer, escape(turn.by)]})
     return messages
 
@@ -91,11 +92,15 @@ class Handlers:
         """-> chat, message box, Retry, Undo, Clear; again and again while the answer streams."""
         if session.stream is None:
             yield from self._answer(message, session.turns, key, strength, session)
+        else:
+            yield SKIP
 
     def retry(self, key: str, strength: float, session: Session) -> Iterator[tuple]:
         """Asks the last message again, of the adapter that is selected now."""
         if session.stream is None and session.turns:
             yield from self._answer(session.turns[-1].question, session.turns[:-1], key, strength, session)
+        else:
+            yield SKIP
 
     def _answer(
         self, message: str, earlier: list[Turn], key: str, strength: float, session: Session
@@ -122,6 +127,7 @@ class Handlers:
             stream = self.model.pipe.chat(messages, adapter=adapter, stream=True)
         except Exception as error:
             gr.Warning(escape(sentence(error)))
+            yield SKIP
             return
         turn = Turn(message, by)
         session.turns = [*earlier[-(MAX_TURNS - 1) :], turn]
@@ -135,7 +141,7 @@ class Handlers:
                 turn.answer += piece
                 if time.monotonic() - drawn > REDRAW:
                     drawn = time.monotonic()
-                    yield bubbles(session.turns, busy=True), gr.skip(), gr.skip(), gr.skip(), gr.skip()
+                    yield bubbles(session.turns, busy=True), *SKIP[1:]
         except Exception as error:
             gr.Warning(escape(sentence(error)))
         finally:
@@ -157,14 +163,14 @@ class Handlers:
     async def undo(self, session: Session) -> tuple:
         """Takes the last turn back; its message returns to the message box."""
         if session.stream is not None or not session.turns:
-            return (gr.skip(),) * 5
+            return SKIP
         *session.turns, last = session.turns
         _, *buttons = self._idle(session)
         return bubbles(session.turns), last.question, *buttons
 
     async def clear(self, session: Session) -> tuple:
         if session.stream is not None:
-            return (gr.skip(),) * 5
+            return SKIP
         session.turns = []
         return [], *self._idle(session)
 

@@ -31,7 +31,9 @@ class Model:
 
     def _run(self) -> None:
         try:
-            self.pipe = self._load()
+            pipe = self._load()
+            pipe.adapt("Warm up.")  # the first time is slower, and no visitor need see it
+            self.pipe = pipe
         except UserError as error:
             log.error("The model could not be loaded: %s", error)
             self.error = str(error)
