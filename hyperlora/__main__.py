@@ -50,19 +50,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _generate(args: argparse.Namespace) -> None:
+    from hyperlora.base import to_device
     from hyperlora.embedder import LAST_TOKEN
     from hyperlora.generator import HyperLoRA, check_description
+    from hyperlora.pipe import pipeline
     from hyperlora.presets import asset_or_hub, get_preset
 
     check_description(args.description)  # before seconds of loading
-    preset = get_preset(args.preset)
     _quiet()
-    hyperlora = HyperLoRA.from_pretrained(asset_or_hub(preset.hyperlora))
+    hyperlora = HyperLoRA.from_pretrained(asset_or_hub(get_preset(args.preset).hyperlora))
     if hyperlora.config.embedder == LAST_TOKEN:  # only then is the base model needed
-        from hyperlora.pipe import pipeline
-
-        hyperlora = pipeline(args.preset, device=args.device).hyperlora
-    [adapter] = hyperlora.generate(args.description)
+        adapter = pipeline(args.preset, device=args.device).adapt(args.description)
+    else:
+        [adapter] = to_device(hyperlora, args.device).generate(args.description)
     adapter.save_pretrained(args.output)
     _notice(adapter)
     print(f"The adapter is in {args.output}.", file=sys.stderr)
@@ -92,6 +92,8 @@ def _chat(args: argparse.Namespace) -> None:
             messages.pop()
             continue
         messages.append({"role": "assistant", "content": stream.text})
+        if not pipe.multi_turn:
+            messages.clear()
     pipe.close()
 
 

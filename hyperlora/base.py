@@ -1,6 +1,7 @@
 """Load a base model and its tokenizer, and put messages into its chat template."""
 
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -11,6 +12,7 @@ from hyperlora.files import resolve_folder
 PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]  # never a pickle
 MAX_CHARACTERS = 1_000_000  # of one conversation: more than any context, and quick to tokenize
 ROLES = ("system", "user", "assistant")
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 def load_base(
@@ -40,11 +42,15 @@ def load_base(
         raise UserError(f"The base model in {folder} is damaged or incomplete ({reason}).") from error
     if wrong := sorted(report["missing_keys"]) or sorted(str(key) for key in report["mismatched_keys"]):
         raise UserError(f"The base model in {folder} does not fit its config.json: {wrong[0]} is missing or misshapen.")
+    return to_device(model, device).eval().requires_grad_(False), tokenizer
+
+
+def to_device(module: Module, device: str) -> Module:
+    """The module, moved; `UserError` where there is no such device."""
     try:
-        model = model.to(device)
+        return module.to(device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"The device {device!r} cannot be used here ({str(error).splitlines()[0]}).") from error
-    return model.eval().requires_grad_(False), tokenizer
 
 
 def context_length(model: PreTrainedModel) -> int:

@@ -84,9 +84,11 @@ class Pipeline:
     def _submit(self, chats: list[Chat], adapters: list[Adapter | None], options: dict) -> list[ChatStream]:
         if self.preset is not None:
             options = {"max_new_tokens": self.preset.max_new_tokens} | options
-        chats = [check_messages(chat) for chat in chats]
         if not self.multi_turn:
-            chats = [[{"role": "user", "content": chat[-1]["content"].strip()}] for chat in chats]
+            chats = [chat[-1:] if isinstance(chat, list) else chat for chat in chats]
+        chats = [check_messages(chat) for chat in chats]
+        for chat in chats:
+            chat[-1]["content"] = chat[-1]["content"].strip()
         return self.engine.submit_many(chats, adapters, **options)
 
     def load_adapter(self, folder: str | Path) -> Adapter:

@@ -1,0 +1,113 @@
+"""`python -m hyperlora`: results on standard output, everything else on standard error, 2 for a mistake."""
+
+import io
+import subprocess
+import sys
+
+import pytest
+
+from hyperlora.__main__ import main
+from hyperlora.lora import Adapter
+from hyperlora.presets import PRESETS, Preset
+
+
+@pytest.fixture(autouse=True)
+def tiny(tiny_base, tiny_hyperlora, monkeypatch):
+    """The preset "tiny" with the tests' own models."""
+    preset = Preset("tiny", "For tests.", str(tiny_base), str(tiny_hyperlora), multi_turn=False, max_new_tokens=5)
+    monkeypatch.setitem(PRESETS, "tiny", preset)
+
+
+@pytest.fixture
+def type_in(monkeypatch):
+    return lambda text: monkeypatch.setattr("sys.stdin", io.StringIO(text))
+
+
+def test_generate_writes_a_peft_folder(tmp_path, capsys):
+    folder = tmp_path / "new" / "reverse"
+    assert main(["generate", "Reverse the order of words.", "-o", str(folder), "--preset", "tiny"]) == 0
+    assert Adapter.from_pretrained(folder).description == "Reverse the order of words."
+    out, err = capsys.readouterr()
+    assert out == "" and err == f"The adapter is in {folder}.\n"
+
+
+def test_a_far_description_is_noticed_on_standard_error(tmp_path, capsys):
+    assert main(["generate", "xq zzkw 99 vvv", "-o", str(tmp_path), "--preset", "tiny"]) == 0
+    assert "may not help" in capsys.readouterr().err
+
+
+def test_chat_answers_a_line_with_a_line(capsys, type_in):
+    type_in("one two\n5 9\n")
+    assert main(["chat", "Reverse the order of words.", "--preset", "tiny"]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 2 and err == ""
+
+
+def test_chat_with_a_saved_adapter_gives_the_same_answers(tmp_path, capsys, type_in):
+    main(["generate", "Reverse the order of words.", "-o", str(tmp_path), "--preset", "tiny"])
+    capsys.readouterr()
+    answers = []
+    for what in (["Reverse the order of words."], ["--adapter", str(tmp_path)]):
+        type_in("one two")  # the last line may lack its end
+        assert main(["chat", *what, "--preset", "tiny"]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1] != "\n"
+
+
+def test_a_bad_line_ends_nothing(capsys, type_in):
+    type_in("   \none two\n")
+    assert main(["chat", "Reverse the order of words.", "--preset", "tiny"]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 1 and "The message is empty" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["generate", "", "-o", "x"], "The description is empty"),
+        (["generate", "\U0001f600", "-o", "x"], "no letter or digit"),
+        (["generate", "x" * 10_000, "-o", "x"], "10,000 characters"),
+        (["generate", "Sort.", "-o", "x", "--preset", "nonsense"], "no preset 'nonsense'"),
+        (["generate", "Sort.", "-o", "x", "--preset", "tiny", "--device", "tpu9"], "The device 'tpu9' cannot be used"),
+        (["chat", "Sort.", "--preset", "tiny", "--device", "tpu9"], "The device 'tpu9' cannot be used"),
+        (["chat", " "], "The description is empty"),
+        (["chat", "--adapter", "nowhere", "--preset", "tiny"], "nowhere"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, sentence, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and sentence in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert main(["generate", "Sort.", "-o", str(tmp_path / "file"), "--preset", "tiny"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and str(tmp_path / "file") in err
+
+
+def test_wrong_usage_is_explained(capsys):
+    for arguments in ([], ["chat"], ["chat", "Sort.", "--adapter", "x"], ["generate", "Sort."]):
+        with pytest.raises(SystemExit) as exit:
+            main(arguments)
+        assert exit.value.code == 2 and "usage: python -m hyperlora" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_quietly(capsys, monkeypatch):
+    class Interrupted(io.StringIO):
+        def readline(self):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.stdin", Interrupted())
+    assert main(["chat", "Sort.", "--preset", "tiny"]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_as_a_module():
+    result = subprocess.run(
+        [sys.executable, "-m", "hyperlora", "generate", " ", "-o", "x"], capture_output=True, text=True
+    )
+    assert result.returncode == 2 and result.stderr.count("\n") == 1 and "description is empty" in result.stderr

@@ -1,0 +1,222 @@
+"""The public names of the README, used as the README uses them."""
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoTokenizer, MistralForCausalLM
+
+import hyperlora
+from hyperlora import Adapter, HyperLoRA, UserError
+from hyperlora.base import format_prompt
+from hyperlora.presets import PRESETS, Preset
+
+TEXTS = ["Reverse the order of the words.", "Add the two numbers."]
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_base, tiny_hyperlora):
+    pipe = hyperlora.pipeline(base=tiny_base, hyperlora=tiny_hyperlora)
+    pipe.engine._eos = set()  # random weights would end some answers at once
+    yield pipe
+    pipe.close()
+
+
+@pytest.fixture
+def single_turn(tiny_base, tiny_hyperlora, monkeypatch):
+    """A pipeline of a preset that answers each message on its own, as `mini` does."""
+    preset = Preset("tiny", "For tests.", str(tiny_base), str(tiny_hyperlora), multi_turn=False, max_new_tokens=7)
+    monkeypatch.setitem(PRESETS, "tiny", preset)
+    pipe = hyperlora.pipeline("tiny")
+    pipe.engine._eos = set()
+    yield pipe
+    pipe.close()
+
+
+def test_importing_hyperlora_is_light():
+    code = (
+        "import sys, hyperlora; heavy = {'torch', 'transformers', 'gradio', 'sentence_transformers', 'peft'};"
+        "print(sorted(heavy & set(sys.modules)), dir(hyperlora).count('pipeline'))"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert output.stdout.strip() == "[] 1"
+
+
+def test_pipeline_is_a_function_whatever_was_imported_before():
+    code = (
+        "import hyperlora, hyperlora.pipe; from hyperlora.pipe import Pipeline; from hyperlora import pipeline;"
+        "print(callable(hyperlora.pipeline), hyperlora.pipeline is pipeline is hyperlora.pipe.pipeline)"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert output.stdout.strip() == "True True"
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = hyperlora.nonsense
+
+
+def test_describe_adapt_chat(pipe):
+    adapter = pipe.adapt(TEXTS[0])
+    assert isinstance(adapter, Adapter) and adapter.description == TEXTS[0]
+    answer = pipe.chat("one two three", adapter=adapter, max_new_tokens=8)
+    stream = pipe.chat("one two three", adapter=adapter, stream=True, max_new_tokens=8)
+    pieces = list(stream)
+    assert "".join(pieces) == stream.text == answer and len(pieces) > 1
+    assert answer != pipe.chat("one two three", max_new_tokens=8)  # the base alone
+
+
+def test_a_list_of_texts_gives_a_list(pipe):
+    adapters = pipe.adapt(TEXTS)
+    assert [adapter.description for adapter in adapters] == TEXTS
+    assert len(pipe.adapt(TEXTS[:1])) == 1
+
+
+def test_a_batch_gives_each_row_its_own_adapters_answer(pipe):
+    first, second = pipe.adapt(TEXTS)
+    messages, adapters = ["one two", "5 9", "x"], [first, second, None]
+    answers = pipe.chat_batch(messages, adapters=adapters, max_new_tokens=8)
+    expected = [pipe.chat(m, adapter=a, max_new_tokens=8) for m, a in zip(messages, adapters, strict=True)]
+    assert answers == expected
+    assert pipe.chat_batch(["x"], max_new_tokens=8) == expected[2:]  # no adapters: the base
+    with pytest.raises(UserError, match="3 chats and 2 adapters"):
+        pipe.chat_batch(messages, adapters=adapters[:2])
+
+
+def test_the_adapted_answer_is_what_peft_gives_from_the_saved_folder(pipe, tiny_base, tmp_path):
+    adapter = pipe.adapt(TEXTS[0])
+    adapter.save_pretrained(tmp_path)
+    model = PeftModel.from_pretrained(MistralForCausalLM.from_pretrained(tiny_base), tmp_path).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    ids = torch.tensor([format_prompt(tokenizer, "one two")])
+    output = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, eos_token_id=-1, pad_token_id=0
+    )
+    expected = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+    assert pipe.chat("one two", adapter=adapter, max_new_tokens=10) == expected
+
+
+def test_an_adapter_goes_to_a_folder_and_comes_back(pipe, tmp_path):
+    adapter = pipe.adapt(TEXTS[0])
+    adapter.save_pretrained(tmp_path)
+    back = pipe.load_adapter(tmp_path)
+    assert back.description == TEXTS[0]
+    assert pipe.chat("a b", adapter=back, max_new_tokens=8) == pipe.chat("a b", adapter=adapter, max_new_tokens=8)
+
+
+def test_several_turns_are_all_sent(pipe):
+    assert pipe.multi_turn
+    chat = [
+        {"role": "user", "content": "a b"},
+        {"role": "assistant", "content": "c"},
+        {"role": "user", "content": "x y"},
+    ]
+    assert pipe.chat(chat, max_new_tokens=8) != pipe.chat("x y", max_new_tokens=8)
+
+
+def test_a_single_turn_preset_sends_the_last_message_alone(single_turn):
+    chat = [
+        {"role": "user", "content": "a b"},
+        {"role": "assistant", "content": "c"},
+        {"role": "user", "content": "x y"},
+    ]
+    assert single_turn.preset.name == "tiny" and not single_turn.multi_turn
+    alone = single_turn.chat("x y")
+    assert single_turn.chat(chat) == alone == single_turn.chat(" x y\n")
+    assert alone == single_turn.chat("x y", max_new_tokens=7)  # the preset's length
+
+
+def test_descriptions_read_by_the_base_itself(tiny_base, tiny_hyperlora, tmp_path):
+    folder = shutil.copytree(tiny_hyperlora, tmp_path / "last_token")
+    small = HyperLoRA.from_pretrained(folder).config
+    small.d_emb, small.embedder = 64, "last_token"
+    torch.manual_seed(0)
+    HyperLoRA(small).save_pretrained(folder)
+    with pytest.raises(UserError, match=r"load it with hyperlora\.pipeline"):
+        HyperLoRA.from_pretrained(folder).generate(TEXTS[0])
+    pipe = hyperlora.pipeline(base=tiny_base, hyperlora=folder)
+    stream = pipe.chat("a", adapter=pipe.adapt(TEXTS[0]), stream=True, max_new_tokens=100)
+    during, after = pipe.adapt(TEXTS[1]), ("".join(stream), pipe.adapt(TEXTS[1]))[1]
+    assert torch.equal(during.weights["q_proj"][0], after.weights["q_proj"][0])  # no adapter leaks into the embedding
+    pipe.close()
+
+
+# ---- what does not fit ----
+
+
+def test_bad_descriptions_and_messages(pipe):
+    for text, sentence in [("", "empty"), ("\U0001f600" * 9, "no letter"), ("x" * 10_000, "10,000 characters")]:
+        with pytest.raises(UserError, match=sentence):
+            pipe.adapt(text)
+    with pytest.raises(UserError, match="message is empty"):
+        pipe.chat("   ")
+    with pytest.raises(UserError, match="'num_beams' is not supported"):
+        pipe.chat("x", num_beams=2)
+    assert pipe.chat("x", max_new_tokens=3) is not None  # the engine goes on
+
+
+def test_presets_and_folders_that_are_not_there(tiny_base, tiny_hyperlora, tmp_path):
+    with pytest.raises(UserError, match="no preset 'nonsense'; there is mini"):
+        hyperlora.pipeline("nonsense")
+    with pytest.raises(UserError, match="give both base and hyperlora"):
+        hyperlora.pipeline(None, base=tiny_base)
+    with pytest.raises(UserError, match="There is no folder"):
+        hyperlora.pipeline(base=tiny_base, hyperlora=tmp_path / "nowhere")
+    with pytest.raises(UserError, match="There is no folder"):
+        hyperlora.pipeline(base=tmp_path / "nowhere", hyperlora=tiny_hyperlora)
+
+
+def test_a_hypernetwork_for_another_base(tiny_base, make_config, tmp_path):
+    HyperLoRA(make_config(num_layers=3)).save_pretrained(tmp_path / "deep")
+    with pytest.raises(UserError, match=r"3 layers, but .* has 2"):
+        hyperlora.pipeline(base=tiny_base, hyperlora=tmp_path / "deep")
+    HyperLoRA(make_config(target_modules={"q_proj": (128, 128)})).save_pretrained(tmp_path / "wide")
+    with pytest.raises(UserError, match="q_proj"):
+        hyperlora.pipeline(base=tiny_base, hyperlora=tmp_path / "wide")
+
+
+def test_adapters_of_another_base_are_refused(pipe, make_adapter, tmp_path):
+    deeper = {m: (torch.cat([a, a]), torch.cat([b, b])) for m, (a, b) in make_adapter(1).weights.items()}
+    Adapter(deeper, 16.0, True).save_pretrained(tmp_path / "deep")
+    with pytest.raises(UserError, match="4 layers and the base model 2"):
+        pipe.load_adapter(tmp_path / "deep")
+    make_adapter(1, base_model="somebody/another-base").save_pretrained(tmp_path / "named")
+    with pytest.raises(UserError, match="made for the base model somebody/another-base, and this one is tiny-base"):
+        pipe.load_adapter(tmp_path / "named")
+
+
+@pytest.mark.parametrize("name", [None, "", "tiny-base", "owner/Tiny-Base", "/home/somebody/base", "./base", "~/base"])
+def test_adapters_that_may_be_of_this_base_are_taken(pipe, make_adapter, tmp_path, name):
+    make_adapter(1, base_model=name).save_pretrained(tmp_path)
+    assert pipe.load_adapter(tmp_path).rank == 8
+
+
+def test_damaged_adapter_folders(pipe, make_adapter, tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        pipe.load_adapter(tmp_path / "nowhere")
+    make_adapter(1).save_pretrained(tmp_path)
+    weights = tmp_path / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:500])
+    with pytest.raises(UserError, match="damaged"):
+        pipe.load_adapter(tmp_path)
+    weights.unlink()
+    (tmp_path / "adapter_model.bin").write_bytes(pickle.dumps({}))
+    with pytest.raises(UserError, match=r"adapter_model\.bin"):
+        pipe.load_adapter(tmp_path)
+    (tmp_path / "adapter_model.bin").unlink()
+    weights.write_bytes(whole)
+    (tmp_path / "adapter_config.json").write_text("{")
+    with pytest.raises(UserError, match=r"adapter_config\.json"):
+        pipe.load_adapter(tmp_path)
+
+
+def test_the_checkpoints_chat_template_is_used(tiny_base, tiny_hyperlora, tmp_path):
+    folder = shutil.copytree(tiny_hyperlora, tmp_path / "template")
+    path = folder / "hyperlora_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": "{{ messages[0]['content'] }}="}))
+    pipe = hyperlora.pipeline(base=tiny_base, hyperlora=folder)
+    assert pipe.tokenizer.decode(format_prompt(pipe.tokenizer, "1+1")) == "1+1="
+    pipe.close()

@@ -1,0 +1,41 @@
+"""Presets name what is bundled; what is missing or damaged is said in a sentence."""
+
+import json
+
+import pytest
+
+from hyperlora import presets
+from hyperlora.errors import UserError
+
+
+def test_mini_answers_each_message_on_its_own():
+    mini = presets.get_preset("mini")
+    assert not mini.multi_turn and "each message on its own" in mini.description
+    with pytest.raises(UserError, match="no preset 'maxi'; there is mini"):
+        presets.get_preset("maxi")
+
+
+def test_assets_lie_beside_the_package_or_in_the_wheel(monkeypatch, tmp_path):
+    monkeypatch.setattr(presets, "__file__", str(tmp_path / "site-packages" / "hyperlora" / "presets.py"))
+    with pytest.raises(UserError, match="are missing"):
+        presets.assets_dir()
+    wheel = tmp_path / "site-packages" / "hyperlora" / "_assets"
+    (wheel / "mini").mkdir(parents=True)
+    assert presets.assets_dir() == wheel
+    checkout = tmp_path / "site-packages" / "assets"
+    (checkout / "mini").mkdir(parents=True)
+    assert presets.assets_dir() == checkout
+    assert presets.asset_or_hub("mini/base") == str(checkout / "mini" / "base")
+    assert presets.asset_or_hub("owner/model") == "owner/model"
+
+
+def test_examples(monkeypatch, tmp_path):
+    monkeypatch.setattr(presets, "assets_dir", lambda: tmp_path)
+    with pytest.raises(UserError, match=r"examples\.json"):
+        presets.load_examples()
+    examples = [{"description": "Reverse the words.", "message": "a b"}]
+    (tmp_path / "examples.json").write_text(json.dumps(examples))
+    assert presets.load_examples() == examples
+    (tmp_path / "examples.json").write_text(json.dumps([{"description": "Reverse the words."}]))
+    with pytest.raises(UserError, match=r"examples\.json is damaged"):
+        presets.load_examples()
