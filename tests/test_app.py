@@ -69,7 +69,7 @@ def model(pipe: hyperlora.Pipeline) -> Model:
     """The pipeline as the page has it, loaded in the background."""
     model = Model(lambda: pipe)
     model.start()
-    wait_until(lambda: model.pipe)
+    wait_until(lambda: model.settled)
     return model
 
 
@@ -148,7 +148,8 @@ def test_the_notice_of_a_far_description_is_shown_then_and_when_it_is_selected_a
 
 def test_adapters_are_kept_in_a_bounded_memory_and_come_back_the_same(pipe: hyperlora.Pipeline) -> None:
     model = Model(lambda: pipe)
-    model.pipe = pipe
+    model.start()
+    wait_until(lambda: model.settled)
     first = model.adapt("Task.")
     assert model.adapter("Task.") is first
     for i in range(MAX_ADAPTERS):
@@ -200,7 +201,7 @@ def test_strength_scales_the_adapter_and_is_named(on: Handlers, pipe: hyperlora.
     [
         ("", "The message is empty"),
         ("   ", "The message is empty"),
-        ("a" * 20_001, "20,001 characters"),
+        ("a" * 1_000_001, "characters"),
         ("a" * 500, "tokens"),
     ],
 )
@@ -359,6 +360,10 @@ def test_the_page_waits_for_the_model_and_says_when_each_message_stands_alone(mo
     loading = Handlers(Model(lambda: None))
     *_, timer, _ = asyncio.run(loading.ready(Session()))
     assert timer.active
+    status, *_ = loading.generate(REVERSE, Session())
+    assert "The model is still loading" in status
+    with pytest.warns(UserWarning, match="The model is still loading"):
+        list(loading.send("one", "", 1.0, Session()))
     model.pipe.multi_turn = False
     try:
         _, button, _, line, timer, _ = asyncio.run(Handlers(model).ready(Session()))

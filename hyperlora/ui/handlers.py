@@ -13,7 +13,6 @@ from hyperlora.ui.model import Model
 from hyperlora.ui.session import MAX_TURNS, Session, Turn
 
 NO_ADAPTER = "No adapter"
-MAX_MESSAGE = 20_000  # characters
 SKIP = (
     gr.skip(),
 ) * 5  # for the chat, the message box, Retry, Undo and Clear; a generator that yields nothing empties them
@@ -53,11 +52,12 @@ class Handlers:
 
     async def ready(self, session: Session):
         """-> status, Generate, message box, line, timer, session. Asked every second until the model is there."""
-        pipe, error = self.model.pipe, self.model.error
-        if pipe is None and error is None:
+        if not self.model.settled:
             return (gr.skip(),) * 4 + (gr.Timer(active=True), session)
-        if error:
-            return status("error", error), gr.skip(), gr.skip(), gr.skip(), gr.Timer(active=False), session
+        try:
+            pipe = self.model.pipe
+        except UserError as error:
+            return status("error", str(error)), gr.skip(), gr.skip(), gr.skip(), gr.Timer(active=False), session
         line = "" if pipe.multi_turn else "This model answers each message on its own; it does not see earlier ones."
         return (
             "",
@@ -106,25 +106,20 @@ class Handlers:
         self, message: str, earlier: list[Turn], key: str, strength: float, session: Session
     ) -> Iterator[tuple]:
         try:
-            if not message.strip():
-                raise UserError("The message is empty: write something for the model to answer.")
-            if len(message) > MAX_MESSAGE:
-                raise UserError(
-                    f"The message has {len(message):,} characters; the limit is {MAX_MESSAGE:,}: send a shorter one."
-                )
+            pipe = self.model.pipe
             recipe = session.find(key)
             adapter = self.model.adapter(recipe.description).scaled(strength) if recipe else None
             by = recipe.description if recipe else NO_ADAPTER
             if recipe and strength != 1:
                 by += f" · strength {strength:g}"
             messages = []
-            for turn in earlier:
+            for turn in earlier if pipe.multi_turn else []:
                 messages += [
                     {"role": "user", "content": turn.question},
                     {"role": "assistant", "content": turn.answer},
                 ]
             messages.append({"role": "user", "content": message})
-            stream = self.model.pipe.chat(messages, adapter=adapter, stream=True)
+            stream = pipe.chat(messages, adapter=adapter, stream=True)
         except Exception as error:
             gr.Warning(escape(sentence(error)))
             yield SKIP

@@ -17,14 +17,26 @@ log = logging.getLogger(__name__)
 
 
 class Model:
-    """`pipe` is None until `load()` has returned in the background; `error` is the sentence to show if it failed."""
+    """`load()` runs in the background after `start()`; `error` is the sentence to show if it failed."""
 
     def __init__(self, load: Callable[[], "Pipeline"]):
-        self.pipe: Pipeline | None = None
         self.error: str | None = None
+        self._pipe: Pipeline | None = None
         self._load = load
         self._adapters: OrderedDict[str, Adapter] = OrderedDict()
         self._lock = threading.Lock()
+
+    @property
+    def settled(self) -> bool:
+        """Whether the model is there, or will not come."""
+        return self._pipe is not None or self.error is not None
+
+    @property
+    def pipe(self) -> "Pipeline":
+        """The loaded pipeline; `UserError` says why there is none."""
+        if self._pipe is None:
+            raise UserError(self.error or "The model is still loading: try again in a moment.")
+        return self._pipe
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="load-model", daemon=True).start()
@@ -33,7 +45,7 @@ class Model:
         try:
             pipe = self._load()
             pipe.adapt("Warm up.")  # the first time is slower, and no visitor need see it
-            self.pipe = pipe
+            self._pipe = pipe
         except UserError as error:
             log.error("The model could not be loaded: %s", error)
             self.error = str(error)
