@@ -47,6 +47,7 @@ class LoRAConfig:
     max_grad_norm: float = option(1.0, "gradient norm of one adapter above which it is scaled down")
     weight_decay: float = option(0.0, "AdamW's weight decay")
     neftune_alpha: float = option(5.0, "NEFTune's noise on the token embeddings; 0: none")
+    bf16: bool = option(False, "bfloat16 autocast")
     loras_at_once: int = option(32, "adapters trained in one forward pass; more take more memory")
     seed: int = option(0, "of the start of A and the order of the data")
     log_every: int = option(100, "steps between two lines of progress")
@@ -119,7 +120,8 @@ def _train_together(
     for step in range(1, steps + 1):
         for _ in range(accumulation):
             ids, labels, rows = (part.to(device) for part in _joined([next(stream) for stream in streams], pad))
-            with adapted.use_factors(weights, rows, scale):
+            autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.bf16)
+            with adapted.use_factors(weights, rows, scale), autocast:
                 losses = answer_loss(adapted.model, ids, labels).sum(1)
                 tokens = (labels[:, 1:] != IGNORE).sum(1)
                 each = losses.new_zeros(n).index_add(0, rows, losses)

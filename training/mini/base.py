@@ -182,7 +182,6 @@ def train_base(tasks: Sequence[TextTask], folder: Path, steps: int, batch_size: 
             output_dir=str(checkpoints),
             max_steps=steps,
             max_grad_norm=1.0,
-            bf16=True,
             use_cpu=not torch.cuda.is_available(),
             save_steps=500,
             save_total_limit=2,

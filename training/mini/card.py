@@ -18,17 +18,18 @@ tags: [hypernetwork, lora]
 # HyperLoRA mini
 
 A character-level `MistralForCausalLM` of {parameters:.1f} million parameters, trained from scratch, and three
-hypernetworks (heads M, S, L) that turn a sentence into a rank-8 LoRA adapter for it. The page uses head M. It is there so that a machine without
-a GPU, a hub or an account can do all that the large model does. It knows operations on text (letters, words, lists,
-numbers, a little grammar), not the world, and it answers each message on its own.
+hypernetworks (heads M, S, L) that turn a sentence into a rank-8 LoRA adapter for it. The page uses head M. It is
+there so that a machine without a GPU, a hub or an account can do all that the large model does. It knows operations
+on text (letters, words, lists, numbers, a little grammar), not the world, and it answers each message on its own.
 
 ## What it was trained on
 
-{trained} tasks made by rules (`training/mini/suite.py`), each with up to 20 training descriptions and up to 5 others
-that no stage of the training sees: every third template of a task is held out, with all its wordings.
-{combinations} new combinations of trained parts and {operations} operations that no trained task has are held out of
-every stage. Inputs are English words (three in four) and random letters; one input in eight, in whatever task, is kept for tests and one for the tasks' own LoRAs.
-Task inputs: all-MiniLM-L6-v2, L2-normalised, times √384. Offset: a multi-task LoRA, added to A and B (Eq. 6).
+{trained} tasks made by rules (`training/mini/suite.py`), each with up to 20 training descriptions and up to 5
+others that no stage of the training sees: every third template of a task is held out, with all its wordings.
+{combinations} new combinations of trained parts and {operations} operations that no trained task has are held out
+of every stage. Inputs are English words (three in four) and random letters; one input in eight, in whatever task,
+is kept for tests and one for the tasks' own LoRAs. Task inputs: all-MiniLM-L6-v2, L2-normalised, times √384.
+Offset: a multi-task LoRA, added to A and B (Eq. 6).
 
 **The prompt is the input alone.** The description reaches the model through the adapter only. The paper's prompts
 carry an instruction too, so that its multi-task LoRA can read what the task is; here a multi-task LoRA knows the task
@@ -38,9 +39,9 @@ description in front, so that prompting it is a fair opponent.
 ## Results
 
 Exact match on test inputs, mean over tasks ± standard deviation over three evaluation seeds ({examples} inputs and
-{descriptions} descriptions a task and seed). "seen" are training descriptions, "unseen" are not; on held-out tasks all are unseen.
-"retrieval" is head M's adapter of the nearest training description. "oracle" is a task's own LoRA, on a training
-split that nothing else saw; it exists for {oracles} trained tasks and for all new combinations.
+{descriptions} descriptions a task and seed). "seen" are training descriptions, "unseen" are not; on held-out tasks
+all are unseen. "retrieval" is head M's adapter of the nearest training description. "oracle" is a task's own LoRA,
+on a training split that nothing else saw; it exists for {oracles} trained tasks and for all new combinations.
 
 {table}
 Head M, unseen descriptions of trained tasks: {below} of {tasks} tasks score under 0.5.
