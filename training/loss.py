@@ -33,7 +33,7 @@ def mean_loss(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> Tens
 def training_mode(model: PreTrainedModel, neftune_alpha: float = 0.0) -> Iterator[None]:
     """Inside, the model is in training mode and its token embeddings get NEFTune's noise where alpha is above 0.
 
-    On a CPU its attention is the plain one: PyTorch's fused one goes backward slower, in bfloat16 by half a step's time.
+    On a CPU its attention is the plain one: PyTorch's fused one is slower backward, above all in bfloat16.
     """
     embeddings, was_training = model.get_input_embeddings(), model.training
     handle, attention = None, model.config._attn_implementation

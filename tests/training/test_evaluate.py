@@ -87,10 +87,18 @@ def test_descriptions_of_each_kind(tasks):
     assert all(text.isalnum() for text in pick_descriptions(held_out, RANDOM, trained, 3, draw))
 
 
-def test_retrieval_takes_the_lora_of_the_nearest_training_description(tasks, embedder, make_adapter):
-    adapters = {"first": make_adapter(1), "second": make_adapter(2), "third": make_adapter(3)}
-    found = Retrieval(embedder, tasks, adapters).generate(["Please second.", "Do first."])
-    assert found[0] is adapters["second"] and found[1] is adapters["first"]
+def test_retrieval_takes_the_adapter_of_the_nearest_training_description(
+    adapted, tokenizer, tasks, embedder, make_adapter, monkeypatch
+):
+    hyperlora = build(adapted, tokenizer, tasks, SFTConfig(), make_adapter(1), embedder)
+    torch.nn.init.normal_(hyperlora.network.heads["q_proj"].weight, std=0.1)
+    embed = embedder.embed
+    near = {"Second, please!": "Please second."}  # as an encoder that understands paraphrases places it
+    monkeypatch.setattr(embedder, "embed", lambda texts: embed([near.get(text, text) for text in texts]) + 0.01)
+    [found] = Retrieval(hyperlora).generate(["Second, please!"])
+    [expected] = hyperlora.generate(["Please second."])
+    assert found.description == "Please second."
+    assert torch.equal(found.weights["q_proj"][0], expected.weights["q_proj"][0])
 
 
 def test_every_method_is_measured_where_it_can_be(adapted, tokenizer, tasks, embedder, make_adapter):

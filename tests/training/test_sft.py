@@ -8,7 +8,13 @@ from training.sft import SFTConfig, SFTModel, build, main, train
 from training.tasks import collate, encode_task
 
 QUICK = SFTConfig(
-    batch_size=12, gradient_accumulation_steps=1, max_steps=60, learning_rate=3e-3, neftune_alpha=0, log_every=10
+    batch_size=12,
+    gradient_accumulation_steps=1,
+    max_steps=60,
+    learning_rate=3e-3,
+    neftune_alpha=0,
+    log_every=10,
+    bf16=True,
 )
 
 
@@ -21,6 +27,7 @@ def test_training_lowers_the_loss_and_leaves_the_base_alone(
     losses = [line["loss"] for line in log if "loss" in line]
     assert losses[-1] < losses[0] - 0.3  # the random base turns its last layer into logits of about 1 at most
     assert all(torch.equal(tensor, before[name]) for name, tensor in adapted.model.state_dict().items())
+    assert not adapted.model.training and adapted.model.config._attn_implementation == "sdpa"  # as they were
 
 
 @pytest.mark.parametrize("offset", ["factors", "delta"])
