@@ -18,6 +18,7 @@ from tests.test_app import ADD, REVERSE, serving, slow, wait_until
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+expect.set_options(timeout=30_000)  # a busy machine is no failure
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found: install it, or name it in CHROMIUM")
 
 
@@ -63,7 +64,7 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
     page.on("pageerror", lambda error: complain(str(error)))
     page.on("request", lambda request: None if request.url.startswith((url, "data:")) else complain(request.url))
     page.goto(url)
-    expect(page.locator("#generate")).to_be_enabled(timeout=30_000)
+    expect(page.locator("#generate")).to_be_enabled()
     yield page
     context.close()
     assert complaints == []
@@ -82,7 +83,7 @@ def send(page: Page, message: str) -> None:
 
 def expect_answers(page: Page, *answers: tuple[str, str]) -> None:
     """The finished conversation's answers and who gave them."""
-    expect(page.get_by_role("button", name="Send")).to_be_visible(timeout=30_000)
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
     bubbles = page.locator("#chat .bot.message")
     expect(bubbles).to_have_count(len(answers))
     for i, (answer, by) in enumerate(answers):
@@ -166,7 +167,7 @@ def test_stop_retry_undo_and_clear(page: Page, pipe: hyperlora.Pipeline) -> None
         stop.click()  # the first moment that it can be
         expect(page.get_by_role("button", name="Send")).to_be_visible()
         page.locator("#retry").click()
-        expect(page.locator("#chat .bot.message .md").first).to_contain_text(whole[:3], timeout=30_000)
+        expect(page.locator("#chat .bot.message .md").first).to_contain_text(whole[:3])
         expect(page.locator("#clear")).to_be_disabled()
         stop.click()
         expect(page.get_by_role("button", name="Send")).to_be_visible()
@@ -193,7 +194,7 @@ def test_a_reload_in_the_middle_of_an_answer_ends_it_and_the_page_works(page: Pa
         wait_until(lambda: pipe.engine._batch.rows)
         page.reload()
         wait_until(lambda: not pipe.engine._batch.rows, 20)  # the whole answer would take 40 seconds
-    expect(page.locator("#generate")).to_be_enabled(timeout=30_000)
+    expect(page.locator("#generate")).to_be_enabled()
     expect(page.locator("#chat .message-row")).to_have_count(0)
     send(page, "one two")
     expect_answers(page, (pipe.chat("one two"), "No adapter"))
@@ -217,7 +218,7 @@ def test_two_visitors_have_their_own_shelves(page: Page, browser: Browser, url: 
     generate(page, REVERSE)
     other = browser.new_page()
     other.goto(url)
-    expect(other.locator("#generate")).to_be_enabled(timeout=30_000)
+    expect(other.locator("#generate")).to_be_enabled()
     generate(other, ADD)
     expect(other.locator("#shelf label")).to_have_text(["No adapter", ADD])
     expect(page.locator("#shelf label")).to_have_text(["No adapter", REVERSE])
@@ -256,7 +257,7 @@ def test_the_page_is_there_before_the_model_and_becomes_ready_by_itself(
         model.start()
         page = browser.new_page()
         page.goto(url)
-        expect(page.locator("#generate")).to_have_text("Loading the model…", timeout=30_000)
+        expect(page.locator("#generate")).to_have_text("Loading the model…")
         expect(page.locator("#generate")).to_be_disabled()
         loaded.set()
         expect(page.locator("#generate")).to_have_text("Generate")
@@ -273,6 +274,6 @@ def test_a_model_that_cannot_be_loaded_is_one_sentence(browser: Browser) -> None
         model.start()
         page = browser.new_page()
         page.goto(url)
-        expect(page.locator("#status .error")).to_have_text("The base model is <damaged>.", timeout=30_000)
+        expect(page.locator("#status .error")).to_have_text("The base model is <damaged>.")
         expect(page.locator("#generate")).to_be_disabled()
         page.close()
