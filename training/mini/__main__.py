@@ -35,7 +35,7 @@ FROM_INSTRUCTION_INDUCTION = (
 )  # fmt: skip
 ORACLES = (
     "first_word", "third_letter", "drop_last_word", "reverse_words", "swap_ends_letter", "hyphen_between_letters",
-    "brackets_first_word", "upper_first_word", "sum", "plural", "past_tense", "number_to_words", "remove_vowels",
+    "upper_first_word", "sum", "plural", "past_tense", "number_to_words", "remove_vowels",
 )  # fmt: skip
 HEADS = ("M", "S", "L")
 
@@ -50,7 +50,7 @@ class Options:
         None, "folder of the benchmark's tasks, to be evaluated on (never trained)"
     )
     base_steps: int = option(4400, "optimizer steps of the base model")
-    hyperlora_steps: int = option(5000, "optimizer steps of the hypernetwork with head M")
+    hyperlora_steps: int = option(6000, "optimizer steps of the hypernetwork with head M")
     other_head_steps: int = option(1500, "optimizer steps of the hypernetworks with heads S and L")
     lora_steps: int = option(200, "optimizer steps of the multi-task LoRA and of the tasks' own")
     examples: int = option(400, "training examples a task for the adapters")
@@ -146,7 +146,7 @@ def run_evaluation(options: Options, work: Path) -> None:
         found = {task.name: task for task in load_tasks(options.instruction_induction)}
         splits["instruction induction"] = [found[name] for name in FROM_INSTRUCTION_INDUCTION]
     hyperloras = {f"HyperLoRA {h}": HyperLoRA.from_pretrained(work / f"hyperlora-{h}") for h in HEADS}
-    settings = evaluate.Settings(examples=16, descriptions=3, seeds=3)
+    settings = evaluate.Settings(examples=8, descriptions=3, seeds=3)
     rows = evaluate.evaluate(
         adapted, tokenizer, splits, splits["trained tasks"], hyperloras, load_adapters(work / "loras"), settings
     )
