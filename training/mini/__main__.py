@@ -51,7 +51,7 @@ class Options:
     )
     base_steps: int = option(4400, "optimizer steps of the base model")
     hyperlora_steps: int = option(6000, "optimizer steps of the hypernetwork with head M")
-    other_head_steps: int = option(1500, "optimizer steps of the hypernetworks with heads S and L")
+    other_head_steps: int = option(800, "optimizer steps of the hypernetworks with heads S and L")
     lora_steps: int = option(200, "optimizer steps of the multi-task LoRA and of the tasks' own")
     examples: int = option(400, "training examples a task for the adapters")
     until: str = option("assets", "the last stage to run")
@@ -146,7 +146,7 @@ def run_evaluation(options: Options, work: Path) -> None:
         found = {task.name: task for task in load_tasks(options.instruction_induction)}
         splits["instruction induction"] = [found[name] for name in FROM_INSTRUCTION_INDUCTION]
     hyperloras = {f"HyperLoRA {h}": HyperLoRA.from_pretrained(work / f"hyperlora-{h}") for h in HEADS}
-    settings = evaluate.Settings(examples=8, descriptions=3, seeds=3)
+    settings = evaluate.Settings(examples=4, descriptions=2, seeds=3)
     rows = evaluate.evaluate(
         adapted, tokenizer, splits, splits["trained tasks"], hyperloras, load_adapters(work / "loras"), settings
     )
