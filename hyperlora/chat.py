@@ -4,6 +4,7 @@ A request joins the running batch at the next token and leaves it when it is don
 adapter, its own options, and its own left padding in the shared key-value cache.
 """
 
+import atexit
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -187,6 +188,7 @@ class ChatEngine:
         self._threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._work, name="hyperlora-chat", daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # a thread that still computes when the interpreter goes would abort the process
 
     # ---- for callers, from any thread ----
 
@@ -228,6 +230,7 @@ class ChatEngine:
 
     def close(self) -> None:
         """End all chats and the worker thread."""
+        atexit.unregister(self.close)
         with self._wake:
             self._closed = True
             self._wake.notify()

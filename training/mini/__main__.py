@@ -38,6 +38,7 @@ ORACLES = (
     "upper_first_word", "sum", "plural", "past_tense", "number_to_words", "remove_vowels",
 )  # fmt: skip
 HEADS = ("M", "S", "L")
+SHIPPED = ("M", "S")  # with L the folder would be over 20 MB
 
 
 @dataclass
@@ -160,7 +161,7 @@ def assemble(options: Options, work: Path) -> None:
     for file in (work / "base").iterdir():
         if file.is_file():
             shutil.copyfile(file, assets / "base" / file.name)
-    for head in HEADS:
+    for head in SHIPPED:
         HyperLoRA.from_pretrained(work / f"hyperlora-{head}").save_pretrained(
             assets / f"hyperlora-{head}", dtype=torch.bfloat16
         )

@@ -35,6 +35,7 @@ CHAT_TEMPLATE = (
     "{% if message['role'] == 'user' %}[INST] {{ message['content'] }} [/INST]"
     "{% elif message['role'] == 'assistant' %} {{ message['content'] }}{{ eos_token }}"
     "{% else %}{{ raise_exception('This model knows the roles user and assistant only.') }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %} {% endif %}"  # the space before an answer is the template's, not the answer's
 )
 
 
