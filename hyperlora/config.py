@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from hyperlora.errors import UserError
+from hyperlora.files import write_atomic
 
 Head = Literal["L", "M", "S"]
 TaskInput = Literal["text", "one_hot", "learned"]
@@ -146,8 +147,8 @@ class HyperLoRAConfig:
         return cls(**values | {"target_modules": {name: (d_in, d_out) for name, d_in, d_out in modules}})
 
     def save(self, path: str | Path) -> None:
-        """Write the config as JSON to `path`."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        """Write the config as JSON to `path`, whole or not at all."""
+        write_atomic(Path(path), (json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | Path) -> "HyperLoRAConfig":

@@ -6,12 +6,14 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from hyperlora.errors import UserError
+
+if TYPE_CHECKING:  # the page reads its presets before torch is imported
+    from torch import Tensor
 
 HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 
@@ -64,14 +66,14 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise
 
 
-def safetensors_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+def safetensors_bytes(tensors: Mapping[str, "Tensor"]) -> bytes:
     """Tensors in the order of their names, so that equal tensors give equal bytes."""
     from safetensors.torch import save
 
     return save({name: tensors[name].detach().contiguous().cpu() for name in sorted(tensors)}, {"format": "pt"})
 
 
-def check_finite(name: str, tensor: Tensor, path: Path) -> None:
+def check_finite(name: str, tensor: "Tensor", path: Path) -> None:
     """Refuse infinite values and NaN: they would only show as nonsense in an answer."""
-    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+    if tensor.is_floating_point() and not tensor.isfinite().all():
         raise UserError(f"{path} is damaged: {name} holds values that are not finite.")
