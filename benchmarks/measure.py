@@ -1,0 +1,82 @@
+"""What the benchmarks share: interleaved timing, resident memory, and a table to print."""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hyperlora.presets import asset_or_hub, get_preset
+
+# Sixteen tasks for the mini model, each with a message.
+TASKS = {
+    "Reverse the order of the words.": "one two three",
+    "Write the text in capital letters.": "a quiet morning",
+    "Give the second word.": "river stone cloud",
+    "Put the words in alphabetical order.": "pear apple fig",
+    "Add the two numbers.": "12 30",
+    "Write the plural of the word.": "window",
+    "Remove all vowels.": "green tea please",
+    "Count the words.": "the cat sat on the mat",
+    "Give the last letter of each word.": "some small words",
+    "Write the number in words.": "342",
+    "Put square brackets around the first word.": "open the door",
+    "Repeat the text twice.": "hello there",
+    "Subtract the second number from the first.": "57 18",
+    "Join the words with hyphens.": "state of the art",
+    "Give the longest word.": "a long and winding road",
+    "Spell the word, one letter at a time.": "lantern",
+}
+
+
+def parser(description: str, repetitions: int) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=repetitions, help=f"of each way (default: {repetitions})")
+    return parser
+
+
+def arguments(description: str, repetitions: int) -> argparse.Namespace:
+    """The command line: `repetitions`, and the folders `base` and `hyperlora`, the bundled mini model's by default."""
+    options = parser(description, repetitions)
+    options.add_argument("--base", help="the folder of a base model instead of the bundled one")
+    options.add_argument("--hyperlora", help="the folder of a hypernetwork for it")
+    args = options.parse_args()
+    if (args.base is None) != (args.hyperlora is None):
+        options.error("give both --base and --hyperlora, or neither")
+    if args.base is None:
+        preset = get_preset("mini")
+        args.base, args.hyperlora = asset_or_hub(preset.base), asset_or_hub(preset.hyperlora)
+    return args
+
+
+def medians(
+    runs: dict[str, Callable[[], object]], repetitions: int, after: Callable[[], object] = lambda: None
+) -> dict[str, float]:
+    """Median seconds of each run: all of them once to warm up, then all in turn, `repetitions` times.
+
+    `after` comes after each run and is not timed.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(1 + repetitions):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+            after()
+    return {name: statistics.median(times[1:]) for name, times in seconds.items()}
+
+
+def resident_mb(pid: int | str = "self") -> float:
+    """Resident memory of a process, in MB (Linux only)."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise ValueError(f"The process {pid} has no resident memory.")
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A Markdown table; all columns but the first are numbers."""
+    print(f"| {' | '.join(columns)} |")
+    print(f"| --- |{' ---: |' * (len(columns) - 1)}")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
