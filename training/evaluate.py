@@ -284,7 +284,7 @@ def save_results(path: str | Path, rows: Sequence[dict], settings: Settings) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = {key: asdict(settings)[key] for key in Settings.__dataclass_fields__}
     data = {"settings": kept, "summary": summary(rows), "rows": list(rows)}
-    path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(data, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @dataclass(kw_only=True)

@@ -59,6 +59,7 @@ Far descriptions: below a cosine of {threshold} to every training description th
 {flagged_random:.1%} of random strings.
 
 Made by `python -m training.mini`, which took {minutes:.0f} minutes on 2 cores ({stages}).
+The hypernetworks S and L got fewer steps than M: their rows are no comparison of the heads.
 """
 
 
