@@ -47,12 +47,12 @@ def compare(network: HyperNetwork, dtype: torch.dtype, repetitions: int) -> list
     """The table's row for one network in one dtype."""
     network.to(dtype)
     task_input = torch.randn(1, D_EMB, dtype=dtype)
-    features = network.features(task_input)
+    features = {module: x.flatten(0, -2) for module, x in zip(TARGETS, network.features(task_input)[0], strict=True)}
     seconds = medians(
         {
             "ours": lambda: network(task_input),
             "loop": lambda: site_by_site(network, task_input),
-            "heads": lambda: [network.heads[module](features[:, m]) for m, module in enumerate(TARGETS)],
+            "heads": lambda: [network.heads[module](x) for module, x in features.items()],
         },
         repetitions,
     )

@@ -27,7 +27,7 @@ Made by HyperLoRA in one forward pass of a hypernetwork{hyperlora}, with no trai
 Put the three files of this zip in a folder, here `adapter`:
 
 ```python
-from peft import AutoPeftModelForCausalLM, PeftModel
+from peft import PeftModel
 from transformers import AutoModelForCausalLM
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base_path!r}), "adapter")
 ```

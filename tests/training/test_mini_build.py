@@ -31,7 +31,7 @@ def test_the_build_is_a_preset_that_chats(built: Path):
     pipe = hyperlora.pipeline(base=built / "assets" / "base", hyperlora=built / "assets" / "hyperlora-M")
     try:
         adapter = pipe.adapt("Give the first word of the sentence.")
-        assert adapter.base_model == "hyperlora/mini"
+        assert adapter.base_model == "assets/mini/base"
         assert isinstance(pipe.chat("one two", adapter=adapter, max_new_tokens=4), str)
     finally:
         pipe.close()

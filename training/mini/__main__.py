@@ -117,7 +117,7 @@ def train_hyperlora(head: str, options: Options, work: Path) -> None:
     )
     offset = load_adapters(work / "loras")["multi_task"]
     hyperlora = sft.build(adapted, tokenizer, tasks, config, offset)
-    hyperlora.config.base_model = "hyperlora/mini"
+    hyperlora.config.base_model = "assets/mini/base"  # where a checkout has it: what exported adapters name
     sft.train(hyperlora, adapted, tokenizer, tasks, config, work / f"hyperlora-{head}", resume=True)
 
 
