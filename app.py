@@ -47,11 +47,12 @@ def main() -> int:
     except OSError:
         where = f"port {args.port}" if args.port else "the ports from 7860 on"
         print(
-            f"The page cannot be opened: {where} on {args.host} cannot be used; choose another with --port.",
+            f"The page cannot be opened: {where} on {args.host} cannot be used; choose another with --port or --host.",
             file=sys.stderr,
         )
         return 1
-    print(f"HyperLoRA is at {url}", flush=True)
+    moved = "" if args.port or url.endswith(":7860/") else " (port 7860 is in use)"
+    print(f"HyperLoRA is at {url}{moved}", flush=True)
     model.start()
     demo.block_thread()
     return 0

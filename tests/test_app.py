@@ -442,7 +442,7 @@ def test_a_port_in_use_is_one_sentence() -> None:
         result = run_app("--port", str(port))
     assert result.returncode == 1
     assert result.stderr.strip().splitlines() == [
-        f"The page cannot be opened: port {port} on 127.0.0.1 cannot be used; choose another with --port."
+        f"The page cannot be opened: port {port} on 127.0.0.1 cannot be used; choose another with --port or --host."
     ]
 
 
