@@ -85,7 +85,8 @@ class HyperNetwork(nn.Module):
     def factors(self, module: str, features: Tensor) -> tuple[Tensor, Tensor]:
         """One module's A [n, layers, r, d_in] and B [n, layers, d_out, r] from its features [n, layers, .., 512]."""
         (d_in, d_out), r = self.config.target_modules[module], self.config.rank
-        out = self.heads[module](features)
+        # As one product: a linear on a strided slice becomes many small ones.
+        out = self.heads[module](features.flatten(0, -2)).unflatten(0, features.shape[:-1])
         if self.config.head == "L":
             A, Bt = out.split([r * d_in, r * d_out], dim=-1)
             A, Bt = A.unflatten(-1, (r, d_in)), Bt.unflatten(-1, (r, d_out))
