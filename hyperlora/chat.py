@@ -109,8 +109,9 @@ class ChatStream:
         self._queue: SimpleQueue[int | Exception | None] = SimpleQueue()  # token ids, then None or an error
 
     def stop(self) -> None:
-        """Ask the engine to end this answer; what has been decoded stays."""
+        """End this answer, also one that still waits for its turn; what has been decoded stays."""
         self.stopped = True
+        self._queue.put(None)  # the reader need not wait for the engine
 
     def __iter__(self) -> Iterator[str]:
         if self._read:

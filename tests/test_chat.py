@@ -268,6 +268,18 @@ def test_a_chat_that_was_stopped_before_it_started(start, alone):
     assert "".join(running) == alone("a", None, 100) and len("".join(waiting)) <= 1
 
 
+def test_stop_does_not_wait_for_the_engine(start):
+    engine, busy = start(), threading.Event()
+    caller = threading.Thread(target=engine.call, args=(lambda: busy.wait(30),))
+    caller.start()
+    waiting = engine.submit("two")
+    waiting.stop()
+    assert list(waiting) == []
+    assert caller.is_alive()  # the engine has not come to it yet
+    busy.set()
+    caller.join()
+
+
 def test_an_adapter_that_does_not_fit_fails_alone(start, alone, make_adapter):
     engine = start()
     wrong = make_adapter(0)
