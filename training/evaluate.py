@@ -122,12 +122,17 @@ class Settings:
     batch_size: int = option(256, "rows decoded together")
 
 
+def random_strings(count: int, draw: random.Random) -> list[str]:
+    """`count` strings of 10 to 40 random letters and digits (App. A.4)."""
+    letters = string.ascii_letters + string.digits
+    return ["".join(draw.choices(letters, k=draw.randint(10, 40))) for _ in range(count)]
+
+
 def pick_descriptions(task: Task, kind: str, trained: Sequence[Task], count: int, draw: random.Random) -> list[str]:
     """Up to `count` descriptions of one kind; another task's, where asked for, is a trained task's. Maybe none."""
     is_trained = any(other.name == task.name for other in trained)
     if kind == RANDOM:
-        letters = string.ascii_letters + string.digits
-        return ["".join(draw.choices(letters, k=draw.randint(10, 40))) for _ in range(count)]
+        return random_strings(count, draw)
     if kind == OTHER:
         others = [other for other in trained if other.name != task.name]
         return [draw.choice(draw.choice(others).descriptions) for _ in range(count)] if others else []

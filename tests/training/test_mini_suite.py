@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from training.mini import words
-from training.mini.base import examples, split_of
+from training.mini.splits import examples, split_of
 from training.mini.suite import suite
 from training.mini.wordings import expand, wordings
 

@@ -2,7 +2,8 @@
 
 python -m training.mini [--output runs/mini] [--assets assets/mini] [--instruction_induction DIR]
 
-Stages: tasks, base, multi_task, hyperlora-M, hyperlora-S, hyperlora-L, oracles, notice, evaluation, assets.
+Stages: tasks, base (with its tokenizer), multi_task, hyperlora-M, hyperlora-S, hyperlora-L, oracles, notice,
+evaluation, assets.
 A killed build goes on where it was: the long stages from their last checkpoint.
 """
 
@@ -21,9 +22,10 @@ from hyperlora.base import load_base
 from hyperlora.generator import HyperLoRA
 from training import evaluate, sft
 from training.lora import LoRAConfig, load_adapters, save_adapters, train_loras
-from training.mini.base import examples, train_base
+from training.mini.base import train_base
 from training.mini.card import write_card
 from training.mini.notice import measure_threshold
+from training.mini.splits import examples
 from training.mini.suite import suite
 from training.options import option, parse, run
 from training.tasks import Task, load_tasks
@@ -126,16 +128,13 @@ def add_notice(options: Options, work: Path) -> None:
     unseen = [
         text for group in ("trained", "combination") for t in tasks_of(work, group) for text in t.eval_descriptions
     ]
-    rng = Random(0)
-    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-    random = ["".join(rng.choices(letters, k=rng.randint(10, 40))) for _ in range(1000)]
-    for head in HEADS:
-        if (folder := work / f"hyperlora-{head}").is_dir():
-            hyperlora = HyperLoRA.from_pretrained(folder)
-            threshold, rates = measure_threshold(hyperlora, unseen, random)
-            hyperlora.config.notice_threshold = threshold
-            hyperlora.save_pretrained(folder)
-            (work / "notice.json").write_text(json.dumps({"threshold": threshold, **rates}, indent=1) + "\n")
+    random = evaluate.random_strings(1000, Random(0))
+    hyperloras = {head: HyperLoRA.from_pretrained(work / f"hyperlora-{head}") for head in HEADS}
+    threshold, rates = measure_threshold(hyperloras[HEADS[0]], unseen, random)  # all were trained on the same sentences
+    for head, hyperlora in hyperloras.items():
+        hyperlora.config.notice_threshold = threshold
+        hyperlora.save_pretrained(work / f"hyperlora-{head}")
+    (work / "notice.json").write_text(json.dumps({"threshold": threshold, **rates}, indent=1) + "\n")
 
 
 def run_evaluation(options: Options, work: Path) -> None:

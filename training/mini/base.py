@@ -4,7 +4,6 @@ Half of its examples have a training description in front of the input, half the
 """
 
 import string
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
@@ -24,6 +23,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from training.loss import mean_loss
+from training.mini.splits import split_of
 from training.mini.suite import TextTask
 from training.sft import BatchTrainer
 from training.tasks import collate, encode_all
@@ -37,23 +37,6 @@ CHAT_TEMPLATE = (
     "{% else %}{{ raise_exception('This model knows the roles user and assistant only.') }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %} {% endif %}"  # the space before an answer is the template's, not the answer's
 )
-
-
-def split_of(text: str) -> str:
-    """Which split an input belongs to, in whatever task: `test` 1 in 8, `oracle` 1 in 8, otherwise `train`."""
-    return {0: "test", 1: "oracle"}.get(zlib.crc32(text.encode()) % 8, "train")
-
-
-def examples(task: TextTask, split: str, count: int, seed: int | str) -> list[dict[str, str]]:
-    """Up to `count` examples of one split with different inputs; fewer where the task has no more inputs."""
-    rng, found = Random(f"{task.name} {split} {seed}"), {}
-    for _ in range(60 * count):
-        text, answer = task.make(rng)
-        if split_of(text) == split:
-            found[text] = answer
-            if len(found) == count:
-                break
-    return [{"input": text, "output": answer} for text, answer in found.items()]
 
 
 def make_tokenizer(folder: Path) -> PreTrainedTokenizerFast:

@@ -58,8 +58,8 @@ Far descriptions: below a cosine of {threshold} to every training description th
 (App. A.4). That flags {flagged_unseen:.1%} of the unseen descriptions of trained tasks and new combinations, and
 {flagged_random:.1%} of random strings.
 
-Made by `python -m training.mini`, which took {minutes:.0f} minutes on 2 cores ({stages}).
-The hypernetworks S and L got fewer steps than M: their rows are no comparison of the heads.
+Made by `python -m training.mini`. The hypernetworks S and L got fewer steps than M: their rows are no comparison of the
+heads.
 """
 
 
@@ -77,7 +77,6 @@ def write_card(path: Path, work: Path) -> None:
     from safetensors import safe_open
 
     results = json.loads((work / "results.json").read_text())
-    stages = json.loads((work / "stages.json").read_text())
     notice = json.loads((work / "notice.json").read_text())
     rows, groups = results["rows"], [task.group for task in suite()]
     trained = mean_by_task(rows, "trained tasks")
@@ -101,8 +100,6 @@ def write_card(path: Path, work: Path) -> None:
         tasks=len(trained),
         combination_rows=table_rows["new combinations"],
         operation_rows=table_rows["new operations"],
-        minutes=sum(stage["minutes"] for stage in stages.values()),
-        stages=", ".join(f"{name} {stage['minutes']:.0f}" for name, stage in stages.items()),
         **notice,
     )
     path.write_text(text, encoding="utf-8")

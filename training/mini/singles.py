@@ -15,11 +15,12 @@ def task(
     name: str,
     make: Callable[[Random], str],
     do: Callable[[str], str],
-    train: list[str],
-    evaluate: list[str],
+    plain: list[str],
+    varied: list[str],
     group: str = "trained",
 ) -> None:
-    SINGLES.append((name, group, apply(make, do), train, evaluate))
+    """Add a task. Its templates are `plain`, then `varied`; `suite.suite` says which of them are trained on."""
+    SINGLES.append((name, group, apply(make, do), plain, varied))
 
 
 def one_of(choices: Callable[[], tuple[str, ...]]) -> Callable[[Random], str]:
@@ -348,7 +349,7 @@ task(
         "Many of them come in, one of them goes out.",
     ],
 )
-for name, do, form, evaluate in (
+for name, do, form, varied in (
     (
         "past_tense",
         w.past,
@@ -394,7 +395,7 @@ for name, do, form, evaluate in (
             f"Given a verb, {OUT} the {form}.",
             f"put the {{verb|word}} {{in|into}} the {form}",
         ],
-        evaluate,
+        varied,
     )
 task(
     "third_person",

@@ -28,7 +28,7 @@ class TextTask:
     eval_descriptions: tuple[str, ...]
 
 
-# Domains: a text is made of units. What training and evaluation call the unit and the whole.
+# Domains: a text is made of units. Templates call the unit and the whole by plain or by more varied words.
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Domain:
     join: Callable[[list[str]], str]
     unit: str
     whole: str
-    eval_unit: str
-    eval_whole: str
+    varied_unit: str
+    varied_whole: str
 
 
 LETTER = Domain("letter", lambda r: w.random_word(r, 4, 8), list, "".join, "{letter|character}",
@@ -63,8 +63,9 @@ POSITIONS = {
     "next_to_last": (-2, "{second to last|next to last|penultimate|last but one}", "{next to last|second to last}"),
 }
 OUT = "{write|output|give|return|print|show|say|write down}"
-EVAL_OUT = "{answer with|reply with|tell me|state|respond with}"
+VARIED_OUT = "{answer with|reply with|tell me|state|respond with}"
 
+# A task's name, what draws an example, and its templates: plain ones, then more varied ones.
 Entry = tuple[str, Callable[[Random], tuple[str, str]], list[str], list[str]]
 
 
@@ -74,9 +75,9 @@ def over_units(d: Domain, do: Callable[[list[str]], list[str]]) -> Callable[[Ran
 
 def picks(d: Domain) -> list[Entry]:
     found = []
-    for name, (i, said, eval_said) in POSITIONS.items():
+    for name, (i, said, varied_said) in POSITIONS.items():
         u, whole = d.unit, d.whole
-        train = [
+        plain = [
             f"{OUT} the {said} {u} of the {whole}",
             f"{{extract|pick|take|find|get|select}} the {said} {u} {{of|from|in}} the {whole}",
             f"{OUT} {{only|just}} the {said} {u}",
@@ -87,22 +88,22 @@ def picks(d: Domain) -> list[Entry]:
             f"keep the {said} {u} {{and drop the rest|and remove all others|only}}",
             f"{OUT} the {u} that {{comes|is|stands}} {said}",
         ]
-        evaluate = [
-            f"{EVAL_OUT} the {eval_said} {d.eval_unit} of the {d.eval_whole}",
-            f"identify the {eval_said} {d.eval_unit} and {{leave out everything else|ignore the others}}",
-            f"You will get a {d.eval_whole}; I only need the {eval_said} {d.eval_unit}.",
-            f"Look at the {d.eval_whole} and name its {eval_said} {d.eval_unit}.",
-            f"Exactly one {d.eval_unit} is wanted: the {eval_said} one in the {d.eval_whole}.",
+        varied = [
+            f"{VARIED_OUT} the {varied_said} {d.varied_unit} of the {d.varied_whole}",
+            f"identify the {varied_said} {d.varied_unit} and {{leave out everything else|ignore the others}}",
+            f"You will get a {d.varied_whole}; I only need the {varied_said} {d.varied_unit}.",
+            f"Look at the {d.varied_whole} and name its {varied_said} {d.varied_unit}.",
+            f"Exactly one {d.varied_unit} is wanted: the {varied_said} one in the {d.varied_whole}.",
         ]
-        found.append((f"{name}_{d.name}", apply(d.make, lambda t, i=i: d.split(t)[i]), train, evaluate))
+        found.append((f"{name}_{d.name}", apply(d.make, lambda t, i=i: d.split(t)[i]), plain, varied))
     return found
 
 
 def drops(d: Domain) -> list[Entry]:
     found = []
     for name in ("first", "second", "last"):
-        i, said, eval_said = POSITIONS[name]
-        train = [
+        i, said, varied_said = POSITIONS[name]
+        plain = [
             f"{{remove|delete|drop|cut|erase}} the {said} {d.unit} {{of|from}} the {d.whole}",
             f"{OUT} the {d.whole} without {{its|the}} {said} {d.unit}",
             f"{{remove|delete|drop}} the {said} {d.unit} {{and keep the rest|and keep all the others|}}",
@@ -111,16 +112,16 @@ def drops(d: Domain) -> list[Entry]:
             f"Given a {d.whole}, {{remove|delete|take away}} its {said} {d.unit}.",
             f"What is left when the {said} {d.unit} of the {d.whole} is {{removed|deleted}}?",
         ]
-        evaluate = [
-            f"strip the {eval_said} {d.eval_unit} off and {EVAL_OUT} what remains",
-            f"{EVAL_OUT} the {d.eval_whole} with the {eval_said} {d.eval_unit} taken out",
-            f"get rid of the {eval_said} {d.eval_unit}",
-            f"repeat the {d.eval_whole}, leaving the {eval_said} {d.eval_unit} behind",
-            f"Everything in the {d.eval_whole} should stay apart from the {eval_said} {d.eval_unit}.",
+        varied = [
+            f"strip the {varied_said} {d.varied_unit} off and {VARIED_OUT} what remains",
+            f"{VARIED_OUT} the {d.varied_whole} with the {varied_said} {d.varied_unit} taken out",
+            f"get rid of the {varied_said} {d.varied_unit}",
+            f"repeat the {d.varied_whole}, leaving the {varied_said} {d.varied_unit} behind",
+            f"Everything in the {d.varied_whole} should stay apart from the {varied_said} {d.varied_unit}.",
         ]
         i = i if i >= 0 else None
         do = (lambda xs: xs[:-1]) if i is None else (lambda xs, i=i: xs[:i] + xs[i + 1 :])
-        found.append((f"drop_{name}_{d.name}", over_units(d, do), train, evaluate))
+        found.append((f"drop_{name}_{d.name}", over_units(d, do), plain, varied))
     return found
 
 
@@ -132,8 +133,8 @@ def slices(d: Domain) -> list[Entry]:
         ("first_three", "first {three|3}", slice(0, 3)),
     ):
         u = d.unit.replace("entry", "item").replace("}", "}s") if "{" in d.unit else d.unit + "s"
-        eu = d.eval_unit.replace("}", "}s") if "{" in d.eval_unit else d.eval_unit + "s"
-        train = [
+        eu = d.varied_unit.replace("}", "}s") if "{" in d.varied_unit else d.varied_unit + "s"
+        plain = [
             f"{OUT} the {said} {u} of the {d.whole}",
             f"{{extract|pick|take|get|select}} the {said} {u} {{of|from}} the {d.whole}",
             f"{OUT} {{only|just}} the {said} {u}",
@@ -141,22 +142,22 @@ def slices(d: Domain) -> list[Entry]:
             f"keep the {said} {u} and {{drop|remove}} the {{rest|others}}",
             f"Given a {d.whole}, {OUT} its {said} {u}.",
         ]
-        plain = name.replace("_", " ")
-        evaluate = [
-            f"{EVAL_OUT} the {plain} {eu} of the {d.eval_whole}",
-            f"shorten the {d.eval_whole} to its {plain} {eu}",
-            f"I only need the {plain} {eu} of the {d.eval_whole}.",
-            f"copy the {plain} {eu} and nothing more",
-            f"From the {d.eval_whole}, all but the {plain} {eu} can go.",
+        amount = name.replace("_", " ")
+        varied = [
+            f"{VARIED_OUT} the {amount} {eu} of the {d.varied_whole}",
+            f"shorten the {d.varied_whole} to its {amount} {eu}",
+            f"I only need the {amount} {eu} of the {d.varied_whole}.",
+            f"copy the {amount} {eu} and nothing more",
+            f"From the {d.varied_whole}, all but the {amount} {eu} can go.",
         ]
-        found.append((f"{name}_{d.name}s", over_units(d, lambda xs, cut=cut: xs[cut]), train, evaluate))
+        found.append((f"{name}_{d.name}s", over_units(d, lambda xs, cut=cut: xs[cut]), plain, varied))
     return found
 
 
 def moves(d: Domain) -> list[Entry]:
     """Reverse, swap the ends, move an end, double an end, count."""
     u, us = d.unit, d.name + "s"
-    eu = d.eval_unit
+    eu = d.varied_unit
     return [
         (f"reverse_{us}", over_units(d, lambda xs: xs[::-1]), [
             f"{{reverse|invert|flip}} the order of the {us} {{in|of}} the {d.whole}",
@@ -167,11 +168,11 @@ def moves(d: Domain) -> list[Entry]:
             f"Given a {d.whole}, {{reverse|turn around}} the order of its {us}.",
             f"put the {us} of the {d.whole} in the opposite order",
         ], [
-            f"turn the {d.eval_whole} around so that the last {d.name} comes first",
-            f"{EVAL_OUT} the {us} starting at the end of the {d.eval_whole} and going back",
+            f"turn the {d.varied_whole} around so that the last {d.name} comes first",
+            f"{VARIED_OUT} the {us} starting at the end of the {d.varied_whole} and going back",
             f"rearrange the {us} back to front",
             f"mirror the sequence of {us}",
-            f"The {us} of the {d.eval_whole} should come out in inverse order.",
+            f"The {us} of the {d.varied_whole} should come out in inverse order.",
         ]),
         (f"swap_ends_{d.name}", over_units(d, lambda xs: [xs[-1], *xs[1:-1], xs[0]]), [
             f"{{swap|exchange|switch}} the first and {{last|final}} {u} of the {d.whole}",
@@ -182,8 +183,8 @@ def moves(d: Domain) -> list[Entry]:
         ], [
             f"let the opening and the closing {eu} change places",
             f"put the last {eu} where the first one is, and the first where the last one is",
-            f"{EVAL_OUT} the {d.eval_whole} after trading its two outer {us}",
-            f"the two {us} at the ends of the {d.eval_whole} must be interchanged",
+            f"{VARIED_OUT} the {d.varied_whole} after trading its two outer {us}",
+            f"the two {us} at the ends of the {d.varied_whole} must be interchanged",
             f"flip the positions of the first and last {us} only",
         ]),
         (f"first_{d.name}_to_end", over_units(d, lambda xs: [*xs[1:], xs[0]]), [
@@ -194,10 +195,10 @@ def moves(d: Domain) -> list[Entry]:
             f"Given a {d.whole}, {{move|put}} its first {u} at the end.",
         ], [
             f"send the opening {eu} to the very end",
-            f"transfer the first {eu} of the {d.eval_whole} to the tail",
+            f"transfer the first {eu} of the {d.varied_whole} to the tail",
             f"relocate the first {eu} so that it becomes the last",
-            f"The first {eu} of the {d.eval_whole} should go after all the others.",
-            f"rotate the {d.eval_whole} so that what was first stands last",
+            f"The first {eu} of the {d.varied_whole} should go after all the others.",
+            f"rotate the {d.varied_whole} so that what was first stands last",
         ]),
         (f"last_{d.name}_to_front", over_units(d, lambda xs: [xs[-1], *xs[:-1]]), [
             f"{{move|put|shift|bring}} the last {u} {{of the {d.whole} |}}to the {{front|start|beginning}}",
@@ -207,10 +208,10 @@ def moves(d: Domain) -> list[Entry]:
             f"Given a {d.whole}, {{move|put}} its last {u} at the front.",
         ], [
             f"send the closing {eu} to the very beginning",
-            f"transfer the last {eu} of the {d.eval_whole} to the head",
+            f"transfer the last {eu} of the {d.varied_whole} to the head",
             f"relocate the final {eu} so that it becomes the first",
-            f"The last {eu} of the {d.eval_whole} should go ahead of all the others.",
-            f"rotate the {d.eval_whole} so that what was last stands first",
+            f"The last {eu} of the {d.varied_whole} should go ahead of all the others.",
+            f"rotate the {d.varied_whole} so that what was last stands first",
         ]),
         (f"repeat_last_{d.name}", over_units(d, lambda xs: [*xs, xs[-1]]), [
             f"{{repeat|double|duplicate}} the {{last|final}} {u} of the {d.whole}",
@@ -220,10 +221,10 @@ def moves(d: Domain) -> list[Entry]:
             f"Given a {d.whole}, {{repeat|duplicate}} its last {u} at the end.",
         ], [
             f"append another copy of the closing {eu}",
-            f"copy the {d.eval_whole} and have its last {eu} appear a second time",
-            f"make the final {eu} of the {d.eval_whole} occur two times in a row",
+            f"copy the {d.varied_whole} and have its last {eu} appear a second time",
+            f"make the final {eu} of the {d.varied_whole} occur two times in a row",
             f"stutter on the last {eu}",
-            f"The {d.eval_whole} should end on a double {d.name}.",
+            f"The {d.varied_whole} should end on a double {d.name}.",
         ]),
         (f"repeat_first_{d.name}", over_units(d, lambda xs: [xs[0], *xs]), [
             f"{{repeat|double|duplicate}} the {{first|initial}} {u} of the {d.whole}",
@@ -233,10 +234,10 @@ def moves(d: Domain) -> list[Entry]:
             f"{{begin|start}} with the first {u} twice and then {{go on with|write}} the rest of the {d.whole}",
         ], [
             f"put another copy of the opening {eu} in front",
-            f"copy the {d.eval_whole} and have its first {eu} appear a second time at the start",
-            f"make the initial {eu} of the {d.eval_whole} occur two times in a row",
+            f"copy the {d.varied_whole} and have its first {eu} appear a second time at the start",
+            f"make the initial {eu} of the {d.varied_whole} occur two times in a row",
             f"stutter on the first {eu}",
-            f"The {d.eval_whole} should begin with a double {d.name}.",
+            f"The {d.varied_whole} should begin with a double {d.name}.",
         ]),
         (f"count_{us}", apply(d.make, lambda t: str(len(d.split(t)))), [
             f"count the {{number of |}}{us} {{in|of}} the {d.whole}",
@@ -246,11 +247,11 @@ def moves(d: Domain) -> list[Entry]:
             f"{{find|compute}} {{how many|how many}} {us} the {d.whole} has",
             f"Given a {d.whole}, count its {us}.",
         ], [
-            f"{EVAL_OUT} the total of {us} the {d.eval_whole} is made of",
+            f"{VARIED_OUT} the total of {us} the {d.varied_whole} is made of",
             f"tally up the {us}",
-            f"work out how many {us} make up the {d.eval_whole}",
+            f"work out how many {us} make up the {d.varied_whole}",
             f"The answer is how many {us} I sent.",
-            f"Of how many {us} does the {d.eval_whole} consist?",
+            f"Of how many {us} does the {d.varied_whole} consist?",
         ]),
     ]  # fmt: skip
 
@@ -271,7 +272,7 @@ def separators(d: Domain) -> list[Entry]:
     for name, (mark, one, many) in SEPARATORS.items():
         if mark == " " and d is WORD:
             continue
-        train = [
+        plain = [
             f"{{put|insert|place|write}} {{a|one}} {one} between the {d.name}s of the {d.whole}",
             f"{{join|connect|link}} the {d.name}s {{of the {d.whole} |}}with {many}",
             f"{{separate|split}} the {d.name}s of the {d.whole} {{with|by}} {many}",
@@ -281,23 +282,21 @@ def separators(d: Domain) -> list[Entry]:
             f"Given a {d.whole}, {{insert|add}} a {one} between its {d.name}s.",
         ]
         if d is WORD:
-            train.append(f"{{replace|replace}} {{the|all}} spaces {{with|to|by}} {many}")
+            plain.append(f"{{replace|replace}} {{the|all}} spaces {{with|to|by}} {many}")
         if mark == " ":
-            train += [
+            plain += [
                 f"{{spell|spell out}} the {d.whole}, {d.name} by {d.name}",
                 f"{OUT} {{each|every}} {d.name} {{of the {d.whole} |}}apart, with spaces in between",
                 f"{{break|split}} the {d.whole} {{up into|into}} {{single|separate|its}} {d.name}s",
             ]
-        evaluate = [
-            f"use {many} to keep the {d.name}s of the {d.eval_whole} apart",
-            f"{EVAL_OUT} the {d.name}s with {many} in the gaps",
+        varied = [
+            f"use {many} to keep the {d.name}s of the {d.varied_whole} apart",
+            f"{VARIED_OUT} the {d.name}s with {many} in the gaps",
             f"a {one} must stand between every two neighbouring {d.name}s",
             f"delimit the {d.name}s by {many}",
-            f"The {d.name}s of the {d.eval_whole} should be strung together with {many}.",
+            f"The {d.name}s of the {d.varied_whole} should be strung together with {many}.",
         ]
-        found.append(
-            (f"{name}_between_{d.name}s", apply(d.make, lambda t, m=mark: m.join(d.split(t))), train, evaluate)
-        )
+        found.append((f"{name}_between_{d.name}s", apply(d.make, lambda t, m=mark: m.join(d.split(t))), plain, varied))
     return found
 
 
@@ -333,8 +332,8 @@ def change_words(where: str | int | None, do: Callable[[str], str]) -> Callable[
 def wraps() -> list[Entry]:
     found = []
     for mark, (left, right, many) in WRAPS.items():
-        for where, (said, eval_said, at) in WRAPPED.items():
-            train = [
+        for where, (said, varied_said, at) in WRAPPED.items():
+            plain = [
                 f"{{put|place|write|enclose}} the {said} in {many}",
                 f"{{surround|wrap|enclose}} the {said} {{with|in}} {many}",
                 f"{{put|add}} {many} around the {said}",
@@ -342,17 +341,17 @@ def wraps() -> list[Entry]:
                 f"{{put|place}} the {said} {{inside|between}} {many}",
                 f"Given a text, {{wrap|surround}} the {said} {{with|in}} {many}.",
             ]
-            evaluate = [
-                f"the {eval_said} must stand within {many}",
-                f"{EVAL_OUT} the text after fencing the {eval_said} with {many}",
-                f"bracket the {eval_said} by {many}",
-                f"have {many} on both sides of the {eval_said}",
-                f"On both sides of the {eval_said} there should be {many}.",
+            varied = [
+                f"the {varied_said} must stand within {many}",
+                f"{VARIED_OUT} the text after fencing the {varied_said} with {many}",
+                f"bracket the {varied_said} by {many}",
+                f"have {many} on both sides of the {varied_said}",
+                f"On both sides of the {varied_said} there should be {many}.",
             ]
-            train = [t.replace("the {each", "{each") for t in train]
-            evaluate = [t.replace("the {every", "{every") for t in evaluate]
+            plain = [t.replace("the {each", "{each") for t in plain]
+            varied = [t.replace("the {every", "{every") for t in varied]
             do = change_words(at, lambda s, a=left, b=right: a + s + b)
-            found.append((f"{mark}_{where}", apply(sentence, do), train, evaluate))
+            found.append((f"{mark}_{where}", apply(sentence, do), plain, varied))
     return found
 
 
@@ -372,26 +371,26 @@ CASED = {
 
 def cases() -> list[Entry]:
     found = []
-    for case, (do, said_case, eval_case, from_upper) in CASES.items():
-        for where, (said, eval_said, at) in CASED.items():
+    for case, (do, said_case, varied_case, from_upper) in CASES.items():
+        for where, (said, varied_said, at) in CASED.items():
             if case in ("stars_for", "reversed") and where == "whole":
                 continue
             if case == "reversed":
-                train = [
+                plain = [
                     f"{{reverse|flip}} the {{letters of the |}}{said}{{| of the text| and keep the others}}",
                     f"{{write|spell}} the {said} {{backwards|in reverse|from back to front}}",
                     f"{OUT} the text with the {said} {{spelled|written}} {{backwards|in reverse}}",
                     f"{{reverse|turn around}} only the {said}, {{letter by letter|leaving the others alone}}",
                 ]
             elif case == "stars_for":
-                train = [
+                plain = [
                     f"{{replace|hide|mask|cover}} the {said} {{with|by}} {said_case}",
                     f"{{hide|mask|censor}} the {said} with {{stars|asterisks}}",
                     f"{OUT} the text with the {said} {{hidden|masked}} by {{stars|asterisks}}",
                     f"{{put|write}} {{stars|asterisks}} in place of the {{letters of the |}}{said}",
                 ]
             else:
-                train = [
+                plain = [
                     f"{{write|put|print|set}} the {said} in {said_case}",
                     f"{{change|turn|convert}} the {said} {{to|into}} {said_case}",
                     f"{{make|turn}} the {said} {said_case}",
@@ -399,15 +398,15 @@ def cases() -> list[Entry]:
                     f"{case}case the {said}",
                     f"Given a text, {{write|put}} the {said} in {said_case}.",
                 ]
-            evaluate = [
-                f"the {eval_said} should {{appear|come out}} in {eval_case}",
-                f"{EVAL_OUT} the text, but have the {eval_said} in {eval_case}",
-                f"switch the {eval_said} over to {eval_case}",
-                f"render the {eval_said} in {eval_case} and leave anything else",
-                f"For the {eval_said}, use {eval_case}.",
+            varied = [
+                f"the {varied_said} should {{appear|come out}} in {varied_case}",
+                f"{VARIED_OUT} the text, but have the {varied_said} in {varied_case}",
+                f"switch the {varied_said} over to {varied_case}",
+                f"render the {varied_said} in {varied_case} and leave anything else",
+                f"For the {varied_said}, use {varied_case}.",
             ]
             make = (lambda r: sentence(r).upper()) if from_upper else sentence
-            found.append((f"{case}_{where}", apply(make, change_words(at, do)), train, evaluate))
+            found.append((f"{case}_{where}", apply(make, change_words(at, do)), plain, varied))
     return found
 
 
@@ -426,7 +425,7 @@ def arithmetic() -> list[Entry]:
             f"{OUT} the {{result of adding|sum of the number and}} {said}",
             f"Given a number, add {said} to it.",
         ], [
-            f"{EVAL_OUT} the number that is {name} larger",
+            f"{VARIED_OUT} the number that is {name} larger",
             f"go up by {name} from the number you get",
             f"count {name} further than the number",
             f"Take any number and make it {name} bigger.",
@@ -442,7 +441,7 @@ def arithmetic() -> list[Entry]:
                 f"take {said} away from the number",
                 f"Given a number, subtract {said} from it.",
             ], [
-                f"{EVAL_OUT} the number that is {name} smaller",
+                f"{VARIED_OUT} the number that is {name} smaller",
                 f"go down by {name} from the number you get",
                 f"count back {name} from the number",
                 f"Take any number and make it {name} less.",
@@ -478,15 +477,15 @@ def suite() -> list[TextTask]:
             entries += separators(d)
     entries += wraps() + cases() + arithmetic()
     groups = {name: "combination" if name in COMBINATIONS else "trained" for name, *_ in entries}
-    for name, group, make, train, evaluate in SINGLES:
-        entries.append((name, make, train, evaluate))
+    for name, group, make, plain, varied in SINGLES:
+        entries.append((name, make, plain, varied))
         groups[name] = group
     tasks = []
-    for name, make, train, evaluate in entries:
+    for name, make, plain, varied in entries:
         if name in UNUSED:
             continue
         rng = Random(name)
-        templates = train + evaluate
+        templates = plain + varied
         held = templates[1:] if groups[name] == "operation" else templates[2::3]
         kept = [t for t in templates if t not in held]
         seen = wordings(kept, TRAIN_FRAMES, TRAIN_WORDINGS, rng)
