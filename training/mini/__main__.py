@@ -41,6 +41,7 @@ ORACLES = (
 )  # fmt: skip
 HEADS = ("M", "S", "L")
 SHIPPED = ("M", "S")  # with L the folder would be over 20 MB
+SHIPPED_DESCRIPTIONS = 2500  # what the notice needs; with all of them a checkpoint would be over 10 MB
 
 
 @dataclass
@@ -52,9 +53,9 @@ class Options:
     instruction_induction: str | None = option(
         None, "folder of the benchmark's tasks, to be evaluated on (never trained)"
     )
-    base_steps: int = option(4400, "optimizer steps of the base model")
-    hyperlora_steps: int = option(6000, "optimizer steps of the hypernetwork with head M")
-    other_head_steps: int = option(800, "optimizer steps of the hypernetworks with heads S and L")
+    base_steps: int = option(12000, "optimizer steps of the base model")
+    hyperlora_steps: int = option(9000, "optimizer steps of the hypernetwork with head M")
+    other_head_steps: int = option(1500, "optimizer steps of the hypernetworks with heads S and L")
     lora_steps: int = option(200, "optimizer steps of the multi-task LoRA and of the tasks' own")
     examples: int = option(400, "training examples a task for the adapters")
     until: str = option("assets", "the last stage to run")
@@ -110,17 +111,25 @@ def train_hyperlora(head: str, options: Options, work: Path) -> None:
         gradient_accumulation_steps=1,
         max_steps=steps,
         learning_rate=1e-3,
-        embedding_noise=0.3,
+        embedding_noise=0.6,
         lora_dropout=0.0,
         neftune_alpha=0.0,
-        save_every=250,
-        eval_every=500,
+        save_every=500,
+        eval_every=1000,
         eval_batches=16,
     )
     offset = load_adapters(work / "loras")["multi_task"]
     hyperlora = sft.build(adapted, tokenizer, tasks, config, offset)
     hyperlora.config.base_model = "assets/mini/base"  # where a checkout has it: what exported adapters name
     sft.train(hyperlora, adapted, tokenizer, tasks, config, work / f"hyperlora-{head}", resume=True)
+
+
+def with_fewer_descriptions(hyperlora: HyperLoRA) -> HyperLoRA:
+    """The same with a random part of its training descriptions, as shipped."""
+    count = len(hyperlora.descriptions)
+    kept = sorted(Random(0).sample(range(count), min(count, SHIPPED_DESCRIPTIONS)))
+    hyperlora.set_descriptions([hyperlora.descriptions[i] for i in kept], hyperlora.embeddings[kept])
+    return hyperlora
 
 
 def add_notice(options: Options, work: Path) -> None:
@@ -130,7 +139,8 @@ def add_notice(options: Options, work: Path) -> None:
     ]
     random = evaluate.random_strings(1000, Random(0))
     hyperloras = {head: HyperLoRA.from_pretrained(work / f"hyperlora-{head}") for head in HEADS}
-    threshold, rates = measure_threshold(hyperloras[HEADS[0]], unseen, random)  # all were trained on the same sentences
+    shipped = with_fewer_descriptions(HyperLoRA.from_pretrained(work / f"hyperlora-{HEADS[0]}"))
+    threshold, rates = measure_threshold(shipped, unseen, random)  # all heads were trained on the same sentences
     for head, hyperlora in hyperloras.items():
         hyperlora.config.notice_threshold = threshold
         hyperlora.save_pretrained(work / f"hyperlora-{head}")
@@ -164,9 +174,8 @@ def assemble(options: Options, work: Path) -> None:
         if file.is_file():
             shutil.copyfile(file, assets / "base" / file.name)
     for head in SHIPPED:
-        HyperLoRA.from_pretrained(work / f"hyperlora-{head}").save_pretrained(
-            assets / f"hyperlora-{head}", dtype=torch.bfloat16
-        )
+        hyperlora = with_fewer_descriptions(HyperLoRA.from_pretrained(work / f"hyperlora-{head}"))
+        hyperlora.save_pretrained(assets / f"hyperlora-{head}", dtype=torch.bfloat16)
     shutil.copyfile(work / "results.json", assets / "results.json")
     write_card(assets / "README.md", work)
 

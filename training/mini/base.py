@@ -3,8 +3,10 @@
 Half of its examples have a training description in front of the input, half the input alone.
 """
 
+import shutil
 import string
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from random import Random
 
@@ -22,7 +24,7 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from training.loss import mean_loss
+from training.loss import mean_loss, training_mode
 from training.mini.splits import split_of
 from training.mini.suite import TextTask
 from training.sft import BatchTrainer
@@ -96,9 +98,10 @@ class FreshBatches(IterableDataset):
     def __init__(self, tasks: Sequence[TextTask], tokenizer, batch_size: int, start: int = 0, window: int = 32):
         self.tasks, self.tokenizer, self.batch_size = tasks, tokenizer, batch_size
         self.start, self.window = start, window
+        self.cum_weights = list(accumulate(task.weight for task in tasks))
 
     def _draw(self, rng: Random) -> tuple[dict[str, str], str | None]:
-        task = rng.choice(self.tasks)
+        task = rng.choices(self.tasks, cum_weights=self.cum_weights)[0]
         while split_of((pair := task.make(rng))[0]) != "train":
             pass
         shown = rng.choice(task.descriptions) if rng.random() < 0.5 else None
@@ -166,6 +169,7 @@ def train_base(tasks: Sequence[TextTask], folder: Path, steps: int, batch_size: 
             output_dir=str(checkpoints),
             max_steps=steps,
             max_grad_norm=1.0,
+            bf16=True,
             use_cpu=not torch.cuda.is_available(),
             save_steps=500,
             save_total_limit=2,
@@ -181,5 +185,8 @@ def train_base(tasks: Sequence[TextTask], folder: Path, steps: int, batch_size: 
             get_wsd_schedule(optimizer, num_warmup_steps=100, num_decay_steps=steps * 2 // 5, num_training_steps=steps),
         ),
     )
-    trainer.train(resume_from_checkpoint=last)
+    if shutil.which("g++"):  # compiled, a step takes half the time; the lengths of batches differ
+        model.compile(dynamic=True)
+    with training_mode(model):
+        trainer.train(resume_from_checkpoint=last)
     model.to(torch.bfloat16).save_pretrained(folder)

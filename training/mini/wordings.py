@@ -14,6 +14,7 @@ NO_VERBS = frozenset(
         "all",
         "an",
         "any",
+        "between",
         "both",
         "by",
         "does",
@@ -24,6 +25,7 @@ NO_VERBS = frozenset(
         "how",
         "is",
         "it",
+        "no",
         "one",
         "the",
         "what",
@@ -36,10 +38,15 @@ NO_VERBS = frozenset(
         "initials",
     ]
 )
+AN = re.compile(r"\b([Aa]) (?=(?:input|item|element|entry|underscore|underline|enumeration|asterisk)\b)")
 ALTERNATIVES = re.compile(r"\{([^{}]*)\}")
 TRAIN_FRAMES = (
-    "{P}.", "{P}.", "{P}.", "Please {p}.", "Your task is to {p}.", "For each input, {p}.", "You have to {p}.",
-    "Read the text and {p}.", "I want you to {p}.", "{P}:", "Can you {p}?", "The job is to {p}.",
+    "{P}.", "{P}.", "{P}.", "{P}.", "{P}.", "{P}.", "{P}", "{P}:", "{P}!", "{p}", "Please {p}.", "{P}, please.",
+    "Your task is to {p}.", "For each input, {p}.", "You have to {p}.", "Read the text and {p}.", "I want you to {p}.",
+    "Can you {p}?", "The job is to {p}.", "You should {p}.", "Given the input, {p}.", "Task: {p}.", "Now {p}.",
+    "Take what I send you and {p}.", "In this task you {p}.", "{P} and output nothing else.", "I need you to {p}.",
+    "Would you {p}?", "When you get an input, {p}.", "Here is what to do: {p}.", "The instruction is to {p}.",
+    "As your answer, {p}.", "Let us {p}.", "Simply {p}.", "Always {p}.", "The goal is this: {p}.", "Look at the input and {p}.",
 )  # fmt: skip
 EVAL_FRAMES = (
     "{P}", "{P}.", "Your goal here is to {p}.", "I would like you to {p}.", "Could you please {p}?",
@@ -51,7 +58,7 @@ def expand(template: str, rng: Random) -> str:
     """One wording of a template: every {a|b|c}, inner ones first, becomes one of its alternatives."""
     while match := ALTERNATIVES.search(template):
         template = template[: match.start()] + rng.choice(match.group(1).split("|")) + template[match.end() :]
-    return " ".join(template.split())
+    return AN.sub(r"\1n ", " ".join(template.split()))
 
 
 def wordings(templates: list[str], frames: tuple[str, ...], count: int, rng: Random) -> list[str]:
