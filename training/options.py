@@ -58,4 +58,5 @@ def run(main) -> None:
     try:
         main()
     except UserError as error:
-        sys.exit(str(error))
+        print(error, file=sys.stderr)
+        sys.exit(2)
