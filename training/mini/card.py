@@ -6,7 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from training.evaluate import UNSEEN, markdown_table
-from training.mini.suite import suite
+from training.mini.suite import EVAL_WORDINGS, TRAIN_WORDINGS, suite
 
 CARD = """---
 license: apache-2.0
@@ -24,8 +24,9 @@ on text (letters, words, lists, numbers, a little grammar), not the world, and i
 
 ## What it was trained on
 
-{trained} tasks made by rules (`training/mini/suite.py`), each with up to 20 training descriptions and up to 5
-others that no stage of the training sees: every third template of a task is held out, with all its wordings.
+{trained} tasks made by rules (`training/mini/suite.py`), each with up to {seen} training descriptions and up to {unseen}
+others that no stage of the training sees: every third template of a task is held out, with all its wordings. Most
+tasks are cells of a grid: an operation, a place, a kind of text (`training/mini/grid.py`).
 {combinations} new combinations of trained parts and {operations} operations that no trained task has are held out
 of every stage. Inputs are English words (three in four) and random letters; one input in eight, in whatever task,
 is kept for tests and one for the tasks' own LoRAs. Task inputs: all-MiniLM-L6-v2, L2-normalised, times √384.
@@ -92,6 +93,8 @@ def write_card(path: Path, work: Path) -> None:
         trained=groups.count("trained"),
         combinations=groups.count("combination"),
         operations=groups.count("operation"),
+        seen=TRAIN_WORDINGS,
+        unseen=EVAL_WORDINGS,
         examples=results["settings"]["examples"],
         descriptions=results["settings"]["descriptions"],
         oracles=len(oracles),

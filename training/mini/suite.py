@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from random import Random
 
 from .grid import grid
-from .singles import SINGLES
+from .singles import MORE, SINGLES
 from .wordings import EVAL_FRAMES, TRAIN_FRAMES, wordings
 
 TRAIN_WORDINGS, EVAL_WORDINGS = 64, 5
@@ -41,9 +41,10 @@ COMBINATIONS = frozenset(
     first_three_words last_two_items last_three_letters first_two_digits
     swap_ends_item first_word_to_end last_digit_to_front
     slash_between_words underscore_between_items plus_between_letters hyphen_between_digits
-    parentheses_second_letter brackets_last_word quotes_first_item stars_each_word angles_second_item braces_first_word brackets_last_letter
+    parentheses_second_letter brackets_last_word quotes_first_item stars_each_word angles_second_item
+    braces_first_word brackets_last_letter
     upper_last_word lower_first_word reversed_second_word upper_third_item lower_second_letter
-    """.split()
+    """.split()  # noqa: SIM905
 )
 
 HARD = {"sum": 8.0, "diff": 8.0, "digit_sum": 4.0, "double": 4.0, "half": 4.0}
@@ -62,7 +63,7 @@ def suite() -> list[TextTask]:
         rng = Random(name)
         templates = plain + varied
         held = templates[1:] if groups[name] == "operation" else templates[2::3]
-        kept = [t for t in templates if t not in held]
+        kept = [t for t in templates if t not in held] + MORE.get(name, [])
         seen = wordings(kept, TRAIN_FRAMES, TRAIN_WORDINGS, rng)
         unseen = [d for d in wordings(held, EVAL_FRAMES, EVAL_WORDINGS + len(seen), rng) if d not in seen][
             :EVAL_WORDINGS

@@ -46,7 +46,8 @@ TRAIN_FRAMES = (
     "Can you {p}?", "The job is to {p}.", "You should {p}.", "Given the input, {p}.", "Task: {p}.", "Now {p}.",
     "Take what I send you and {p}.", "In this task you {p}.", "{P} and output nothing else.", "I need you to {p}.",
     "Would you {p}?", "When you get an input, {p}.", "Here is what to do: {p}.", "The instruction is to {p}.",
-    "As your answer, {p}.", "Let us {p}.", "Simply {p}.", "Always {p}.", "The goal is this: {p}.", "Look at the input and {p}.",
+    "As your answer, {p}.", "Let us {p}.", "Simply {p}.", "Always {p}.", "The goal is this: {p}.",
+    "Look at the input and {p}.",
 )  # fmt: skip
 EVAL_FRAMES = (
     "{P}", "{P}.", "Your goal here is to {p}.", "I would like you to {p}.", "Could you please {p}?",
