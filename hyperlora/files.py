@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from safetensors import SafetensorError, safe_open
 
@@ -50,13 +50,14 @@ def open_safetensors(path: Path) -> Iterator[safe_open]:
         raise UserError(f"{path} is damaged: it is not a whole safetensors file.") from error
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write beside `path`, then rename: a reader sees the old file or the whole new one."""
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A file beside `path`, renamed at the end: a reader sees the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
@@ -64,6 +65,12 @@ def write_atomic(path: Path, data: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write beside `path`, then rename: a reader sees the old file or the whole new one."""
+    with atomic_file(path) as file:
+        file.write(data)
 
 
 def safetensors_bytes(tensors: Mapping[str, "Tensor"]) -> bytes:
