@@ -1,27 +1,56 @@
-"""Tasks: their files, their prompts, and the batches that every stage of training reads.
+"""Tasks: where they come from, their prompts, and the batches that every stage of training reads.
 
-A task is one JSON file: {"name", "descriptions": [..], "train": [{"input", "output"}, ..], "test": [..]} and, if
-wanted, "eval_descriptions": [..] (never trained on) and "group": a name for reports.
+python -m training.tasks --source SOURCE --output DIR [--select train] [--first N] [--strict]
+
+writes the tasks of any source as task files, the one form that the other stages take. A task file is one of
+
+NAME.json   {"name", "descriptions": [..], "train": [{"input", "output"}, ..], "test": [..]} and, if wanted,
+            "eval_descriptions": [..] (never trained on) and "group": a name for reports.
+NAME.jsonl  the first line the same object without "train" and "test", each further line one example, of the split
+            "train" unless it says {"input", "output", "split": "test"}.
+
+"name" is the file's where it is absent. An example may hold "outputs": [..], all answers that evaluation accepts; the
+first is "output", which training teaches. A task file of natural-instructions is taken as well (training/sni.py).
 """
 
 import json
+import random
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from hyperlora.errors import UserError
+from hyperlora.files import write_atomic
+from training import hub, sni
+from training.options import option, parse, run
 
 IGNORE = -100  # the label of tokens that carry no loss
 MAX_FILE_BYTES = 256 * 2**20
+HUB = "hub:"
+NAMED = 20  # broken files that are named one by one
 
-Example = dict[str, str]  # {"input": ..., "output": ...}
 Encoded = dict[str, list[int]]  # {"input_ids": [t], "labels": [t]}
+
+
+class Example(TypedDict):
+    """A question and its answer; `outputs`, where there are several, are all that are right, `output` the first."""
+
+    input: str
+    output: str
+    outputs: NotRequired[list[str]]
+
+
+def accepted(example: Example) -> list[str]:
+    """All answers to an example that evaluation takes for right."""
+    return example.get("outputs") or [example["output"]]
 
 
 @dataclass
@@ -38,72 +67,156 @@ class Task:
     def save(self, folder: str | Path) -> Path:
         """Write the task as FOLDER/NAME.json, in the form that `load_task` reads."""
         path = Path(folder) / f"{self.name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        write_atomic(path, (json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n").encode())
         return path
 
 
-def load_task(path: str | Path) -> Task:
-    """Read one task's file. Raises UserError, naming the file, when it is not a task."""
+def load_task(path: str | Path, limit: int | None = None, definition: bool = True) -> Task:
+    """Read one task's file. Raises UserError, naming the file, when it is not a task.
+
+    limit, definition: as in `load_tasks`.
+    """
     path = Path(path)
+    data = _read(path)
+    if not isinstance(data, dict):
+        raise UserError(f'{path} must hold one JSON object with "name", "descriptions", "train" and "test".')
+    if "Instances" in data:
+        data = sni.as_task(data, path.stem, str(path), definition)
+        limit = sni.LIMIT if limit is None else limit
+    return _task(data, path.stem, str(path), limit)
+
+
+def load_hub_task(name: str, limit: int | None = None, definition: bool = True) -> Task:
+    """Read one task of the Hub (`hub.as_task`). Raises UserError; limit, definition: as in `load_tasks`."""
+    data = hub.as_task(name, definition)
+    return _task(data, data["name"], HUB + name, sni.LIMIT if limit is None else limit)
+
+
+def _read(path: Path) -> Any:
+    """A task file's content; the lines of a JSONL file as the object that the JSON file would hold."""
+    where, lines = str(path), []
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise UserError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB: split the task into smaller files.")
-        data = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if path.suffix != ".jsonl":
+            return json.loads(text)
+        for number, line in enumerate(text.split("\n"), 1):  # splitlines would also cut at separators within a text
+            where = f"{path}, line {number},"
+            lines += [json.loads(line)] if line.strip() else []
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is not a readable JSON file ({error}): mend it or take it away.") from None
-    if not isinstance(data, dict):
-        raise UserError(f'{path} must hold one JSON object with "name", "descriptions", "train" and "test".')
+        raise UserError(f"{where} is not readable as JSON ({error}): mend it or take it away.") from None
+    head, examples = lines[:1], lines[1:]
+    if not head or not isinstance(head[0], dict) or "input" in head[0]:
+        raise UserError(f'{path} must begin with a line that holds "descriptions"; examples follow, one a line.')
+    splits = {"train": [], "test": []}
+    for example in examples:
+        split = example.get("split", "train") if isinstance(example, dict) else None
+        if split not in ("train", "test"):
+            raise UserError(f'{path}: a line after the first is one example, its "split" train, test or absent.')
+        splits[split].append(example)
+    return head[0] | splits
+
+
+def _task(data: dict[str, Any], name: str, where: str, limit: int | None) -> Task:
+    """The content of a task file -> the task, all of it checked; `where` begins each message of a UserError."""
 
     def texts(key: str) -> list[str]:
         values = data.get(key, [])
         if not isinstance(values, list) or not all(isinstance(v, str) and v.strip() for v in values):
-            raise UserError(f'{path}: "{key}" must be a list of texts that are not blank.')
+            raise UserError(f'{where}: "{key}" must be a list of texts that are not blank.')
         return values
 
     def examples(key: str) -> list[Example]:
         rows = data.get(key, [])
-        good = isinstance(rows, list) and all(
-            isinstance(r, dict) and isinstance(r.get("input"), str) and isinstance(r.get("output"), str) for r in rows
-        )
-        if not good:
-            raise UserError(f'{path}: "{key}" must be a list of {{"input": text, "output": text}}.')
-        return [{"input": r["input"], "output": r["output"]} for r in rows]
+        if not isinstance(rows, list) or not all(isinstance(row, dict) and _is_example(row) for row in rows):
+            raise UserError(f'{where}: "{key}" must be a list of {{"input": text, "output": text}}.')
+        if limit is not None and len(rows) > limit:
+            rows = random.Random(name).sample(rows, limit)  # the first ones are often of one kind
+        return [_example(row) for row in rows]
 
-    name, group = data.get("name", path.stem), data.get("group")
+    name, group = data.get("name", name), data.get("group")
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]{0,199}", name) or not isinstance(group, str | None):
-        raise UserError(f'{path}: "name" must be of letters, digits, "_", "-" and ".", and "group" a text or absent.')
+        raise UserError(f'{where}: "name" must be of letters, digits, "_", "-" and ".", and "group" a text or absent.')
     task = Task(name, texts("descriptions"), texts("eval_descriptions"), examples("train"), examples("test"), group)
-    if not task.descriptions:
-        raise UserError(f'{path} has no "descriptions": a task needs at least one.')
     if not task.train and not task.test:
-        raise UserError(f'{path} has no examples: give it "train", "test" or both.')
+        raise UserError(f'{where} has no examples: give it "train", "test" or both.')
+    if not task.descriptions:
+        raise UserError(f'{where} has no "descriptions": a task needs at least one.')
     return task
 
 
-def load_tasks(folder: str | Path, strict: bool = True) -> list[Task]:
-    """All tasks of a folder of JSON files, by file name.
+def _is_example(row: dict[str, Any]) -> bool:
+    outputs = row.get("outputs", [])
+    texts = [row.get("input"), row.get("output"), *outputs] if isinstance(outputs, list) else [None]
+    return all(isinstance(text, str) for text in texts)
 
-    A broken file raises UserError; with `strict=False` it is skipped, and the number skipped goes to stderr.
+
+def _example(row: dict[str, Any]) -> Example:
+    outputs = list(dict.fromkeys([row["output"], *row.get("outputs", [])]))
+    more = {"outputs": outputs} if len(outputs) > 1 else {}
+    return Example(input=row["input"], output=row["output"], **more)
+
+
+def load_tasks(
+    source: str | Path,
+    strict: bool = True,
+    limit: int | None = None,
+    definition: bool = True,
+    names: Sequence[str] | None = None,
+) -> list[Task]:
+    """All tasks of a source, by file name.
+
+    source: a folder of task files (*.json, *.jsonl), a clone of natural-instructions, or on the Hub (training/hub.py)
+    `hub:Lots-of-LoRAs/task...`, `hub:` and a benchmark's name, `hub:benchmarks`, `hub:` and a list of selection.json.
+    limit: at most so many training and so many test examples a task, drawn by its name; None: 500 of
+    natural-instructions and the Hub, all of other files. definition: whether a prompt of natural-instructions holds the
+    task's Definition before the input. names: only these files, or data sets (without their owner), in this order.
+
+    A broken file, or a name that is not there, raises UserError; with `strict=False` it is skipped, and stderr says
+    which and how many. Tasks that are not in English are left out and counted.
     """
-    paths = sorted(Path(folder).glob("*.json"))
-    if not paths:
-        raise UserError(f"{folder} holds no task files (*.json).")
-    tasks, problems = [], []
-    for path in paths:
+    if str(source).startswith(HUB):
+        found = hub.names(str(source).removeprefix(HUB))
+        items = [(name.rpartition("/")[2], partial(load_hub_task, name)) for name in found]
+    else:
+        items = [(path.stem, partial(load_task, path)) for path in _task_files(Path(source))]
+    problems, total = [], len(items)
+    if names is not None:
+        order = {name: i for i, name in enumerate(names)}
+        items = sorted((item for item in items if item[0] in order), key=lambda item: order[item[0]])
+        problems = [f"{source} has no task {n!r}." for n in sorted(order.keys() - {name for name, _ in items})]
+        total = len(order)
+    if problems and strict:
+        raise UserError(problems[0])
+    tasks, foreign = [], 0
+    for _, load in items:
         try:
-            tasks.append(load_task(path))
+            tasks.append(load(limit=limit, definition=definition))
+        except sni.NotEnglish:
+            foreign += 1
         except UserError as error:
-            if strict:
+            if strict or isinstance(error.__cause__, ConnectionError):  # the next one would not be reached either
                 raise
             problems.append(str(error))
     if problems:
-        print(f"Skipped {len(problems)} of {len(paths)} task files; the first: {problems[0]}", file=sys.stderr)
+        lines = [*problems[:NAMED], "..."] if len(problems) > NAMED else problems
+        print("\n  ".join([f"Skipped {len(problems)} of {total} tasks:", *lines]), file=sys.stderr)
+    if foreign:
+        print(f"Left out {foreign} tasks that are not in English.", file=sys.stderr)
     if len({task.name for task in tasks}) < len(tasks):
-        raise UserError(f"{folder} holds two tasks of the same name: rename one.")
+        raise UserError(f"{source} holds two tasks of the same name: rename one.")
     if not tasks:
-        raise UserError(f"{folder} holds no readable task.")
+        raise UserError(f"{source} holds no readable task.")
     return tasks
+
+
+def _task_files(folder: Path) -> list[Path]:
+    """The task files of a folder, or of the folder `tasks` in it, as in a clone of natural-instructions; by name."""
+    for place in (folder / "tasks", folder):
+        if paths := sorted(path for path in place.glob("*.json*") if path.suffix in (".json", ".jsonl")):
+            return paths
+    raise UserError(f"{folder} holds no task files (*.json, *.jsonl).")
 
 
 def prompt_text(input: str, description: str | None = None) -> str:
@@ -172,11 +285,14 @@ def collate(rows: Sequence[Encoded], pad_token_id: int) -> dict[str, Tensor]:
 
 
 class Batches(IterableDataset):
-    """Endless batches of like length, the same for the same seed, from any step on.
+    """Endless batches of like length, the same for the same seed, from any batch on.
 
     sources: one list of encoded examples a task; tasks are drawn evenly, whatever their size.
     choices: for each source the ids that a draw takes one of (descriptions, or an adapter): `index` of a batch.
-    Within a window of batches the draws are sorted by length; then the batches are shuffled, in an order that depends
+    batch_size, passes, processes: an optimizer step is `passes` batches of `batch_size` rows in each of `processes`
+    processes; what is drawn for it depends on their product alone, so that a step is the same however it is cut.
+    process: whose batches these are. start: the number of this process's first batch.
+    Within a window of steps the draws are sorted by length; then the steps are shuffled, in an order that depends
     on (seed, window) only through the window, so that the streams of several seeds stay alike in length.
     Yields {"input_ids" [b, t], "labels" [b, t], "index" [b]}, all int64.
     """
@@ -190,17 +306,23 @@ class Batches(IterableDataset):
         seed: int = 0,
         start: int = 0,
         window: int = 64,
+        passes: int = 1,
+        process: int = 0,
+        processes: int = 1,
     ):
         if not sources or not all(sources) or not all(len(c) for c in choices):
             raise UserError("There is a task without training examples or without descriptions.")
         self.sources, self.choices = sources, choices
         self.batch_size, self.pad_token_id = batch_size, pad_token_id
         self.seed, self.start, self.window = seed, start, window
+        self.passes, self.process, self.processes = passes, process, processes
 
     def _window(self, number: int) -> list[list[tuple[int, int, int]]]:
-        """The batches of one window: (source, example, choice) of each row."""
+        """This process's batches of one window: (source, example, choice) of each row."""
         random = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-        count, n = self.window * self.batch_size, len(self.sources)
+        size, n = self.batch_size, len(self.sources)
+        parts = self.passes * self.processes  # batches of a step
+        count = self.window * size * parts
         rounds = [torch.randperm(n, generator=random) for _ in range(-(-count // n))]
         # floats in float64: one draw serves lists of any length
         picks = torch.rand(count, 2, generator=random, dtype=torch.float64).tolist()
@@ -210,13 +332,45 @@ class Batches(IterableDataset):
             draws.append((source, int(p * len(self.sources[source])), options[int(q * len(options))]))
         draws.sort(key=lambda d: len(self.sources[d[0]][d[1]]["input_ids"]))
         order = torch.randperm(self.window, generator=torch.Generator().manual_seed(number)).tolist()
-        return [draws[i * self.batch_size : (i + 1) * self.batch_size] for i in order]
+        # the processes' batches of one pass lie side by side, so that none waits for another's longer rows
+        firsts = [i * parts + j for i in order for j in range(self.process, parts, self.processes)]
+        return [draws[first * size : (first + 1) * size] for first in firsts]
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        number, skip = divmod(self.start, self.window)
+        number, skip = divmod(self.start, self.window * self.passes)
         while True:
             for draws in self._window(number)[skip:]:
                 batch = collate([self.sources[s][e] for s, e, _ in draws], self.pad_token_id)
                 batch["index"] = torch.tensor([choice for _, _, choice in draws])
                 yield batch
             number, skip = number + 1, 0
+
+
+@dataclass(kw_only=True)
+class Options:
+    """What `python -m training.tasks` takes."""
+
+    source: str = option(help="folder of task files, clone of natural-instructions, or hub:NAME")
+    output: str = option(help="folder for the task files, one a task; others in it stay")
+    select: str | None = option(None, "train, held_out or removed of selection.json, or a file with a name a line")
+    first: int = option(0, "only the first so many of the selected names, where above 0")
+    limit: int = option(sni.LIMIT, "at most so many training and so many test examples a task; 0: all")
+    definition: bool = option(True, "natural-instructions: the Definition before the input, or the input alone")
+    strict: bool = option(False, "stop at a broken or missing task instead of skipping it")
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse(Options, argv, __doc__)
+    if options.limit < 0 or options.first < 0 or (options.first and not options.select):
+        raise UserError("--limit and --first take 0 or more, and --first goes with --select.")
+    names = sni.selection(options.select)[: options.first or None] if options.select else None
+    limit = options.limit or sys.maxsize
+    tasks = load_tasks(options.source, options.strict, limit, options.definition, names)
+    for task in tasks:
+        task.save(options.output)
+    train, test = (sum(len(getattr(task, split)) for task in tasks) for split in ("train", "test"))
+    print(f"{len(tasks)} tasks with {train} training and {test} test examples are in {options.output}.")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -6,7 +6,18 @@ import torch
 
 from hyperlora.errors import UserError
 from training.loss import answer_loss, mean_loss
-from training.tasks import IGNORE, Batches, Task, collate, encode, encode_prompts, encode_task, load_task, load_tasks
+from training.tasks import (
+    IGNORE,
+    Batches,
+    Task,
+    collate,
+    encode,
+    encode_prompts,
+    encode_task,
+    load_task,
+    load_tasks,
+    main,
+)
 
 
 def test_a_task_is_read_as_it_was_written(tasks, tmp_path):
@@ -46,6 +57,79 @@ def test_a_broken_file_is_named_in_one_sentence_or_skipped(content, tasks, tmp_p
     assert "\n" not in str(error.value)
     assert load_tasks(tmp_path, strict=False) == tasks[:1]
     assert "Skipped 1 of 2" in capsys.readouterr().err
+
+
+def test_a_task_of_lines(tmp_path):
+    lines = [
+        {"descriptions": ["Add."], "group": "sums"},
+        {"input": "1 2", "output": "3"},
+        {"input": "2 2", "output": "4", "outputs": ["4", "four"], "split": "test"},
+        {"input": "a\u2028b", "output": "?", "split": "train"},
+    ]
+    text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    (tmp_path / "sum.jsonl").write_text(text + "\n", encoding="utf-8")
+    train = [{"input": "1 2", "output": "3"}, {"input": "a\u2028b", "output": "?"}]
+    test = [{"input": "2 2", "output": "4", "outputs": ["4", "four"]}]
+    assert load_tasks(tmp_path) == [Task("sum", ["Add."], train=train, test=test, group="sums")]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "begin with"),
+        ('{"input": "a", "output": "b"}', "begin with"),
+        ('{"descriptions": ["Do."]}\n{"input": "a", "output": "b"}\n{"input"', "line 3"),
+        ('{"descriptions": ["Do."]}\n[]', "one example"),
+        ('{"descriptions": ["Do."]}\n{"input": "a", "output": "b", "split": "dev"}', "one example"),
+        ('{"descriptions": ["Do."]}\n{"input": "a"}', '"train" must'),
+        ('{"descriptions": ["Do."]}\n{"input": "a", "output": "b", "outputs": "b"}', '"train" must'),
+        ('{"descriptions": ["Do."]}', "no examples"),
+        ('{"group": "x"}\n{"input": "a", "output": "b"}', 'no "descriptions"'),
+    ],
+)
+def test_broken_lines_are_named(content, message, tmp_path):
+    (tmp_path / "odd.jsonl").write_text(content)
+    with pytest.raises(UserError, match=rf"odd\.jsonl.*{message}"):
+        load_tasks(tmp_path)
+
+
+def test_the_answers_of_an_example_are_kept_in_a_file(tmp_path):
+    task = Task("t", ["Do."], train=[{"input": "a", "output": "b", "outputs": ["b", "c"]}])
+    assert load_task(task.save(tmp_path)) == task
+
+
+def test_names_choose_and_order_the_tasks(tasks, tmp_path, capsys):
+    for task in tasks:
+        task.save(tmp_path)
+    assert [task.name for task in load_tasks(tmp_path, names=["second", "both"])] == ["second", "both"]
+    with pytest.raises(UserError, match="has no task 'third'"):
+        load_tasks(tmp_path, names=["third", "both"])
+    assert [task.name for task in load_tasks(tmp_path, strict=False, names=["third", "both"])] == ["both"]
+    assert "Skipped 1 of 2" in capsys.readouterr().err
+
+
+def test_a_limit_draws_examples(tasks, tmp_path):
+    tasks[0].save(tmp_path)
+    [task] = load_tasks(tmp_path, limit=4)
+    assert (len(task.train), len(task.test)) == (4, 4)
+    assert all(example in tasks[0].train for example in task.train) and task.train != tasks[0].train[:4]
+    assert [task] == load_tasks(tmp_path, limit=4)
+
+
+def test_the_command_writes_task_files_of_a_selection(tasks, tmp_path, capsys):
+    for task in tasks:
+        task.save(tmp_path / "in")
+    (tmp_path / "in" / "broken.json").write_text("[")
+    (tmp_path / "names.txt").write_text("both\nbroken\nfirst\nsecond\n")
+    command = ["--source", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--limit", "5"]
+    command += ["--select", str(tmp_path / "names.txt"), "--first", "3"]
+    main(command)
+    found = load_tasks(tmp_path / "out")
+    assert [(task.name, len(task.train), len(task.test)) for task in found] == [("both", 5, 5), ("first", 5, 5)]
+    assert "2 tasks with 10 training and 10 test examples" in capsys.readouterr().out
+    for wrong in (["--strict"], ["--limit", "-1"], ["--select", str(tmp_path / "nothing")]):
+        with pytest.raises(UserError):
+            main([*command, *wrong])
 
 
 def test_an_empty_folder_is_an_error(tmp_path):
