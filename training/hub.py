@@ -1,7 +1,7 @@
 """Tasks on the Hugging Face Hub: natural-instructions (Lots-of-LoRAs/task*), and the benchmarks' training splits.
 
 The prompts and answers of the benchmarks are those of lm-eval's tasks of the same names without examples, so that an
-oracle is trained on what it is measured on; MBPP's, whose prompt there is not the problem alone, are worded here.
+oracle is trained on what it is measured on. MBPP's prompt is worded here; its answer is a block of code, as there.
 """
 
 import re
@@ -45,8 +45,8 @@ def _hellaswag(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def _mbpp(row: dict[str, Any]) -> tuple[str, str]:
-    tests = "\n".join(row["test_list"])
-    return f"{row['text']}\nAnswer with Python code alone. These lines have to run:\n{tests}", row["code"]
+    tests, code = "\n".join(row["test_list"]), row["code"].replace("\r\n", "\n").strip()
+    return f"{row['text']}\nAnswer with Python code that passes:\n{tests}", f"```python\n{code}\n```"
 
 
 def _piqa(row: dict[str, Any]) -> tuple[str, str]:

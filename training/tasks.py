@@ -48,11 +48,6 @@ class Example(TypedDict):
     outputs: NotRequired[list[str]]
 
 
-def accepted(example: Example) -> list[str]:
-    """All answers to an example that evaluation takes for right."""
-    return example.get("outputs") or [example["output"]]
-
-
 @dataclass
 class Task:
     """One task t^i of the paper's Section 2: descriptions Z^i and examples (X^i, Y^i)."""

@@ -6,7 +6,7 @@ import pytest
 
 from hyperlora.errors import UserError
 from training import sni
-from training.tasks import accepted, load_task, load_tasks
+from training.tasks import load_task, load_tasks
 
 DEFINITION = "Name the capital of the country."
 
@@ -57,12 +57,10 @@ def test_the_input_may_stand_alone(tmp_path):
     assert without.descriptions == [DEFINITION]
 
 
-def test_the_first_output_trains_and_all_are_accepted(tmp_path):
+def test_the_first_output_trains_and_all_are_kept(tmp_path):
     path = write(tmp_path, "task1_a", [{"input": "Bolivia", "output": ["Sucre", "La Paz", "Sucre"]}])
     [example] = load_task(path, definition=False).train
     assert example == {"input": "Bolivia", "output": "Sucre", "outputs": ["Sucre", "La Paz"]}
-    assert accepted(example) == ["Sucre", "La Paz"]
-    assert accepted({"input": "Peru", "output": "Lima"}) == ["Lima"]
 
 
 def test_at_most_500_samples_and_no_input_both_trained_and_tested(tmp_path):
