@@ -3,7 +3,7 @@
 import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 
@@ -204,8 +204,8 @@ class AdaptedModel:
         """Inside, row i of every batch has adapter `rows[i]` of `factors`, with gradients to its A and B.
 
         `factors`: module -> (A [n, layers, r, d_in], B [n, layers, d_out, r]) for every target; `rows` [b] int64, -1
-        for the base alone. `backward` has to run inside too where gradient checkpointing (`use_reentrant=False`)
-        recomputes the forward. Raises `UserError` for another shape or an index out of range.
+        for the base alone. `backward` has to run inside too where gradient checkpointing recomputes the forward without
+        `recomputing`. Raises `UserError` for another shape or an index out of range.
         """
         n, layers = len(next(iter(factors.values()))[0]), self.num_layers
         for module, (d_in, d_out) in self.target_modules.items():
@@ -245,6 +245,21 @@ class AdaptedModel:
             adapted=index(adapted) if len(adapted) < size else None,
             pick=index(pick) if pick is not None else None,
         )
+
+    def recomputing(self) -> tuple[AbstractContextManager, AbstractContextManager]:
+        """The `context_fn` of `torch.utils.checkpoint`: what backward computes again has the adapters of its forward.
+
+        So backward may run when `use_factors` has been left. Only for `use_reentrant=False`.
+        """
+        return nullcontext(), self._again(self._active)
+
+    @contextmanager
+    def _again(self, batch: _Batch | None) -> Iterator[None]:
+        before, self._active = self._active, batch
+        try:
+            yield
+        finally:
+            self._active = before
 
     @contextmanager
     def _entered(self, batch: _Batch | None) -> Iterator[None]:

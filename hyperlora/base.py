@@ -1,10 +1,17 @@
 """Load a base model and its tokenizer, and put messages into its chat template."""
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import is_bitsandbytes_available
 
 from hyperlora.errors import UserError
 from hyperlora.files import resolve_folder
@@ -16,13 +23,30 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 def load_base(
-    path_or_id: str | Path, revision: str | None = None, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    path_or_id: str | Path,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    quantize: Literal["4bit", "8bit"] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model, frozen and in evaluation mode, and its tokenizer.
 
     A folder is read without any network access; anything else is a Hub id. Only safetensors are read and no remote code
-    is run. Raises `UserError` where the model is missing or damaged.
+    is run. `quantize`: the layers' linears in 4 (NF4, double quantization) or 8 bits, all else in `dtype`. Raises
+    `UserError` where the model is missing or damaged, or bitsandbytes is not installed.
     """
+    options = {}
+    if quantize:
+        if not is_bitsandbytes_available():
+            raise UserError(f"A base model in {quantize} needs a package that is not here: pip install bitsandbytes.")
+        options["device_map"] = {"": device}  # quantized where it will stay
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=quantize == "4bit",
+            load_in_8bit=quantize == "8bit",
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
     folder = resolve_folder(path_or_id, revision, PATTERNS)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder / 'config.json'} is missing: {folder} holds no base model.")
@@ -35,6 +59,7 @@ def load_base(
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **options,
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the library raises many kinds; the reader needs one sentence
@@ -42,7 +67,9 @@ def load_base(
         raise UserError(f"The base model in {folder} is damaged or incomplete ({reason}).") from error
     if wrong := sorted(report["missing_keys"]) or sorted(str(key) for key in report["mismatched_keys"]):
         raise UserError(f"The base model in {folder} does not fit its config.json: {wrong[0]} is missing or misshapen.")
-    return to_device(model, device).eval().requires_grad_(False), tokenizer
+    if not quantize:
+        model = to_device(model, device)
+    return model.eval().requires_grad_(False), tokenizer
 
 
 def to_device(module: Module, device: str) -> Module:

@@ -1,6 +1,6 @@
 """The loss on answers, and NEFTune's noise: what every stage that trains through the base model shares."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 from transformers.integrations.neftune import neftune_post_forward_hook
 
+from hyperlora.errors import UserError
 from training.tasks import IGNORE
 
 
@@ -24,17 +25,37 @@ def answer_loss(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> Te
     return losses.view_as(targets)
 
 
-def mean_loss(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the answer tokens of the batch."""
-    return answer_loss(model, input_ids, labels).sum() / (labels[:, 1:] != IGNORE).sum()
+def mean_loss(model: PreTrainedModel, input_ids: Tensor, labels: Tensor, tokens: Tensor | int | None = None) -> Tensor:
+    """Mean over the answer tokens of the batch, or the batch's part of a mean over `tokens` of them."""
+    count = (labels[:, 1:] != IGNORE).sum() if tokens is None else tokens
+    return answer_loss(model, input_ids, labels).sum() / count
+
+
+def check_trainable(model: PreTrainedModel) -> None:
+    """Raise `UserError` for a base that would lose its gradient at the first evaluation, with nothing but a warning.
+
+    On a CPU with avx512_bf16, bitsandbytes (0.50) repacks a 4-bit weight in the first forward outside training, for a
+    kernel that has no backward, and never unpacks it.
+    """
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False) and module.weight.device.type == "cpu":
+            raise UserError(
+                "A 4-bit base model cannot be trained on this CPU: bitsandbytes repacks its weights at the first "
+                "evaluation, and there is no gradient from then on. Load it in bfloat16, or use a GPU."
+            )
 
 
 @contextmanager
-def training_mode(model: PreTrainedModel, neftune_alpha: float = 0.0) -> Iterator[None]:
+def training_mode(
+    model: PreTrainedModel, neftune_alpha: float = 0.0, recomputing: Callable | None = None
+) -> Iterator[None]:
     """Inside, the model is in training mode and its token embeddings get NEFTune's noise where alpha is above 0.
 
-    On a CPU its attention is the plain one: PyTorch's fused one is slower backward, above all in bfloat16.
+    recomputing: `AdaptedModel.recomputing` for gradient checkpointing: a layer keeps its input alone and is computed
+    again in the backward pass. On a CPU the attention is the plain one: PyTorch's fused one is slower backward, above
+    all in bfloat16.
     """
+    check_trainable(model)
     embeddings, was_training = model.get_input_embeddings(), model.training
     handle, attention = None, model.config._attn_implementation
     if embeddings.weight.device.type == "cpu":
@@ -42,11 +63,16 @@ def training_mode(model: PreTrainedModel, neftune_alpha: float = 0.0) -> Iterato
     if neftune_alpha > 0:
         embeddings.neftune_noise_alpha = neftune_alpha
         handle = embeddings.register_forward_hook(neftune_post_forward_hook)
+    if recomputing:
+        model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": recomputing})
+        model.disable_input_require_grads()  # what reentrant checkpointing alone would need
     model.train()
     try:
         yield
     finally:
         model.train(was_training)
         model.set_attn_implementation(attention)
+        if recomputing:
+            model.activation_checkpointing_disable()
         if handle:
             handle.remove()

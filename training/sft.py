@@ -1,31 +1,52 @@
 """Train a hypernetwork by supervised fine-tuning (Eq. 4): text in, adapter out, loss through the frozen base model.
 
-python -m training.sft --tasks DIR --base DIR --output DIR [--offset_adapter DIR] [--head M]
+python -m training.sft --tasks DIR --base DIR --output DIR [--offset_adapter DIR] [--held_out DIR --eval_every N]
+accelerate launch --num_processes N -m training.sft --device cuda ... does the same with N GPUs.
+
+OUTPUT gets the trained HyperLoRA, OUTPUT/best the one with the lowest validation loss so far, both as
+`HyperLoRA.from_pretrained` reads them; OUTPUT/checkpoints what `--resume` needs, optimizer and random states included.
+
+The loss of an optimizer step is the mean over all answer tokens of its batch_size x gradient_accumulation_steps x
+processes rows, and those rows depend on that product alone: a step is the same however it is cut, up to rounding.
 """
 
+import importlib.util
 import itertools
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from random import Random
 from typing import Literal
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import set_seed
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
 from hyperlora.adapted import AdaptedModel
 from hyperlora.base import load_base
-from hyperlora.config import HyperLoRAConfig
+from hyperlora.config import HyperLoRAConfig, read_json
 from hyperlora.embedder import MINILM, load_embedder
 from hyperlora.errors import UserError
+from hyperlora.files import write_atomic
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
 from training.loss import mean_loss, training_mode
 from training.options import option, parse, run
 from training.tasks import Batches, Task, encode_task, load_tasks
+from training.trainer import BatchTrainer, KeepBest, Progress, checkpoint_step, last_checkpoint, writing
+
+SETTINGS = "settings.json"
+MAX_SETTINGS = 2**20  # bytes
+FREE = (  # what a resumed run may have otherwise; of the batch sizes the product counts
+    "batch_size", "gradient_accumulation_steps", "epochs", "max_steps", "gradient_checkpointing",
+    "save_every", "eval_every", "eval_batches", "log_every", "report_to",
+)  # fmt: skip
 
 
 @dataclass
@@ -53,12 +74,15 @@ class SFTConfig:
     weight_decay: float = option(0.0, "AdamW's weight decay")
     neftune_alpha: float = option(5.0, "NEFTune's noise on the token embeddings; 0: none")
     bf16: bool = option(False, "bfloat16 autocast")
+    gradient_checkpointing: bool = option(False, "compute the base's layers twice instead of keeping what they hold")
+    max_descriptions: int = option(128, "at most so many descriptions a task are trained on (App. G)")
     prompt_style: Literal["input", "description_input"] = option("input", "whether prompts hold a description too")
     seed: int = option(0, "of the hypernetwork's start, the data and the noise")
     save_every: int = option(500, "steps between two checkpoints to resume from")
-    eval_every: int = option(0, "steps between two validation losses (test examples, unseen descriptions); 0: none")
+    eval_every: int = option(0, "steps between two validations; 0: none")
     eval_batches: int = option(8, "batches of a validation")
     log_every: int = option(50, "steps between two lines of progress")
+    report_to: Literal["none", "tensorboard", "wandb"] = option("none", "where losses are drawn beside the terminal")
 
 
 def build(
@@ -78,8 +102,9 @@ def build(
         raise UserError(f"Offset {config.offset!r} " + ("needs" if offset is None else "takes no") + " offset adapter.")
     descriptions, embeddings, d_emb = [], None, config.learned_size
     if config.task_input == "text":
-        embedder = embedder or load_embedder(config.embedder, base=(adapted.model, tokenizer))
-        descriptions = [text for task in tasks for text in task.descriptions]
+        device = str(adapted.model.get_input_embeddings().weight.device)
+        embedder = embedder or load_embedder(config.embedder, device=device, base=(adapted.model, tokenizer))
+        descriptions = [text for task in tasks for text in trained_descriptions(task, config)]
         embeddings, d_emb = embedder.embed(descriptions), embedder.d_emb
     elif config.task_input == "one_hot":
         d_emb = len(tasks)
@@ -111,6 +136,15 @@ def build(
     return hyperlora
 
 
+def trained_descriptions(task: Task, config: SFTConfig) -> list[str]:
+    """The descriptions of a task that training draws from: all, or `max_descriptions` of them, always the same."""
+    texts, most = task.descriptions, config.max_descriptions
+    if len(texts) <= most:
+        return texts
+    kept = sorted(Random(f"{config.seed} {task.name}").sample(range(len(texts)), most))
+    return [texts[i] for i in kept]
+
+
 class SFTModel(nn.Module):
     """Batch -> loss: the batch's descriptions become adapters, and the frozen base answers with them.
 
@@ -129,26 +163,23 @@ class SFTModel(nn.Module):
         self.adapted.model.train(mode)  # for the adapter's dropout and NEFTune
         return super().train(mode)
 
-    def forward(self, input_ids: Tensor, labels: Tensor, index: Tensor) -> dict[str, Tensor]:
-        """input_ids, labels: [b, t]; index: [b] -> {"loss"}. Each description of the batch is generated once."""
+    accepts_loss_kwargs = True  # the Trainer then passes `num_items_in_batch`
+
+    def forward(
+        self, input_ids: Tensor, labels: Tensor, index: Tensor, num_items_in_batch: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """input_ids, labels: [b, t]; index: [b] -> {"loss"}. Each description of the batch is generated once.
+
+        The loss is the mean over the batch's answer tokens or, with `num_items_in_batch`, the batch's part of the mean
+        over so many: the step's, over all passes and processes.
+        """
         unique, rows = index.unique(return_inverse=True)
         task_input = self.task_inputs[unique]
         if self.training and self.embedding_noise:
             task_input = task_input + self.embedding_noise * torch.randn_like(task_input)
         factors = self.hyperlora.factors(task_input)
         with self.adapted.use_factors(factors, rows, self.hyperlora.scale):
-            return {"loss": mean_loss(self.adapted.model, input_ids, labels)}
-
-
-class BatchTrainer(Trainer):
-    """A Trainer whose datasets yield ready batches."""
-
-    def get_train_dataloader(self) -> DataLoader:
-        # a generator of its own: a loader that draws from the global one would change the noise after a resume
-        return DataLoader(self.train_dataset, batch_size=None, generator=torch.Generator())
-
-    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
-        return DataLoader(self.eval_dataset, batch_size=None, generator=torch.Generator())
+            return {"loss": mean_loss(self.adapted.model, input_ids, labels, num_items_in_batch)}
 
 
 def task_inputs(hyperlora: HyperLoRA, tasks: Sequence[Task], kind: str) -> tuple[Tensor, list[list[int]]]:
@@ -174,71 +205,159 @@ def train(
     config: SFTConfig,
     output: str | Path,
     resume: bool = False,
+    held_out: Sequence[Task] | None = None,
 ) -> list[dict[str, float]]:
     """Train `hyperlora` in place on the tasks' `train` examples and save it in `output`; gives the Trainer's log.
 
-    Tasks are drawn evenly, and each example draws one of its task's descriptions. `resume` goes on from the last
+    Tasks are drawn evenly, and each example draws one of its task's descriptions. `resume` goes on from the last whole
     checkpoint in OUTPUT/checkpoints, with the same data, noise and losses as a run that never stopped.
+
+    With `eval_every` there is a validation loss: of `held_out` tasks with all their descriptions or, where there are
+    none, of the test examples of `tasks` with unseen descriptions. OUTPUT/best holds the HyperLoRA of the lowest one.
+    Raises `UserError` where nothing can be trained or written, or a resumed run had other settings.
     """
-    output = Path(output)
+    output, checkpoints = Path(output), Path(output) / "checkpoints"
     tasks = [task for task in tasks if task.train] if hyperlora.config.task_input == "text" else list(tasks)
+    tasks = [replace(task, descriptions=trained_descriptions(task, config)) for task in tasks]
     sources = [encode_task(tokenizer, task, config.prompt_style) for task in tasks]
     inputs, choices = task_inputs(hyperlora, tasks, "descriptions")
     pad, accumulation = tokenizer.pad_token_id, config.gradient_accumulation_steps
-    steps = config.max_steps or math.ceil(config.epochs * sum(map(len, sources)) / (config.batch_size * accumulation))
-    batches = Batches(sources, choices, config.batch_size, pad, config.seed)
-    checkpoint = get_last_checkpoint(output / "checkpoints") if resume and (output / "checkpoints").is_dir() else None
+    device = adapted.model.get_input_embeddings().weight.device
+    checked = _validation_tasks(hyperlora, tasks, held_out) if config.eval_every else []
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="linear",
+        max_grad_norm=config.max_grad_norm,
+        weight_decay=config.weight_decay,
+        bf16=config.bf16,
+        use_cpu=device.type == "cpu",
+        seed=config.seed,
+        save_steps=config.save_every,
+        save_total_limit=2,
+        logging_steps=config.log_every,
+        eval_strategy="steps" if checked else "no",
+        eval_steps=config.eval_every or None,
+        metric_for_best_model="loss" if checked else None,
+        greater_is_better=False,
+        prediction_loss_only=True,
+        label_names=["labels"],
+        remove_unused_columns=False,
+        ignore_data_skip=True,  # the batches start where the checkpoint stopped
+        include_num_input_tokens_seen="all",
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,  # they never change, and the task inputs are large
+        disable_tqdm=True,
+        report_to=config.report_to,
+    )
+    if (arguments.device.type, arguments.device.index or 0) != (device.type, device.index or 0):
+        raise UserError(
+            f"The base model is on {device} and training would be on {arguments.device}: say cuda, and choose the GPU "
+            "with CUDA_VISIBLE_DEVICES."
+        )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # without a launcher the Trainer would copy the model to every GPU
+    process, processes = arguments.process_index, arguments.world_size
+    step_rows = config.batch_size * accumulation * processes
+    steps = config.max_steps or math.ceil(config.epochs * sum(map(len, sources)) / step_rows)
+    arguments.max_steps, arguments.warmup_steps = steps, round(config.warmup_fraction * steps)
+    batches = Batches(
+        sources,
+        choices,
+        config.batch_size,
+        pad,
+        config.seed,
+        passes=accumulation,
+        process=process,
+        processes=processes,
+    )
+    checkpoint = last_checkpoint(checkpoints, process == 0) if resume else None
     if checkpoint:
-        batches.start = int(checkpoint.rpartition("-")[2]) * accumulation
+        batches.start = checkpoint_step(checkpoint) * accumulation
+    _check_settings(checkpoints, config, step_rows, bool(checkpoint), process == 0)
 
-    held_out = [task for task in tasks if task.test and task.eval_descriptions] if config.eval_every else []
     validation = None
-    if held_out and hyperlora.config.task_input == "text":
-        tests = [encode_task(tokenizer, task, config.prompt_style, "test") for task in held_out]
-        unseen, unseen_choices = task_inputs(hyperlora, held_out, "eval_descriptions")
+    if checked:
+        tests = [encode_task(tokenizer, task, config.prompt_style, "test") for task in checked]
+        unseen, unseen_choices = task_inputs(hyperlora, checked, "eval_descriptions")
         unseen_choices = [[len(inputs) + i for i in part] for part in unseen_choices]
         inputs = torch.cat([inputs, unseen])
-        validation = list(itertools.islice(Batches(tests, unseen_choices, config.batch_size, pad), config.eval_batches))
+        count = math.ceil(config.eval_batches / processes) * processes  # as many in each process
+        drawn = itertools.islice(Batches(tests, unseen_choices, config.batch_size, pad), count)
+        validation = list(drawn)[process::processes]
 
-    device = adapted.model.get_input_embeddings().weight.device
     trainer = BatchTrainer(
         SFTModel(hyperlora, adapted, inputs, config.embedding_noise),
-        TrainingArguments(
-            output_dir=str(output / "checkpoints"),
-            max_steps=steps,
-            per_device_train_batch_size=config.batch_size,
-            gradient_accumulation_steps=accumulation,
-            learning_rate=config.learning_rate,
-            lr_scheduler_type="linear",
-            warmup_steps=round(config.warmup_fraction * steps),
-            max_grad_norm=config.max_grad_norm,
-            weight_decay=config.weight_decay,
-            bf16=config.bf16,
-            use_cpu=device.type == "cpu",
-            seed=config.seed,
-            save_steps=config.save_every,
-            save_total_limit=2,
-            logging_steps=config.log_every,
-            eval_strategy="steps" if validation else "no",
-            eval_steps=config.eval_every or None,
-            prediction_loss_only=True,
-            label_names=["labels"],
-            remove_unused_columns=False,
-            ignore_data_skip=True,  # the batches start where the checkpoint stopped
-            disable_tqdm=True,
-            report_to="none",
-        ),
+        arguments,
         train_dataset=batches,
         eval_dataset=validation,
+        callbacks=[Progress(), KeepBest(lambda: save(hyperlora, output / "best"))],
     )
+    trainer.remove_callback(PrinterCallback)
+    if processes > 1:
+        set_seed(config.seed, device_specific=True)  # else all processes would draw the same noise
     adapted.lora_dropout, before = config.lora_dropout, adapted.lora_dropout
+    recomputing = adapted.recomputing if config.gradient_checkpointing else None
     try:
-        with training_mode(adapted.model, config.neftune_alpha):
-            trainer.train(resume_from_checkpoint=checkpoint)
+        with training_mode(adapted.model, config.neftune_alpha, recomputing):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         adapted.lora_dropout = before
-    hyperlora.eval().to("cpu").save_pretrained(output)
+    hyperlora.eval().to("cpu")
+    if process == 0:
+        save(hyperlora, output)
     return trainer.state.log_history
+
+
+def save(hyperlora: HyperLoRA, folder: Path) -> None:
+    """Write each of the folder's files whole or not at all; `UserError` where that fails."""
+    with writing(folder, "free some space, then resume"):
+        hyperlora.save_pretrained(folder)
+
+
+def _validation_tasks(hyperlora: HyperLoRA, tasks: Sequence[Task], held_out: Sequence[Task] | None) -> list[Task]:
+    """What is validated on: `test` examples with `eval_descriptions`."""
+    if not held_out:
+        text = hyperlora.config.task_input == "text"
+        return [task for task in tasks if task.test and task.eval_descriptions] if text else []
+    if hyperlora.config.task_input != "text":
+        raise UserError(f"Task input {hyperlora.config.task_input!r} knows no held-out tasks: leave held_out away.")
+    if both := {task.name for task in tasks} & {task.name for task in held_out}:
+        raise UserError(f"The task {min(both)!r} is trained on and held out: take it out of one of the two folders.")
+    return [
+        replace(task, test=task.test or task.train, eval_descriptions=task.descriptions + task.eval_descriptions)
+        for task in held_out
+    ]
+
+
+def _check_settings(folder: Path, config: SFTConfig, step_rows: int, resumed: bool, main_process: bool) -> None:
+    """Keep what shapes a run beside its checkpoints; `UserError` where a resumed one had something else."""
+    path = folder / SETTINGS
+    settings = {field.name: getattr(config, field.name) for field in fields(SFTConfig) if field.name not in FREE}
+    settings["rows of an optimizer step"] = step_rows
+    if resumed and path.exists():
+        before = read_json(path, MAX_SETTINGS)
+        for name in settings:
+            if name in before and before[name] != settings[name]:
+                raise UserError(
+                    f"{folder} was trained with {name} {before[name]!r}, not {settings[name]!r}: resume with the same, "
+                    "or take another output folder."
+                )
+    elif main_process:
+        with writing(path, "free some space, then start again"):
+            write_atomic(path, (json.dumps(settings, indent=1) + "\n").encode())
+
+
+def shard(model: PreTrainedModel, device: torch.device, processes: int) -> None:
+    """Split a frozen base over all processes (FSDP2): each holds its part of every layer, and a layer is put together
+    where it is used. The hypernetwork stays whole in each process; its gradients are averaged by DDP.
+    """
+    mesh = init_device_mesh(device.type, (processes,))
+    for module in list(model.modules()):
+        if type(module).__name__ in model._no_split_modules:
+            fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
 
 
 @dataclass(kw_only=True)
@@ -249,19 +368,46 @@ class Options(SFTConfig):
     base: str = option(help="the base model: folder or Hub id")
     output: str = option(help="folder for the checkpoints and, at the end, the trained HyperLoRA")
     offset_adapter: str | None = option(None, "PEFT folder of the multi-task or average LoRA that is the offset")
+    held_out: str | None = option(None, "folder of tasks that are not trained on, for the validation")
     target_modules: str = option("q_proj,v_proj", "names of the adapted linears, with commas between")
+    base_dtype: Literal["float32", "bfloat16", "4bit", "8bit"] = option("float32", "how the frozen base is held")
+    shard_base: bool = option(False, "split the base over all processes instead of a copy in each (FSDP)")
     resume: bool = option(False, "go on from the last checkpoint in the output folder")
-    device: str = option("cpu", "cpu, cuda, ...")
+    device: str = option("cpu", "cpu or cuda (CUDA_VISIBLE_DEVICES says which GPUs)")
 
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv, __doc__)
+    if options.report_to != "none" and importlib.util.find_spec(options.report_to) is None:
+        raise UserError(f"report_to {options.report_to} needs a package: pip install {options.report_to}.")
+    if options.held_out and not options.eval_every:
+        raise UserError("held_out needs eval_every: how many steps lie between two validations.")
     tasks = load_tasks(options.tasks)
-    model, tokenizer = load_base(options.base, device=options.device)
-    adapted = AdaptedModel(model, options.target_modules.split(","))
+    held_out = load_tasks(options.held_out) if options.held_out else None
     offset = Adapter.from_pretrained(options.offset_adapter) if options.offset_adapter else None
+    model, tokenizer = _load_base(options)
+    adapted = AdaptedModel(model, options.target_modules.split(","))
     hyperlora = build(adapted, tokenizer, tasks, options, offset)
-    train(hyperlora, adapted, tokenizer, tasks, options, options.output, options.resume)
+    train(hyperlora, adapted, tokenizer, tasks, options, options.output, options.resume, held_out)
+
+
+def _load_base(options: Options) -> tuple[PreTrainedModel, object]:
+    """The base on this process's device, or its part of it."""
+    state = PartialState(cpu=options.device == "cpu")
+    quantize = options.base_dtype if options.base_dtype in ("4bit", "8bit") else None
+    dtype = torch.float32 if options.base_dtype == "float32" else torch.bfloat16
+    if options.shard_base:
+        if state.num_processes == 1:
+            raise UserError("shard_base needs several processes: accelerate launch --num_processes N -m training.sft.")
+        if quantize:
+            raise UserError(f"shard_base takes a base in float32 or bfloat16, not {quantize}.")
+        model, tokenizer = load_base(options.base, dtype=dtype)
+        shard(model, state.device, state.num_processes)
+        return model, tokenizer
+    device = options.device
+    if device == "cuda" and state.num_processes > 1:
+        device = f"cuda:{state.local_process_index}"
+    return load_base(options.base, dtype=dtype, device=device, quantize=quantize)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,27 @@
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors import safe_open
 
+from hyperlora.adapted import AdaptedModel
+from hyperlora.base import load_base
 from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
-from training.sft import SFTConfig, SFTModel, build, main, train
+from training.loss import training_mode
+from training.sft import SFTConfig, SFTModel, build, main, save, train, trained_descriptions
 from training.tasks import collate, encode_task
+from training.trainer import last_checkpoint
+
+ROOT = Path(__file__).parents[2]
 
 QUICK = SFTConfig(
     batch_size=12,
@@ -120,3 +136,240 @@ def test_the_command_line_trains_head_s_with_task_ids(tasks, tiny_base, tmp_path
     folders = ["--tasks", f"{tmp_path / 'tasks'}", "--base", f"{tiny_base}", "--output", f"{tmp_path / 'out'}"]
     main([*folders, "--head", "S", "--offset", "none", "--task_input", "one_hot", "--max_steps", "1"])
     assert HyperLoRA.from_pretrained(tmp_path / "out").config.head == "S"
+
+
+def losses(log: list[dict], key: str = "loss") -> list[float]:
+    return [line[key] for line in log if key in line]
+
+
+def few(steps: int, **fields) -> SFTConfig:
+    """A short training without noise of any kind."""
+    plain = {"dropout": 0.0, "lora_dropout": 0.0, "neftune_alpha": 0.0, "log_every": 1, "learning_rate": 1e-3}
+    sizes = {"batch_size": 4, "gradient_accumulation_steps": 1, "max_steps": steps}
+    return SFTConfig(**plain | sizes | fields)
+
+
+def test_a_step_is_the_same_however_it_is_cut_into_passes(adapted, tokenizer, tasks, embedder, make_adapter, tmp_path):
+    """The loss is a mean over the answer tokens of all passes: a mean of their means would differ, as answers do."""
+    logs = []
+    for size, passes in ((12, 1), (2, 6)):
+        config = few(4, batch_size=size, gradient_accumulation_steps=passes)
+        hyperlora = build(adapted, tokenizer, tasks, config, make_adapter(1), embedder)
+        logs.append(losses(train(hyperlora, adapted, tokenizer, tasks, config, tmp_path / f"{size}")))
+    assert logs[0] == pytest.approx(logs[1], abs=1e-5)
+
+
+def test_gradient_checkpointing_changes_no_gradient(adapted, tokenizer, tasks, embedder, make_adapter):
+    """With dropout on, and backward outside of the forward's adapters, as in the Trainer."""
+    config = few(1)
+    hyperlora = build(adapted, tokenizer, tasks, config, make_adapter(1), embedder)
+    model = SFTModel(hyperlora, adapted, embedder.embed(["Do first.", "Do second."]))
+    batch = collate([encode_task(tokenizer, task)[0] for task in tasks[:2]], tokenizer.pad_token_id)
+    adapted.lora_dropout = 0.5
+    gradients, saved = [], []
+    for recomputing in (None, adapted.recomputing):
+        torch.manual_seed(0)
+        model.zero_grad()
+        kept = []
+        with training_mode(adapted.model, 5.0, recomputing):
+            model.train()
+            with torch.autograd.graph.saved_tensors_hooks(
+                lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t
+            ):
+                loss = model(**batch, index=torch.tensor([0, 1]))["loss"]
+            loss.backward()
+        gradients.append([parameter.grad.clone() for parameter in hyperlora.parameters()])
+        saved.append(sum(kept))
+    assert sum(float(gradient.abs().sum()) for gradient in gradients[0]) > 0
+    torch.testing.assert_close(gradients[0], gradients[1])
+    assert saved[1] < saved[0]
+    assert not adapted.model.is_activation_checkpointing
+
+
+def test_at_most_so_many_descriptions_of_a_task_are_trained_on(adapted, tokenizer, tasks, embedder, tmp_path):
+    many = [replace(task, descriptions=[f"Do {task.name} {i}." for i in range(9)]) for task in tasks]
+    config = few(1, offset="none", max_descriptions=4)
+    hyperlora = build(adapted, tokenizer, many, config, embedder=embedder)
+    train(hyperlora, adapted, tokenizer, many, config, tmp_path)
+    assert len(hyperlora.descriptions) == 12
+    assert hyperlora.descriptions[:4] == trained_descriptions(many[0], config)
+    assert set(hyperlora.descriptions[:4]) < set(many[0].descriptions)
+    assert trained_descriptions(many[0], few(1)) == many[0].descriptions  # 128 by default
+
+
+def test_the_best_hyperlora_on_held_out_tasks_is_kept(adapted, tokenizer, tasks, embedder, make_adapter, tmp_path):
+    """A learning rate that soon ruins the hypernetwork: the best is not the last."""
+    config = few(12, learning_rate=1.0, warmup_fraction=0.0, eval_every=1, eval_batches=2)
+    hyperlora = build(adapted, tokenizer, tasks[:2], config, make_adapter(1), embedder)
+    log = train(hyperlora, adapted, tokenizer, tasks[:2], config, tmp_path, held_out=tasks[2:])
+    checks = losses(log, "eval_loss")
+    assert len(checks) == 12 and min(checks) < checks[-1]
+
+    best = HyperLoRA.from_pretrained(tmp_path / "best")
+    best.embedder = embedder
+    again = few(1, learning_rate=0.0, eval_every=1, eval_batches=2)
+    log = train(best, adapted, tokenizer, tasks[:2], again, tmp_path / "again", held_out=tasks[2:])
+    assert losses(log, "eval_loss") == [pytest.approx(min(checks), abs=1e-5)]
+
+    with pytest.raises(UserError, match="'first' is trained on and held out"):
+        train(best, adapted, tokenizer, tasks[:2], again, tmp_path / "again", held_out=tasks[:1])
+
+
+def command(base: Path, tasks: Path, output: Path, *more: str) -> list[str]:
+    """Arguments of a training that needs no sentence encoder."""
+    folders = ["--tasks", str(tasks), "--base", str(base), "--output", str(output)]
+    return [*folders, "--offset", "none", "--task_input", "one_hot", "--log_every", "1", *more]
+
+
+def logged(output: Path, step: int) -> list[float]:
+    state = json.loads((output / "checkpoints" / f"checkpoint-{step}" / "trainer_state.json").read_text())
+    return losses(state["log_history"])
+
+
+def test_a_killed_run_resumes_to_the_same_losses(tasks, tiny_base, tmp_path):
+    """SIGKILL as soon as the second checkpoint is begun; dropout and NEFTune are on."""
+    for task in tasks:
+        task.save(tmp_path / "tasks")
+    size = ["--batch_size", "4", "--gradient_accumulation_steps", "2", "--max_steps", "40", "--save_every", "5"]
+    whole, killed = (command(tiny_base, tmp_path / "tasks", tmp_path / name, *size) for name in ("whole", "killed"))
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen([sys.executable, "-m", "training.sft", *killed], cwd=ROOT, env=os.environ | threads)
+    while not (tmp_path / "killed" / "checkpoints" / "checkpoint-10").exists():
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "hyperlora.safetensors").exists()
+
+    main(whole)
+    main([*killed, "--resume"])
+    assert logged(tmp_path / "killed", 40) == logged(tmp_path / "whole", 40)
+    assert len(logged(tmp_path / "whole", 40)) == 40
+    same = [(tmp_path / name / "hyperlora.safetensors").read_bytes() for name in ("whole", "killed")]
+    assert same[0] == same[1]
+
+
+def test_a_half_written_checkpoint_is_passed_over(adapted, tokenizer, tasks, embedder, make_adapter, tmp_path):
+    config = few(4, save_every=2)
+    train(
+        build(adapted, tokenizer, tasks, config, make_adapter(1), embedder), adapted, tokenizer, tasks, config, tmp_path
+    )
+    checkpoints = tmp_path / "checkpoints"
+    assert last_checkpoint(checkpoints).name == "checkpoint-4"
+    state = checkpoints / "checkpoint-4" / "trainer_state.json"
+    state.write_text(state.read_text()[:100])
+    assert last_checkpoint(checkpoints, main_process=False).name == "checkpoint-2"
+    assert last_checkpoint(checkpoints).name == "checkpoint-2" and not state.parent.exists()
+
+
+@pytest.fixture
+def full_disk():
+    """full_disk(): from then on no file gets larger than 50 kB, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_half_written(
+    adapted, tokenizer, tasks, embedder, make_adapter, tmp_path, full_disk
+):
+    config = few(2, save_every=1)
+    hyperlora = build(adapted, tokenizer, tasks, config, make_adapter(1), embedder)
+    save(hyperlora, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    torch.nn.init.ones_(hyperlora.network.heads["q_proj"].weight)
+    full_disk()
+    with pytest.raises(UserError, match=r"could not be written \(File too large\): free some space"):
+        save(hyperlora, tmp_path)
+    with pytest.raises(UserError, match="checkpoint-1 could not be written"):
+        train(hyperlora, adapted, tokenizer, tasks, config, tmp_path)
+    assert not (tmp_path / "checkpoints" / "checkpoint-1").exists()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_a_run_is_resumed_with_its_own_settings(adapted, tokenizer, tasks, embedder, make_adapter, tmp_path):
+    def run(steps, resume=False, **fields):
+        config = few(steps, **fields)
+        hyperlora = build(adapted, tokenizer, tasks, config, make_adapter(1), embedder)
+        return train(hyperlora, adapted, tokenizer, tasks, config, tmp_path, resume)
+
+    run(1)
+    with pytest.raises(UserError, match="was trained with head 'M', not 'S'"):
+        run(2, resume=True, head="S")
+    with pytest.raises(UserError, match="rows of an optimizer step 4, not 8"):
+        run(2, resume=True, gradient_accumulation_steps=2)
+    assert len(losses(run(2, resume=True, batch_size=2, gradient_accumulation_steps=2))) == 2
+
+
+@pytest.mark.parametrize("base_dtype", ["float32", "bfloat16", "4bit", "8bit"])
+def test_training_goes_on_after_an_evaluation_whatever_the_base_is_held_in(
+    tiny_base, tasks, embedder, make_adapter, base_dtype, tmp_path
+):
+    """The gradient after a validation is that of a run without one; a base that cannot do that is refused."""
+    quantize = base_dtype if "bit" in base_dtype else None
+    if quantize:
+        pytest.importorskip("bitsandbytes")
+    dtype = torch.float32 if base_dtype == "float32" else torch.bfloat16
+    model, tokenizer = load_base(tiny_base, dtype=dtype, quantize=quantize)
+    adapted = AdaptedModel(model, ["q_proj", "v_proj"])
+    if refused := any(getattr(module, "support_avx512bf16_for_cpu", False) for module in model.modules()):
+        assert base_dtype == "4bit"
+    logs = []
+    for eval_every in (0, 2):
+        config = few(4, eval_every=eval_every, eval_batches=1, learning_rate=1e-2, bf16=dtype == torch.bfloat16)
+        hyperlora = build(adapted, tokenizer, tasks, config, make_adapter(1), embedder)
+        if refused:
+            with pytest.raises(UserError, match="4-bit base model cannot be trained on this CPU"):
+                train(hyperlora, adapted, tokenizer, tasks, config, tmp_path / f"{eval_every}")
+            return
+        logs.append(train(hyperlora, adapted, tokenizer, tasks, config, tmp_path / f"{eval_every}"))
+    assert losses(logs[0]) == losses(logs[1])
+    assert losses(logs[0], "grad_norm") == losses(logs[1], "grad_norm") and min(losses(logs[0], "grad_norm")) > 0
+
+
+def test_a_base_that_bitsandbytes_would_repack_is_refused(adapted, tokenizer, tasks, embedder, make_adapter, tmp_path):
+    hyperlora = build(adapted, tokenizer, tasks, few(1), make_adapter(1), embedder)
+    adapted.model.model.layers[0].self_attn.o_proj.support_avx512bf16_for_cpu = True  # as bitsandbytes marks its own
+    with pytest.raises(UserError, match="Load it in bfloat16, or use a GPU"):
+        train(hyperlora, adapted, tokenizer, tasks, few(1), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--target_modules", "q_proj,wrong"], "has no wrong in its layers"),
+        (["--shard_base"], "shard_base needs several processes"),
+        (["--held_out", "x"], "held_out needs eval_every"),
+        (["--base_dtype", "4bit", "--report_to", "wandb"], "pip install wandb"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_sentence(tasks, tiny_base, tmp_path, monkeypatch, more, sentence):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "wandb" else "there")
+    tasks[0].save(tmp_path / "tasks")
+    with pytest.raises(UserError, match=sentence):
+        main(command(tiny_base, tmp_path / "tasks", tmp_path / "out", *more))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_option_in_a_config_file_is_refused(tmp_path):
+    (tmp_path / "sft.yaml").write_text("learning_rat: 1\n")
+    with pytest.raises(UserError, match="unknown option 'learning_rat'"):
+        main(["--config", str(tmp_path / "sft.yaml")])
+
+
+def test_an_embedder_of_another_size_is_refused(adapted, tokenizer, tasks, embedder, make_adapter):
+    hyperlora = build(adapted, tokenizer, tasks, few(1), make_adapter(1), embedder)
+    embedder.d_emb = 8
+    with pytest.raises(UserError, match="gives 8 values, but this hypernetwork takes 16"):
+        hyperlora.embedder = embedder
+
+
+def test_progress_says_speed_and_time_left(adapted, tokenizer, tasks, embedder, make_adapter, tmp_path, capsys):
+    config = few(2, eval_every=2, eval_batches=1)
+    train(
+        build(adapted, tokenizer, tasks, config, make_adapter(1), embedder), adapted, tokenizer, tasks, config, tmp_path
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("step 1 of 2: loss ") and line.endswith(" left") for line in lines)
+    assert any("tokens/s" in line for line in lines)
+    assert any(line.startswith("step 2: validation loss ") for line in lines)

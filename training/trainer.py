@@ -1,0 +1,125 @@
+"""What the stages add to `transformers.Trainer`: ready batches, checkpoints that are whole, progress, the best kept."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from hyperlora.errors import UserError
+
+STATE = "trainer_state.json"  # the last file of a checkpoint to be written
+FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt")
+
+
+class BatchTrainer(Trainer):
+    """A Trainer whose datasets yield ready batches, each process its own.
+
+    A checkpoint that cannot be written leaves nothing behind, and `UserError` says why.
+    """
+
+    def get_train_dataloader(self) -> DataLoader:
+        # a generator of its own: a loader that draws from the global one would change the noise after a resume
+        return DataLoader(self.train_dataset, batch_size=None, generator=torch.Generator())
+
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        return DataLoader(self.eval_dataset, batch_size=None, generator=torch.Generator())
+
+    def _save_checkpoint(self, model, trial) -> None:
+        folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        try:
+            with writing(folder, "free some space and resume"):
+                super()._save_checkpoint(model, trial)
+        except UserError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # `STATE` comes after every process's file
+
+
+@contextmanager
+def writing(path: Path, advice: str) -> Iterator[None]:
+    """Inside, what fails to write (a full disk, no permission) raises `UserError` with the path and the advice."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError, safetensors its own
+        reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
+        raise UserError(f"{path} could not be written ({reason}): {advice}.") from error
+
+
+def last_checkpoint(folder: Path, main_process: bool = True) -> Path | None:
+    """The newest whole checkpoint of a run; what a killed process left half-written is removed by the main process."""
+    found = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=checkpoint_step, reverse=True)
+    for path in found:
+        if _is_whole(path):
+            return path
+        if main_process:
+            shutil.rmtree(path, ignore_errors=True)
+    return None
+
+
+def checkpoint_step(path: Path) -> int:
+    """The optimizer steps that a checkpoint's name says; -1 where it says none."""
+    number = path.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else -1
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        json.loads((path / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return checkpoint_step(path) >= 0 and all((path / name).is_file() for name in FILES)
+
+
+class Progress(TrainerCallback):
+    """A bar on a terminal, and a line a log: loss, tokens/s (padding and all processes included) and time left."""
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.started = self.logged = time.perf_counter()
+        self.first, self.tokens = state.global_step, state.num_input_tokens_seen
+        hidden = None if state.is_world_process_zero else True  # None: hidden where there is no terminal
+        self.bar = tqdm(total=state.max_steps, initial=self.first, unit="step", dynamic_ncols=True, disable=hidden)
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        self.bar.update()
+
+    def on_log(self, args, state, control, logs, **kwargs) -> None:
+        if not state.is_world_process_zero:
+            return
+        if "eval_loss" in logs:
+            tqdm.write(f"step {state.global_step}: validation loss {logs['eval_loss']:.4f}")
+        elif "loss" in logs:
+            now, tokens = time.perf_counter(), state.num_input_tokens_seen
+            speed = (tokens - self.tokens) / (now - self.logged)
+            left = (state.max_steps - state.global_step) * (now - self.started) / (state.global_step - self.first)
+            self.logged, self.tokens = now, tokens
+            tqdm.write(
+                f"step {state.global_step} of {state.max_steps}: loss {logs['loss']:.4f}, {speed:,.0f} tokens/s, "
+                f"{tqdm.format_interval(left)} left"
+            )
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        self.bar.close()
+
+
+class KeepBest(TrainerCallback):
+    """Calls `save` at each validation loss that is below all before it, those before a resume included."""
+
+    def __init__(self, save: Callable[[], None]):
+        self.save = save
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs) -> None:
+        # the Trainer sets `best_metric` after this
+        if state.is_world_process_zero and (state.best_metric is None or metrics["eval_loss"] < state.best_metric):
+            self.save()
