@@ -113,6 +113,10 @@ class AdaptedModel:
         dtype = torch.promote_types(y.dtype, delta.dtype)
         return y.to(dtype).index_add(0, batch.adapted[x.device], delta.to(dtype)).to(y.dtype)
 
+    def linears(self) -> Iterator[tuple[str, int, nn.Module]]:
+        """Module name, layer and linear of every target."""
+        yield from ((site.module, site.layer, site.linear) for site in self._sites)
+
     def check_fit(self, adapter: Adapter) -> None:
         """Raise `UserError` where the adapter has other layers, modules or sizes than this base's targets."""
         if adapter.num_layers != self.num_layers:

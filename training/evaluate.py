@@ -1,31 +1,44 @@
-"""Exact match of every way to answer a task: the base alone or prompted, plain LoRAs, retrieval, HyperLoRA, oracles.
+"""Every way to answer a task, scored: the base alone, prompted or shown examples, plain LoRAs, Arrow, retrieval,
+HyperLoRA, oracles.
 
 python -m training.evaluate --tasks DIR --base DIR --hyperlora DIR [--held_out DIR ..] [--adapters DIR] --output FILE
 """
 
+import itertools
 import json
 import random
 import statistics
 import string
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from transformers import GenerationConfig
 
 from hyperlora.adapted import AdaptedModel
-from hyperlora.base import load_base
+from hyperlora.base import context_length, load_base
+from hyperlora.embedder import LAST_TOKEN, load_embedder
+from hyperlora.errors import UserError
+from hyperlora.files import write_atomic
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
+from training.arrow import Arrow
 from training.lora import load_adapters
+from training.metrics import accepted, exact_match, rouge_l
 from training.options import option, parse, run
+from training.tables import paper_table
 from training.tasks import Example, Task, encode_prompts, load_tasks, prompt_text
 
 # Kinds of description (Table 5). A task that no stage trained on has unseen descriptions only.
 SEEN, UNSEEN, OTHER, RANDOM, NO_DESCRIPTION = "seen", "unseen", "another task's", "random string", "none"
 KINDS = (SEEN, UNSEEN, OTHER, RANDOM)
+
+MAX_ADAPTER_BYTES = 2 * 2**30  # of generated adapters in memory at once
+DEFAULT_TARGETS = ["q_proj", "v_proj"]  # Figure 7
 
 
 @torch.no_grad()
@@ -92,24 +105,60 @@ class Trial:
     description: str | None = None
     adapter: Adapter | None = None
     shown: bool = False  # the description is in the prompt too
+    shots: Sequence[Example] = ()  # examples in front of the prompt, as turns of the chat
+
+
+def respond(
+    adapted: AdaptedModel, tokenizer, trials: Sequence[Trial], batch_size: int = 256, max_new_tokens: int | None = None
+) -> list[list[str]]:
+    """Answers to each trial's examples, all trials in shared batches.
+
+    An answer is cut after `max_new_tokens`, or, with None, where it is longer than every accepted output: an exact
+    match needs no more of it. Of a trial's shots the first are left out where the context is too short for all.
+    """
+    examples = [(trial, example) for trial in trials for example in trial.examples]
+    texts = [prompt_text(example["input"], trial.description if trial.shown else None) for trial, example in examples]
+    if not examples:
+        return [[] for _ in trials]
+    outputs = [accepted(example) for _, example in examples]
+    flat = [" " + output for part in outputs for output in part]  # with the space that some templates put there
+    lengths = iter([len(ids) for ids in tokenizer(flat, add_special_tokens=False).input_ids])
+    limits = [max(itertools.islice(lengths, len(part))) + 2 for part in outputs]
+    if max_new_tokens is not None:
+        limits = [max_new_tokens] * len(limits)
+    prompts = encode_prompts(tokenizer, texts)
+    for row, (trial, _) in enumerate(examples):
+        if trial.shots:
+            longest = context_length(adapted.model) - limits[row]
+            prompts[row] = _with_shots(tokenizer, trial.shots, texts[row], longest) or prompts[row]
+    answers = iter(answer(adapted, tokenizer, prompts, [trial.adapter for trial, _ in examples], limits, batch_size))
+    return [list(itertools.islice(answers, len(trial.examples))) for trial in trials]
+
+
+def _with_shots(tokenizer, shots: Sequence[Example], text: str, longest: int) -> list[int] | None:
+    """The chat's token ids with as many of the last shots as fit in `longest`; None where not even one does."""
+    for first in range(len(shots)):
+        turns = [(shot["input"], shot["output"]) for shot in shots[first:]]
+        chat = [{"role": r, "content": t} for turn in turns for r, t in zip(("user", "assistant"), turn, strict=True)]
+        chat.append({"role": "user", "content": text})
+        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        if len(ids) <= longest:
+            return ids
+    return None
 
 
 def score(adapted: AdaptedModel, tokenizer, trials: Sequence[Trial], batch_size: int = 256) -> list[float]:
-    """Exact match (both sides stripped) of each trial, 0 to 1; all trials are answered in shared batches."""
-    examples = [(trial, example) for trial in trials for example in trial.examples]
-    texts = [prompt_text(example["input"], trial.description if trial.shown else None) for trial, example in examples]
-    # an answer longer than the expected one is wrong already: the space is what some templates put before an answer
-    expected = tokenizer([" " + example["output"] for _, example in examples], add_special_tokens=False).input_ids
-    answers = answer(
-        adapted,
-        tokenizer,
-        encode_prompts(tokenizer, texts),
-        [trial.adapter for trial, _ in examples],
-        [len(ids) + 2 for ids in expected],
-        batch_size,
+    """Exact match of each trial, 0 to 1, a mean over its examples; all trials are answered in shared batches."""
+    return [
+        _mean(exact_match, trial, texts)
+        for trial, texts in zip(trials, respond(adapted, tokenizer, trials, batch_size), strict=True)
+    ]
+
+
+def _mean(metric, trial: Trial, answers: Sequence[str]) -> float:
+    return statistics.fmean(
+        metric(text, accepted(example)) for text, example in zip(answers, trial.examples, strict=True)
     )
-    hits = iter([a == example["output"].strip() for a, (_, example) in zip(answers, examples, strict=True)])
-    return [statistics.fmean(next(hits) for _ in trial.examples) for trial in trials]
 
 
 @dataclass
@@ -120,6 +169,11 @@ class Settings:
     descriptions: int = option(3, "descriptions a task, kind and seed (the paper's tables average over three)")
     seeds: int = option(3, "evaluation seeds; each draws its own examples and descriptions")
     batch_size: int = option(256, "rows decoded together")
+    shots: int = option(3, "training examples in the prompt of the few-shot row; 0: no such row")
+    arrow_top_k: int = option(3, "LoRAs that Arrow routes a token to")
+    arrow_temperature: float = option(1.0, "of the softmax over their scores")
+    rouge_l: bool = option(False, "measure ROUGE-L beside exact match; takes longer, as answers are not cut short")
+    max_new_tokens: int = option(256, "tokens of an answer, where ROUGE-L is measured")
 
 
 def random_strings(count: int, draw: random.Random) -> list[str]:
@@ -141,6 +195,21 @@ def pick_descriptions(task: Task, kind: str, trained: Sequence[Task], count: int
     else:
         pool = task.eval_descriptions if is_trained else task.descriptions + task.eval_descriptions
     return draw.sample(pool, min(count, len(pool)))
+
+
+class NearestLoRA:
+    """The own LoRA of the trained task with the nearest description: retrieval from a library."""
+
+    def __init__(self, embedder, tasks: Sequence[Task], adapters: Mapping[str, Adapter]):
+        """embedder: an object with `embed`. Tasks without a LoRA in `adapters`, by name, cannot be found."""
+        found = [task for task in tasks if task.name in adapters]
+        self.embedder = embedder
+        self.adapters = [adapters[task.name] for task in found for _ in task.descriptions]
+        self.embeddings = embedder.embed([text for task in found for text in task.descriptions])
+
+    def generate(self, texts: list[str]) -> list[Adapter]:
+        cosine = F.normalize(self.embedder.embed(texts), dim=-1) @ F.normalize(self.embeddings, dim=-1).T
+        return [self.adapters[i] for i in cosine.argmax(-1).tolist()]
 
 
 class Retrieval:
@@ -166,42 +235,31 @@ def evaluate(
     """Score every method on every split's `test` examples; one row a method, split, kind of description, task and seed.
 
     splits: name -> tasks, those that were trained on and those that were not. trained: the tasks that the hypernetworks
-    were trained on (what is a seen description). hyperloras: a label -> the checkpoint; the first one is also measured
-    with the description in the prompt, and gives retrieval its adapters. adapters: "multi_task", "average" and, by task
-    name, a task's own; what is absent is not measured. A row: {"method", "split", "kind", "task", "seed", "score",
-    "descriptions", "examples"}, the score a mean over the descriptions.
+    were trained on (what is a seen description). hyperloras: a label -> the checkpoint; the first one that reads
+    descriptions is also measured with the description in the prompt, and gives retrieval its adapters; one that numbers
+    its tasks is measured on them alone, in the order of `trained`. adapters: "multi_task", "average" and, by task name,
+    a task's own; those of `trained` are the library of Arrow and of the nearest task's LoRA. What is absent is not
+    measured. A row: {"method", "split", "kind", "task", "seed", "score", "descriptions", "examples"}, the score (exact
+    match) a mean over the descriptions, and "rouge_l" where the settings ask for it.
     """
     settings = settings or Settings()
+    readers = [hyperlora for hyperlora in hyperloras.values() if hyperlora.config.task_input == "text"]
+    library = [adapters[task.name] for task in trained if task.name in adapters]
+    arrow = Arrow(adapted, library, settings.arrow_top_k, settings.arrow_temperature) if library else None
+    nearest = NearestLoRA(readers[0].embedder, trained, adapters) if library and readers else None
     rows = []
     for seed in range(settings.seeds):
         for split, tasks in splits.items():
             drawn = _draw(tasks, trained, settings, seed)
-            plain = [Trial(task, examples) for task, examples, _ in drawn]
+            plain = [Trial(task, examples, shots=shots) for task, examples, _, shots in drawn]
             described = [
                 Trial(task, examples, kind, text)
-                for task, examples, texts in drawn
+                for task, examples, texts, _ in drawn
                 for kind in KINDS
                 for text in texts[kind]
             ]
-            for method, trials in _methods(plain, described, hyperloras, adapters):
-                if not trials:
-                    continue
-                results = defaultdict(list)
-                for trial, value in zip(trials, score(adapted, tokenizer, trials, settings.batch_size), strict=True):
-                    results[trial.task.name, trial.kind].append((value, len(trial.examples)))
-                for (task, kind), values in results.items():
-                    rows.append(
-                        {
-                            "method": method,
-                            "split": split,
-                            "kind": kind,
-                            "task": task,
-                            "seed": seed,
-                            "score": statistics.fmean(value for value, _ in values),
-                            "descriptions": len(values) if kind != NO_DESCRIPTION else 0,
-                            "examples": values[0][1],
-                        }
-                    )
+            for method, trials in _methods(plain, described, trained, hyperloras, adapters, arrow, nearest):
+                rows += _rows(adapted, tokenizer, method, split, seed, trials, settings)
                 entries = summary([row for row in rows if row["seed"] == seed])
                 done = [e for e in entries if (e["method"], e["split"]) == (method, split)]
                 means = ", ".join(f"{e['kind']} {e['mean']:.3f}" for e in done)
@@ -209,58 +267,136 @@ def evaluate(
     return rows
 
 
+def _rows(
+    adapted: AdaptedModel, tokenizer, method: str, split: str, seed: int, trials: Sequence[Trial], settings: Settings
+) -> list[dict]:
+    """One row for each task and kind of description among the trials."""
+    answers = respond(
+        adapted, tokenizer, trials, settings.batch_size, settings.max_new_tokens if settings.rouge_l else None
+    )
+    cells: dict[tuple[str, str], list[tuple[Trial, list[str]]]] = defaultdict(list)
+    for trial, texts in zip(trials, answers, strict=True):
+        cells[trial.task.name, trial.kind].append((trial, texts))
+    rows = []
+    for (task, kind), cell in cells.items():
+        row = {
+            "method": method,
+            "split": split,
+            "kind": kind,
+            "task": task,
+            "seed": seed,
+            "score": statistics.fmean(_mean(exact_match, *pair) for pair in cell),
+            "descriptions": len(cell) if kind != NO_DESCRIPTION else 0,
+            "examples": len(cell[0][0].examples),
+        }
+        if settings.rouge_l:
+            row["rouge_l"] = statistics.fmean(_mean(rouge_l, *pair) for pair in cell)
+        rows.append(row)
+    return rows
+
+
 def _draw(tasks: Sequence[Task], trained: Sequence[Task], settings: Settings, seed: int) -> list[tuple]:
-    """(task, examples, kind -> descriptions) of one seed; the same draw whatever the other tasks are."""
+    """(task, examples, kind -> descriptions, shots) of one seed; the same draw whatever the other tasks are."""
     drawn = []
     for task in tasks:
         if task.test:
             draw = random.Random(f"{seed} {task.name}")
             examples = draw.sample(task.test, min(settings.examples, len(task.test)))
             texts = {kind: pick_descriptions(task, kind, trained, settings.descriptions, draw) for kind in KINDS}
-            drawn.append((task, examples, texts))
+            asked = {example["input"] for example in examples}
+            pool = [example for example in task.train if example["input"] not in asked]
+            drawn.append((task, examples, texts, draw.sample(pool, min(settings.shots, len(pool)))))
     return drawn
 
 
 def _methods(
     plain: Sequence[Trial],
     described: Sequence[Trial],
+    trained: Sequence[Task],
     hyperloras: Mapping[str, HyperLoRA],
     adapters: Mapping[str, Adapter],
+    arrow: Arrow | None,
+    nearest: NearestLoRA | None,
 ) -> Iterator[tuple[str, list[Trial]]]:
-    """(method, its trials) one after another, so that one method's adapters are in memory at a time."""
+    """(method, trials) one after another, so that few generated adapters are in memory at a time; none without trials.
 
-    def generated(source, shown: bool = False) -> list[Trial]:
-        trials = [t for t in described if t.kind in (SEEN, UNSEEN)] if shown else described
-        made = source.generate([trial.description for trial in trials]) if trials else []
-        return [Trial(t.task, t.examples, t.kind, t.description, a, shown) for t, a in zip(trials, made, strict=True)]
+    A method with many adapters comes in several parts, each with all trials of its tasks.
+    """
+    readers = {label: h for label, h in hyperloras.items() if h.config.task_input == "text"}
+    first_label, first = next(iter(readers.items()), (None, None))
+    aligned = [trial for trial in described if trial.kind in (SEEN, UNSEEN)]
 
-    def with_adapter(name: str | None) -> list[Trial]:
-        """One adapter for all tasks, or (None) each task's own."""
-        return [
-            Trial(t.task, t.examples, adapter=adapters[key]) for t in plain if (key := name or t.task.name) in adapters
-        ]
+    def generated(method: str, source, hyperlora: HyperLoRA, shown: bool = False) -> Iterator[tuple[str, list[Trial]]]:
+        config = hyperlora.config
+        size = 4 * hyperlora.rank * config.num_layers * sum(map(sum, config.target_modules.values()))
+        for part in _parts(aligned if shown else described, MAX_ADAPTER_BYTES // size):
+            made = source.generate([trial.description for trial in part])
+            yield method, [replace(trial, adapter=a, shown=shown) for trial, a in zip(part, made, strict=True)]
 
-    yield "base", list(plain)
-    yield (
-        "base, prompted",
-        [Trial(t.task, t.examples, t.kind, t.description, shown=True) for t in described if t.kind in (SEEN, UNSEEN)],
-    )
-    yield "multi-task LoRA", with_adapter("multi_task")
-    yield "average LoRA", with_adapter("average")
-    for hyperlora in list(hyperloras.values())[:1]:
-        yield "retrieval", generated(Retrieval(hyperlora))
-    for label, hyperlora in hyperloras.items():
-        yield label, generated(hyperlora)
-    for label, hyperlora in list(hyperloras.items())[:1]:
-        yield f"{label}, prompted", generated(hyperlora, shown=True)
-    yield "oracle LoRA", with_adapter(None)
+    def every() -> Iterator[tuple[str, list[Trial]]]:
+        simple = [replace(trial, shots=()) for trial in plain]
+        yield "base", simple
+        yield "base, prompted", [replace(trial, shown=True) for trial in aligned]
+        yield "base, few-shot", [trial for trial in plain if trial.shots]
+        for name, method in (("multi_task", "multi-task LoRA"), ("average", "average LoRA")):
+            yield method, [replace(trial, adapter=adapters[name]) for trial in simple if name in adapters]
+        if arrow:
+            with arrow.use():
+                yield "Arrow routing", simple  # what is answered before the next method is asked for is routed
+        if nearest:
+            yield from generated("nearest task's LoRA", nearest, first)
+        if first:
+            yield from generated("retrieval", Retrieval(first), first)
+        for label, hyperlora in hyperloras.items():
+            if label in readers:
+                yield from generated(label, hyperlora, hyperlora)
+            else:
+                yield label, _numbered(simple, trained, hyperlora)
+        if first:
+            yield from generated(f"{first_label}, prompted", first, first, shown=True)
+        own = [trial for trial in simple if trial.task.name in adapters]
+        yield "oracle LoRA", [replace(trial, adapter=adapters[trial.task.name]) for trial in own]
+
+    for method, trials in every():
+        if trials:
+            yield method, trials
 
 
-def summary(rows: Sequence[dict]) -> list[dict]:
+def _parts(trials: Iterable[Trial], most: int) -> Iterator[list[Trial]]:
+    """The trials in parts of at most `most`, but never one task's in two parts."""
+    part: list[Trial] = []
+    for _, group in itertools.groupby(trials, key=lambda trial: trial.task.name):
+        own = list(group)
+        if part and len(part) + len(own) > most:
+            yield part
+            part = []
+        part += own
+    if part:
+        yield part
+
+
+def _numbered(plain: Sequence[Trial], trained: Sequence[Task], hyperlora: HyperLoRA) -> list[Trial]:
+    """The trials of trained tasks, with the adapters of a hypernetwork whose input is a task's number."""
+    numbers = {task.name: i for i, task in enumerate(trained)}
+    if len(numbers) != hyperlora.config.num_tasks:
+        raise UserError(
+            f"The hypernetwork {hyperlora.name} numbers {hyperlora.config.num_tasks} tasks, and there are "
+            f"{len(numbers)}: give the folder of tasks that it was trained on."
+        )
+    found = [trial for trial in plain if trial.task.name in numbers]
+    if not found:
+        return []
+    ids = torch.tensor([numbers[trial.task.name] for trial in found])
+    inputs = torch.eye(len(numbers))[ids] if hyperlora.config.task_input == "one_hot" else ids
+    made = hyperlora.generate(embeddings=inputs)
+    return [replace(trial, adapter=a) for trial, a in zip(found, made, strict=True)]
+
+
+def summary(rows: Sequence[dict], metric: str = "score") -> list[dict]:
     """One entry a method, kind and split: the mean over tasks and its standard deviation over seeds."""
     cells: dict[tuple, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        cells[row["method"], row["kind"], row["split"]][row["seed"]].append(row["score"])
+        cells[row["method"], row["kind"], row["split"]][row["seed"]].append(row[metric])
     entries = []
     for (method, kind, split), seeds in cells.items():
         means = [statistics.fmean(scores) for scores in seeds.values()]
@@ -271,9 +407,9 @@ def summary(rows: Sequence[dict]) -> list[dict]:
     return entries
 
 
-def markdown_table(rows: Sequence[dict]) -> str:
+def markdown_table(rows: Sequence[dict], metric: str = "score") -> str:
     """Methods and kinds of description down, splits across; mean over tasks ± spread over seeds."""
-    entries = summary(rows)
+    entries = summary(rows, metric)
     splits = list(dict.fromkeys(e["split"] for e in entries))
     lines = ["| method | description | " + " | ".join(splits) + " |", "| --- | --- |" + " --- |" * len(splits)]
     for method, kind in dict.fromkeys((e["method"], e["kind"]) for e in entries):
@@ -285,41 +421,64 @@ def markdown_table(rows: Sequence[dict]) -> str:
 
 def save_results(path: str | Path, rows: Sequence[dict], settings: Settings) -> None:
     """{"settings", "summary", "rows"} as one JSON file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kept = {key: asdict(settings)[key] for key in Settings.__dataclass_fields__}
-    data = {"settings": kept, "summary": summary(rows), "rows": list(rows)}
-    path.write_text(json.dumps(data, ensure_ascii=False) + "\n", encoding="utf-8")
+    kept = {field.name: getattr(settings, field.name) for field in fields(Settings)}
+    write_results(path, rows, kept)
+
+
+def write_results(path: str | Path, rows: Sequence[dict], settings: Mapping[str, object]) -> None:
+    """As `save_results`, with any settings."""
+    data = {"settings": settings, "summary": summary(rows), "rows": list(rows)}
+    write_atomic(Path(path), (json.dumps(data, ensure_ascii=False) + "\n").encode())
 
 
 @dataclass(kw_only=True)
-class Options(Settings):
+class Sources:
+    """What is measured."""
+
+    base: str = option(help="the base model: folder or Hub id")
+    hyperlora: list[str] | None = option(None, "checkpoints; the first is also measured with a prompt")  # noqa: RUF009
+    adapters: str | None = option(None, "folder of plain LoRAs as training.lora writes it")
+    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "of the base model's weights")
+    device: str = option("cpu", "cpu, cuda, ...")
+
+    def load(self) -> tuple[AdaptedModel, object, dict[str, HyperLoRA], dict[str, Adapter]]:
+        """The base with its tokenizer, label -> checkpoint, and name -> plain LoRA."""
+        hyperloras: dict[str, HyperLoRA] = {}
+        for path in self.hyperlora or []:
+            checkpoint = HyperLoRA.from_pretrained(path)
+            label = f"HyperLoRA {checkpoint.config.head}"
+            hyperloras[label if label not in hyperloras else f"{label} ({path})"] = checkpoint
+        adapters = load_adapters(self.adapters) if self.adapters else {}
+        targets = [hyperlora.config.target_modules for hyperlora in hyperloras.values()]
+        targets += [list(adapter.weights) for adapter in adapters.values()]
+        model, tokenizer = load_base(self.base, dtype=getattr(torch, self.dtype), device=self.device)
+        for hyperlora in hyperloras.values():
+            if hyperlora.config.task_input == "text" and hyperlora.config.embedder == LAST_TOKEN:
+                hyperlora.embedder = load_embedder(LAST_TOKEN, base=(model, tokenizer))
+        return AdaptedModel(model, targets[0] if targets else DEFAULT_TARGETS), tokenizer, hyperloras, adapters
+
+
+@dataclass(kw_only=True)
+class Options(Settings, Sources):
     """What `python -m training.evaluate` takes beside the settings."""
 
     tasks: str = option(help="folder of the tasks that were trained on")
-    base: str = option(help="the base model: folder or Hub id")
-    hyperlora: list[str] = option(help="checkpoints; the first is also measured with a prompt")  # noqa: RUF009
-    output: str = option(help="file for the results (JSON); the table goes to standard output")
+    output: str = option(help="file for the results (JSON); the table goes beside it (.md) and to standard output")
     held_out: list[str] | None = option(None, "folders of tasks never trained on, each a split")  # noqa: RUF009
-    adapters: str | None = option(None, "folder of plain LoRAs as training.lora writes it")
-    device: str = option("cpu", "cpu, cuda, ...")
 
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv, __doc__)
     trained = load_tasks(options.tasks)
     splits = {"trained tasks": trained} | {Path(folder).name: load_tasks(folder) for folder in options.held_out or []}
-    hyperloras = {}
-    for path in options.hyperlora:
-        checkpoint = HyperLoRA.from_pretrained(path)
-        label = f"HyperLoRA {checkpoint.config.head}"
-        hyperloras[label if label not in hyperloras else f"{label} ({path})"] = checkpoint
-    model, tokenizer = load_base(options.base, device=options.device)
-    adapted = AdaptedModel(model, next(iter(hyperloras.values())).config.target_modules)
-    adapters = load_adapters(options.adapters) if options.adapters else {}
+    adapted, tokenizer, hyperloras, adapters = options.load()
     rows = evaluate(adapted, tokenizer, splits, trained, hyperloras, adapters, options)
     save_results(options.output, rows, options)
-    print(markdown_table(rows))
+    metrics = {"Exact match": "score"} | ({"ROUGE-L": "rouge_l"} if options.rouge_l else {})
+    tables = [f"{name}, per cent\n\n{paper_table(rows, metric)}" for name, metric in metrics.items()]
+    write_atomic(Path(options.output).with_suffix(".md"), "\n".join(tables).encode())
+    for name, metric in metrics.items():
+        print(f"{name}\n\n{markdown_table(rows, metric)}")
 
 
 if __name__ == "__main__":
