@@ -1,0 +1,644 @@
+"""Descriptions of tasks, written by a language model from their question-answer pairs (App. F, Fig. 11).
+
+python -m training.descriptions --tasks DIR --output DIR [--url URL --model NAME | --local BASE] [--config FILE]
+
+The task files of --tasks are copied into --output with their descriptions replaced; --tasks is never changed. A model
+is asked 10 times a task for 20 descriptions, each time with five other pairs. The URL is that of any server that speaks
+OpenAI's chat completions (vLLM, llama.cpp, Ollama and most companies' do); the key comes from an environment variable.
+
+Every answer is kept in OUTPUT/queries/TASK/NUMBER.json as soon as it is there: a stopped run goes on with the queries
+that have none. Descriptions that repeat another, and those that give away an answer of the pairs shown, are dropped and
+counted.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import random
+import re
+import threading
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tqdm import tqdm
+from transformers import GenerationConfig
+
+from hyperlora.base import context_length, format_prompt, load_base
+from hyperlora.errors import UserError
+from hyperlora.files import write_atomic
+from training.options import option, parse, run
+from training.tasks import Example, Task, load_tasks
+
+SYSTEM = "You are a helpful assistant with plenty of imagination."
+
+# Figure 11 shows a question with choices and one without: so do these.
+EXAMPLES = """\
+Two examples show how descriptions follow from a task's pairs.
+
+Example 1
+Question:
+Here is a question on economics with four possible answers, A, B, C and D. Exactly one of them is right. Reply with \
+its letter and nothing else.
+
+A city forbids rents above a limit that lies below what flats have cost so far. What will follow? (A) More flats will \
+be on offer than people look for. (B) More people will look for flats than there are on offer. (C) Flats and people \
+who look for one will be equally many. (D) Nobody will look for a flat.
+Answer:
+B
+Fitting descriptions:
+Description 1: Think about a question from economics and settle it with what you know of markets, prices and the \
+choices that people make.
+Description 2: Here your grasp of economic principles is put to the test: work out what they imply in the case at hand.
+
+Example 2
+Question:
+You are given the name of a country. Return the name of its capital.
+
+Uruguay
+Answer:
+Montevideo
+Fitting descriptions:
+Description 1: Say which city the given country is governed from.
+Description 2: A country is named and you supply its capital. Solving this takes good knowledge of the world's \
+geography."""
+
+PROMPT = """\
+You will see questions of one task, each with the answer expected. Write short descriptions that say what this task is.
+
+{examples}
+
+Now describe the task that these pairs belong to.
+
+{pairs}
+
+Take what the pairs tell you, and the descriptions above as a pattern, and write a number of descriptions that make \
+clear what the task is. Each is plain text, in this form:
+
+Description 1: TEXT
+Description 2: TEXT
+...
+
+Be inventive: let length and sentence structure differ from one to the next, so that together they read as if many \
+people with styles of their own had written them. Look past the single pairs, at the idea and the subject of the task \
+as a whole.
+
+- NEVER mention that there are options to choose from, or what form an answer has.
+- NEVER tell in what form to answer, as in "pick the right option" or "reply with a single word".
+- NEVER explain how to answer a question; tell what the task is about, and the skills and the knowledge that it needs.
+- Steps of reasoning that lead to the expected answer may be mentioned.
+
+Reply with {count} descriptions. Use simple words, be clear, and make no two descriptions alike."""
+
+QUERIES = "queries"  # the folder in the output that holds the answers
+TRIES = 3  # at a query whose answers hold few descriptions
+MAX_ANSWER_BYTES = 4 * 2**20
+MAX_RECORD_BYTES = 16 * 2**20
+MAX_DESCRIPTION = 1000  # characters
+FIRST_WAIT, LONGEST_BACKOFF, LONGEST_WAIT = 1.0, 60.0, 600.0  # seconds
+LEAK_WORDS = 6  # so many words of a longer answer, in a row, give it away
+LABEL_SHARE = 0.05  # an answer to so many of a task's questions is a class
+
+Messages = list[dict[str, str]]
+
+
+@dataclass(kw_only=True)
+class Options:
+    """What `python -m training.descriptions` takes. The defaults are those of App. F."""
+
+    tasks: str = option(help="folder of task files, or another source that training.tasks reads")
+    output: str = option(help="folder for the described task files; a run that was stopped goes on there")
+    url: str = option("https://api.openai.com/v1", "endpoint that speaks OpenAI's chat completions, up to its /v1")
+    model: str = option("gpt-4o-mini", "the endpoint's name of the model")
+    key_variable: str = option("OPENAI_API_KEY", "environment variable with the key; none is sent where it is unset")
+    local: str | None = option(None, "a model on this machine instead of an endpoint: folder or Hub id")
+    device: str = option("cpu", "of the local model: cpu, cuda, ...")
+    bf16: bool = option(False, "the local model in bfloat16")
+    queries: int = option(10, "queries a task")
+    per_query: int = option(20, "descriptions asked for in a query")
+    pairs: int = option(5, "question-answer pairs shown in a query, drawn from the training examples")
+    pair_characters: int = option(3000, "characters of a question or an answer, beyond which its middle is left out")
+    show_description: bool = option(True, "show the task's first own description before questions that do not hold it")
+    system_message: bool = option(True, "send the system message apart; many open models only take it in the prompt")
+    keep: bool = option(False, "keep the task's own descriptions, in front of the new ones")
+    temperature: float = option(1.0, "of the sampling")
+    max_tokens: int = option(4096, "most tokens of an answer; 0: not sent, for endpoints that refuse the field")
+    concurrency: int = option(8, "queries at a time: sent in parallel, or decoded together by the local model")
+    retries: int = option(8, "tries after a failure that may pass (limits, overload, time-outs), ever further apart")
+    timeout: float = option(120.0, "seconds without a sign of the endpoint that count as a failure")
+    seed: int = option(0, "of the pairs drawn, and of a local model's sampling")
+    strict: bool = option(False, "stop at a broken task file instead of skipping it")
+
+
+class Reply(NamedTuple):
+    """What a model answered, and the tokens that it took."""
+
+    text: str
+    prompt_tokens: int
+    answer_tokens: int
+
+
+Ask = Callable[[Sequence[Messages], int], list[Reply]]  # chats, number of the try -> an answer to each
+
+
+@dataclass(frozen=True)
+class Query:
+    """One request: some pairs of a task, and what is asked about them."""
+
+    path: Path
+    """Where its answer is kept."""
+    pairs: list[Example]
+    request: dict[str, Any]
+    """What the answer depends on: {"model", "temperature", "messages"}."""
+
+
+def make_queries(task: Task, options: Options) -> list[Query]:
+    """A task's queries, the same for the same seed whatever the other tasks are; none without training examples."""
+    folder = Path(options.output) / QUERIES / task.name
+    queries = []
+    for number in range(options.queries if task.train else 0):
+        draw = random.Random(f"{options.seed} {task.name} {number}")
+        pairs = draw.sample(task.train, min(options.pairs, len(task.train)))
+        request = {
+            "model": options.local or options.model,
+            "temperature": options.temperature,
+            "messages": messages(task, pairs, options),
+        }
+        queries.append(Query(folder / f"{number}.json", pairs, request))
+    return queries
+
+
+def messages(task: Task, pairs: Sequence[Example], options: Options) -> Messages:
+    """The chat of Figure 11 that asks for descriptions of the task behind some of its pairs."""
+    shown = task.descriptions[0].strip() if options.show_description and task.descriptions else ""
+    parts = []
+    for pair in pairs:
+        question = pair["input"] if shown in pair["input"] else f"{shown}\n\n{pair['input']}"
+        question, answer = (_shorten(text, options.pair_characters) for text in (question, pair["output"]))
+        parts.append(f"Question:\n{question}\nAnswer:\n{answer}")
+    prompt = PROMPT.format(examples=EXAMPLES, pairs="\n\n".join(parts), count=options.per_query)
+    if not options.system_message:
+        return [{"role": "user", "content": f"{SYSTEM}\n\n{prompt}"}]
+    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": prompt}]
+
+
+def _shorten(text: str, limit: int) -> str:
+    """A long text without its middle: the instruction tends to be at its start, the question at its end."""
+    end = limit // 3
+    return text if len(text) <= limit else f"{text[: limit - end]} [...] {text[len(text) - end :]}"
+
+
+# --- what an answer holds ---------------------------------------------------------------------------------------------
+
+_MARK = re.compile(  # "3.", "(3)", "- ", "Description 3:", also two of them, also in bold
+    r"[\s>#*_]*(?:(?:[-•*+]\s+|\(?#?\d{1,3}\s*[.):](?=[\s*_]|$)"
+    r"|(?:task\s+)?description\s*#?\s*\d{1,3}[\s*_]*(?:[.):\u2013\u2014-]|$))[\s*_]*)+",
+    re.IGNORECASE,
+)
+_FENCE = re.compile(r"```\w*\n(.*?)(?:```|\Z)", re.DOTALL)
+_JSON = re.compile(r"[\[{]\s*[\[{\"]")
+_JSON_TEXT = re.compile(r'(?<=[\s\[{:,])"(?:[^"\\\n]|\\.)*"(?=\s*(?:[,\]}\n]|\Z))')  # a whole value; a key has a colon
+
+
+def parse_descriptions(text: str) -> list[str]:
+    """The descriptions in a model's answer: a list with numbers or bullets, or JSON, even if it breaks off.
+
+    Whatever stands before, between and after them is left out, and so is what is too short or long to be a description.
+    """
+    text = text.rpartition("</think>")[2].partition("<think>")[0]  # what a reasoning model thinks is no answer
+    if fence := _FENCE.search(text):
+        text = fence[1]
+    start = _JSON.search(text)
+    if start and not text[: start.start()].strip():
+        found = list(_from_json(text[start.start() :]))
+    else:
+        found = _from_list(text) or (list(_from_json(text[start.start() :])) if start else [])
+    cleaned = map(_clean, found)
+    return [item for item in cleaned if len(item) <= MAX_DESCRIPTION and len(_words(item)) > 1]
+
+
+def _from_list(text: str) -> list[str]:
+    items, is_open = [], False
+    for line in text.splitlines():
+        if mark := _MARK.match(line):
+            items.append(line[mark.end() :])
+            is_open = True
+        elif not line.strip():
+            is_open = is_open and not items[-1].strip()  # a description may stand below its number
+        elif is_open:
+            items[-1] += f" {line}"
+    return items
+
+
+def _from_json(text: str) -> Iterator[str]:
+    try:
+        yield from _texts(json.JSONDecoder(strict=False).raw_decode(text)[0])
+    except (ValueError, RecursionError):
+        for part in _JSON_TEXT.findall(text):
+            with suppress(ValueError):
+                yield json.loads(part, strict=False)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a JSON value; of an object that names them, those under "description..." alone."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        named = [item for key, item in value.items() if key.casefold().startswith("description")]
+        yield from _texts(named or list(value.values()))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+
+
+def _clean(text: str) -> str:
+    text = text.encode(errors="replace").decode()  # half a surrogate pair could not be written to a file
+    text = " ".join(text.replace("**", "").split()).strip("*_ ")
+    return text[1:-1].strip() if text[:1] in ('"', "“") and text[-1:] in ('"', "”") else text
+
+
+def _words(text: str) -> list[str]:
+    """The words, without case and punctuation."""
+    return re.findall(r"[^\W_]+", re.sub("['\u2019]", "", text.casefold()))
+
+
+def labels(task: Task) -> set[str]:
+    """The task's classes: answers to several of its questions, one in twenty at least, as compared by `leaks`.
+
+    A description that names them ("is the review positive?") gives no question's answer away.
+    """
+    counts = Counter(" ".join(_words(example["output"])) for example in task.train)
+    return {answer for answer, n in counts.items() if n > 1 and n >= LABEL_SHARE * len(task.train)}
+
+
+def leaks(description: str, answers: Sequence[str], classes: set[str] = frozenset()) -> bool:
+    """Whether an answer stands in the description, whatever the case and the punctuation.
+
+    Of a longer answer, six words in a row do. Classes and single characters ("a", "7") do not count.
+    """
+    text = f" {' '.join(_words(description))} "
+    for answer in answers:
+        words = _words(answer)
+        if len("".join(words)) < 2 or " ".join(words) in classes:
+            continue
+        n = min(len(words), LEAK_WORDS)
+        if any(f" {' '.join(words[i : i + n])} " in text for i in range(len(words) - n + 1)):
+            return True
+    return False
+
+
+def select(task: Task, answers: Sequence[tuple[Query, str]], options: Options) -> tuple[list[str], Counter]:
+    """The descriptions to keep from a task's answers, and what became of the others.
+
+    Counts "asked", "written", "repeated", "leaked", and "empty" for answers without any. One that says the same as an
+    evaluation description, which nothing may train on, is repeated too. A task that is left without keeps its own.
+    """
+    count = Counter(asked=len(answers) * options.per_query)
+    kept = list(task.descriptions) if options.keep else []
+    seen = {" ".join(_words(text)) for text in [*kept, *task.eval_descriptions]}
+    classes = labels(task)
+    for query, text in answers:
+        shown = [answer for pair in query.pairs for answer in [pair["output"], *pair.get("outputs", [])]]
+        found = parse_descriptions(text)[: options.per_query]
+        count["empty"] += not found
+        for description in found:
+            key = " ".join(_words(description))
+            if leaks(description, shown, classes):
+                count["leaked"] += 1
+            elif key in seen:
+                count["repeated"] += 1
+            else:
+                seen.add(key)
+                kept.append(description)
+                count["written"] += 1
+    return kept or list(task.descriptions), count
+
+
+# --- who answers ------------------------------------------------------------------------------------------------------
+
+
+class _MayPass(Exception):
+    """A failure worth another try, after `wait` seconds where the server names them."""
+
+    def __init__(self, reason: str, wait: float | None = None):
+        super().__init__(reason)
+        self.wait = wait
+
+
+def endpoint(options: Options, stop: threading.Event) -> Ask:
+    """Ask a server in OpenAI's chat completions format. Once `stop` is set, nothing is tried again.
+
+    Raises UserError where the URL or the key cannot be right, the server refuses, or the tries are used up.
+    """
+    try:
+        import httpx  # in the group `train`
+    except ImportError:
+        raise UserError("An endpoint is asked through the package httpx: pip install --group train.") from None
+    url = options.url.rstrip("/") + "/chat/completions"
+    try:
+        parts = httpx.URL(url)
+    except httpx.InvalidURL:
+        parts = httpx.URL("")
+    if parts.scheme not in ("http", "https") or not parts.host:
+        raise UserError(f"--url must be an address such as http://localhost:8000/v1, not {options.url!r}.")
+    key = os.environ.get(options.key_variable, "").strip()
+    if not key.isascii() or not key.isprintable():
+        raise UserError(f"The environment variable {options.key_variable} holds no key: it has odd characters in it.")
+    client = httpx.Client(  # which follows no redirects: the key goes to the URL's host alone
+        headers={"Authorization": f"Bearer {key}"} if key else None,
+        timeout=options.timeout,
+        limits=httpx.Limits(max_connections=options.concurrency),
+    )
+
+    def post(chat: Messages) -> Reply:
+        body = {"model": options.model, "messages": chat, "temperature": options.temperature}
+        if options.max_tokens:
+            body["max_tokens"] = options.max_tokens
+        content = bytearray()
+        try:
+            with client.stream("POST", url, json=body) as response:
+                for chunk in response.iter_bytes():
+                    content += chunk
+                    if len(content) > MAX_ANSWER_BYTES:
+                        raise UserError(f"{url} sent more than {MAX_ANSWER_BYTES >> 20} MiB: is it the right --url?")
+        except httpx.HTTPError as error:
+            raise _MayPass(f"{type(error).__name__}: {error}") from error
+        try:
+            data = json.loads(content)
+        except (ValueError, RecursionError):
+            data = None
+        if response.status_code == 200:
+            return _reply(data)
+        code, reason = _refusal(data, response.reason_phrase)
+        reason = f"{response.status_code}, {reason.replace(key, '***') if key else reason}"
+        if code == "content_filter":
+            return Reply("", 0, 0)
+        passing = response.status_code in (408, 409, 425, 429) or response.status_code >= 500
+        if passing and code != "insufficient_quota":
+            raise _MayPass(reason, retry_after(response.headers.get("Retry-After")))
+        hint = {401: f" Set {options.key_variable} to a valid key.", 404: " Check --url and --model."}
+        raise UserError(f"{url} refused the request ({reason}).{hint.get(response.status_code, '')}")
+
+    def patiently(chat: Messages) -> Reply:
+        for attempt in range(options.retries + 1):
+            try:
+                return post(chat)
+            except _MayPass as failure:
+                backoff = min(FIRST_WAIT * 2**attempt, LONGEST_BACKOFF) * random.uniform(0.5, 1)
+                wait = backoff if failure.wait is None else failure.wait
+                last = failure
+            if wait > LONGEST_WAIT:
+                raise UserError(f"{url} asks to wait for {wait:.0f} s ({last}): start again then, to go on.")
+            if attempt < options.retries:
+                tqdm.write(f"Another try in {wait:.1f} s: {last}")
+                if stop.wait(wait):
+                    break
+        raise UserError(f"{url} did not answer ({last}): start again to go on.")
+
+    return lambda chats, attempt: [patiently(chat) for chat in chats]
+
+
+def _reply(data: Any) -> Reply:
+    """The content of a successful response -> the answer; no text where the model refused."""
+    try:
+        text = data["choices"][0]["message"].get("content")
+        usage = data.get("usage") or {}
+        tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
+        if not isinstance(text, str | None):
+            raise TypeError
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise _MayPass("what came is no chat completion") from None
+    return Reply((text or "").encode(errors="replace").decode(), *tokens)
+
+
+def _refusal(data: Any, default: str) -> tuple[str, str]:
+    """The content of an error response -> its code and its message, the latter in one line."""
+    error = data.get("error", data) if isinstance(data, dict) else None
+    if isinstance(error, dict):
+        code, message = error.get("code"), error.get("message") or error.get("detail")
+    else:
+        code, message = None, error
+    return str(code), " ".join((message if isinstance(message, str) else default).split())[:300]
+
+
+def retry_after(value: str | None) -> float | None:
+    """The header Retry-After, seconds or a date -> seconds from now; None where it says nothing."""
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            date = parsedate_to_datetime(value)
+        except ValueError:
+            return None
+        seconds = ((date if date.tzinfo else date.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
+    return max(seconds, 0.0) if math.isfinite(seconds) else None
+
+
+def local_model(options: Options) -> Ask:
+    """Ask a model on this machine, all chats in one batch.
+
+    Raises UserError where its chat template refuses the messages or they do not fit its context.
+    """
+    model, tokenizer = load_base(
+        options.local, dtype=torch.bfloat16 if options.bf16 else torch.float32, device=options.device
+    )
+    eos = model.generation_config.eos_token_id
+    eos = tokenizer.eos_token_id if eos is None else eos
+    ends = eos if isinstance(eos, list) else [eos]
+    pad = ends[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+    @torch.no_grad()
+    def ask(chats: Sequence[Messages], attempt: int) -> list[Reply]:
+        try:
+            prompts = [format_prompt(tokenizer, chat) for chat in chats]
+        except UserError as error:
+            hint = " Try it with --no_system_message." if options.system_message else ""
+            raise UserError(f"{error}{hint}") from error
+        longest = max(map(len, prompts))
+        room = context_length(model) - longest
+        if room < 1:
+            raise UserError(
+                f"A query has {longest} tokens, more than {options.local} takes: lower --pairs or --pair_characters."
+            )
+        ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=model.device)
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+        sampling = {"do_sample": True, "temperature": options.temperature} if options.temperature else {}
+        config = GenerationConfig(
+            **{"do_sample": False} | sampling,
+            max_new_tokens=min(options.max_tokens or room, room),
+            eos_token_id=eos,
+            bos_token_id=tokenizer.bos_token_id,
+            pad_token_id=pad,
+        )
+        torch.manual_seed(zlib.crc32(f"{options.seed} {attempt} {prompts}".encode()))
+        try:
+            out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"{options.local} needs more memory than there is: lower --concurrency.") from error
+        replies = []
+        for prompt, row in zip(prompts, out[:, longest:].tolist(), strict=True):
+            length = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
+            replies.append(Reply(tokenizer.decode(row[:length], skip_special_tokens=True), len(prompt), length))
+        return replies
+
+    return ask
+
+
+# --- all tasks --------------------------------------------------------------------------------------------------------
+
+
+def _answer(queries: Sequence[Query], ask: Ask, per_query: int) -> list[tuple[Query, Reply]]:
+    """Ask until each answer holds half of the descriptions at least, or the tries are used up; keep the best one."""
+    best: dict[int, Reply] = {}
+    spent = {i: (0, 0) for i in range(len(queries))}
+    todo = list(spent)
+    for attempt in range(TRIES):
+        replies = ask([queries[i].request["messages"] for i in todo], attempt)
+        for i, reply in zip(todo, replies, strict=True):
+            spent[i] = (spent[i][0] + reply.prompt_tokens, spent[i][1] + reply.answer_tokens)
+            if i not in best or len(parse_descriptions(reply.text)) > len(parse_descriptions(best[i].text)):
+                best[i] = reply
+        todo = [i for i in todo if 2 * len(parse_descriptions(best[i].text)) < per_query]
+        if not todo:
+            break
+    done = [(query, Reply(best[i].text, *spent[i])) for i, query in enumerate(queries)]
+    for query, reply in done:
+        record = query.request | reply._asdict()
+        write_atomic(query.path, (json.dumps(record, ensure_ascii=False, indent=1) + "\n").encode())
+    return done
+
+
+def _stored(query: Query) -> Reply | None:
+    """The answer that an earlier run got; UserError where the file is damaged, or answers another request."""
+    if not query.path.is_file():
+        return None
+    try:
+        if query.path.stat().st_size > MAX_RECORD_BYTES:
+            raise ValueError
+        record = json.loads(query.path.read_text(encoding="utf-8"))
+        reply = Reply(**{name: record[name] for name in Reply._fields})
+        request = {key: record[key] for key in query.request}
+        if [type(value) for value in reply] != [str, int, int]:
+            raise TypeError
+    except (ValueError, TypeError, LookupError, RecursionError):
+        raise UserError(f"{query.path} is damaged: delete it, and it will be asked again.") from None
+    if request != query.request:
+        changed = next(key for key in request if request[key] != query.request[key])
+        raise UserError(
+            f"{query.path} was asked with other {changed}: use the tasks and options of then, or another --output."
+        )
+    return reply
+
+
+def describe(tasks: Sequence[Task], options: Options) -> Counter:
+    """Ask for all descriptions that are not there yet, and write each task's file once its last answer is in.
+
+    Returns the counts of `select` over all tasks, "prompt_tokens" and "answer_tokens" (of earlier runs too),
+    "undescribed": tasks copied as they are, for they have no training examples.
+    """
+    total: Counter = Counter()
+    plan = {task.name: make_queries(task, options) for task in tasks}
+    answers: dict[str, dict[Path, str]] = {task.name: {} for task in tasks}
+    by_name = {task.name: task for task in tasks}
+    todo: list[Query] = []
+    bar = tqdm(total=sum(map(len, plan.values())), unit="query", dynamic_ncols=True)
+
+    def take(query: Query, reply: Reply) -> None:
+        name = query.path.parent.name
+        answers[name][query.path] = reply.text
+        total.update(prompt_tokens=reply.prompt_tokens, answer_tokens=reply.answer_tokens)
+        bar.set_postfix_str(f"{total['prompt_tokens']:,} + {total['answer_tokens']:,} tokens", refresh=False)
+        if len(answers[name]) == len(plan[name]):
+            finish(by_name[name])
+
+    def finish(task: Task) -> None:
+        texts = answers.pop(task.name)
+        descriptions, count = select(task, [(query, texts[query.path]) for query in plan[task.name]], options)
+        total.update(count)
+        dataclasses.replace(task, descriptions=descriptions).save(options.output)
+
+    stop = threading.Event()
+
+    def work(batch: Sequence[Query]) -> list[tuple[Query, Reply]]:
+        if stop.is_set():
+            return []
+        try:
+            return _answer(batch, ask, options.per_query)
+        except BaseException:  # here, before this thread begins with the next batch
+            stop.set()
+            raise
+
+    # threads wait for a server; a model on this machine takes a batch at a time
+    workers, size = (1, options.concurrency) if options.local else (options.concurrency, 1)
+    with bar, ThreadPoolExecutor(workers) as pool:
+        for name, queries in plan.items():
+            if not queries:
+                total["undescribed"] += 1
+                by_name[name].save(options.output)
+            for query in queries:
+                if (reply := _stored(query)) is None:
+                    todo.append(query)
+                else:
+                    bar.initial += 1
+                    bar.n += 1
+                    take(query, reply)
+        if not todo:
+            return total
+        ask = local_model(options) if options.local else endpoint(options, stop)
+        batches = [todo[i : i + size] for i in range(0, len(todo), size)]
+        try:
+            running = [pool.submit(work, batch) for batch in batches]
+            for future in as_completed(running):
+                for query, reply in future.result():
+                    take(query, reply)
+                    bar.update()
+        except BaseException:  # an interrupt too: what is under way is still kept, the rest is not begun
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return total
+
+
+def _check(options: Options) -> None:
+    for name, least in (
+        *((name, 1) for name in ("queries", "per_query", "pairs", "pair_characters", "concurrency")),
+        *((name, 0) for name in ("temperature", "max_tokens", "retries")),
+        ("timeout", 1e-3),
+    ):
+        value = getattr(options, name)
+        if not (math.isfinite(value) and least <= value <= 10**6):
+            raise UserError(f"--{name} must be {least:g} or more, not {value:g}.")
+    source, output = Path(options.tasks).resolve(), Path(options.output).resolve()
+    if output in (source, source / "tasks"):
+        raise UserError(f"--output must be another folder than that of --tasks, {options.tasks}, which stays as it is.")
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse(Options, argv, __doc__)
+    _check(options)
+    tasks = load_tasks(options.tasks, options.strict)
+    try:
+        count = describe(tasks, options)
+    except OSError as error:
+        raise UserError(f"{error.filename or options.output} cannot be written ({error.strerror}).") from error
+    print(
+        f"{len(tasks)} tasks are in {options.output}, with {count['written']:,} new descriptions of {count['asked']:,} "
+        f"asked for. Dropped: {count['repeated']:,} that repeat another, {count['leaked']:,} that give an answer away. "
+        f"{count['empty']:,} queries gave none; {count['undescribed']:,} tasks have no training examples to describe. "
+        f"Tokens: {count['prompt_tokens']:,} of prompts, {count['answer_tokens']:,} of answers."
+    )
+
+
+if __name__ == "__main__":
+    run(main)
