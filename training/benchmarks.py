@@ -34,7 +34,7 @@ try:
 except ImportError:  # `AdaptedLM` says so, in one sentence
     HFLM = None
 
-DESCRIPTIONS = Path(__file__).with_name("benchmarks.json")
+DESCRIPTIONS = Path(__file__).with_name("benchmark_descriptions.json")
 FEW_SHOT_SEED = 1234  # lm-eval's own
 MAX_FILE_BYTES = 64 * 2**20
 
