@@ -53,7 +53,7 @@ class Options:
     instruction_induction: str | None = option(
         None, "folder of the benchmark's tasks, to be evaluated on (never trained)"
     )
-    base_steps: int = option(12000, "optimizer steps of the base model")
+    base_steps: int = option(10000, "optimizer steps of the base model")
     hyperlora_steps: int = option(9000, "optimizer steps of the hypernetwork with head M")
     other_head_steps: int = option(1500, "optimizer steps of the hypernetworks with heads S and L")
     lora_steps: int = option(200, "optimizer steps of the multi-task LoRA and of the tasks' own")

@@ -24,9 +24,9 @@ on text (letters, words, lists, numbers, a little grammar), not the world, and i
 
 ## What it was trained on
 
-{trained} tasks made by rules (`training/mini/suite.py`), each with up to {seen} training descriptions and up to {unseen}
-others that no stage of the training sees: every third template of a task is held out, with all its wordings. Most
-tasks are cells of a grid: an operation, a place, a kind of text (`training/mini/grid.py`).
+{trained} tasks made by rules (`training/mini/suite.py`), each with up to {seen} training descriptions and up to
+{unseen} others that no stage of the training sees: at least a fifth of a task's templates is held out, with all their
+wordings. Most tasks are cells of a grid: an operation, a place, a kind of text (`training/mini/grid.py`).
 {combinations} new combinations of trained parts and {operations} operations that no trained task has are held out
 of every stage. Inputs are English words (three in four) and random letters; one input in eight, in whatever task,
 is kept for tests and one for the tasks' own LoRAs. Task inputs: all-MiniLM-L6-v2, L2-normalised, times √384.

@@ -1,8 +1,8 @@
 """How people word a task: templates with alternatives, and the sentences they are put into.
 
 A template is an imperative in lower case ("{write|give} the {first|initial} letter of the word"), which a frame makes
-a sentence of; one that begins with a capital or with no verb stands as it is. Of each task's templates every third is
-held out for evaluation, and so are the frames of the evaluation.
+a sentence of; one that begins with a capital or with no verb stands as it is. Some of each
+task's templates are held out for evaluation (`suite.suite`), and so are the frames of the evaluation.
 """
 
 import re
