@@ -12,8 +12,8 @@ processes rows, and those rows depend on that product alone: a step is the same 
 
 import importlib.util
 import itertools
-import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -30,19 +30,16 @@ from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
 from hyperlora.adapted import AdaptedModel
 from hyperlora.base import load_base
-from hyperlora.config import HyperLoRAConfig, read_json
+from hyperlora.config import HyperLoRAConfig
 from hyperlora.embedder import MINILM, load_embedder
 from hyperlora.errors import UserError
-from hyperlora.files import write_atomic
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
 from training.loss import mean_loss, training_mode
 from training.options import option, parse, run
 from training.tasks import Batches, Task, encode_task, load_tasks
-from training.trainer import BatchTrainer, KeepBest, Progress, checkpoint_step, last_checkpoint, writing
+from training.trainer import BatchTrainer, KeepBest, Progress, check_settings, checkpoint_step, last_checkpoint, writing
 
-SETTINGS = "settings.json"
-MAX_SETTINGS = 2**20  # bytes
 FREE = (  # what a resumed run may have otherwise; of the batch sizes the product counts
     "batch_size", "gradient_accumulation_steps", "epochs", "max_steps", "gradient_checkpointing",
     "save_every", "eval_every", "eval_batches", "log_every", "report_to",
@@ -275,7 +272,9 @@ def train(
     checkpoint = last_checkpoint(checkpoints, process == 0) if resume else None
     if checkpoint:
         batches.start = checkpoint_step(checkpoint) * accumulation
-    _check_settings(checkpoints, config, step_rows, bool(checkpoint), process == 0)
+    settings = {field.name: getattr(config, field.name) for field in fields(SFTConfig) if field.name not in FREE}
+    settings["rows of an optimizer step"] = step_rows
+    check_settings(checkpoints, settings, bool(checkpoint), process == 0)
 
     validation = None
     if checked:
@@ -331,24 +330,6 @@ def _validation_tasks(hyperlora: HyperLoRA, tasks: Sequence[Task], held_out: Seq
     ]
 
 
-def _check_settings(folder: Path, config: SFTConfig, step_rows: int, resumed: bool, main_process: bool) -> None:
-    """Keep what shapes a run beside its checkpoints; `UserError` where a resumed one had something else."""
-    path = folder / SETTINGS
-    settings = {field.name: getattr(config, field.name) for field in fields(SFTConfig) if field.name not in FREE}
-    settings["rows of an optimizer step"] = step_rows
-    if resumed and path.exists():
-        before = read_json(path, MAX_SETTINGS)
-        for name in settings:
-            if name in before and before[name] != settings[name]:
-                raise UserError(
-                    f"{folder} was trained with {name} {before[name]!r}, not {settings[name]!r}: resume with the same, "
-                    "or take another output folder."
-                )
-    elif main_process:
-        with writing(path, "free some space, then start again"):
-            write_atomic(path, (json.dumps(settings, indent=1) + "\n").encode())
-
-
 def shard(model: PreTrainedModel, device: torch.device, processes: int) -> None:
     """Split a frozen base over all processes (FSDP2): each holds its part of every layer, and a layer is put together
     where it is used. The hypernetwork stays whole in each process; its gradients are averaged by DDP.
@@ -394,6 +375,11 @@ def main(argv: list[str] | None = None) -> None:
 def _load_base(options: Options) -> tuple[PreTrainedModel, object]:
     """The base on this process's device, or its part of it."""
     state = PartialState(cpu=options.device == "cpu")
+    if state.num_processes == 1 and os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ:
+        raise UserError(
+            "accelerate launch --cpu starts one process whatever --num_processes says, unless there is MPI: use "
+            "--config_file training/configs/accelerate-2-cpus.yaml instead of --cpu."
+        )
     quantize = options.base_dtype if options.base_dtype in ("4bit", "8bit") else None
     dtype = torch.float32 if options.base_dtype == "float32" else torch.bfloat16
     if options.shard_base:
