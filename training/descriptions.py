@@ -108,6 +108,13 @@ FIRST_WAIT, LONGEST_BACKOFF, LONGEST_WAIT = 1.0, 60.0, 600.0  # seconds
 LEAK_WORDS = 6  # so many words of a longer answer, in a row, give it away
 LABEL_SHARE = 0.05  # an answer to so many of a task's questions is a class
 
+FUNCTION_WORDS = frozenset(  # stand in any sentence, so that their being there tells nothing
+    "a about after all an and any are as at be been before but by can could did do does each for from had has have he "
+    "her him his how i if in into is it its may me more most my no nor not of off on one or our out over she should so "
+    "some such than that the their them then there these they this those to too up us was we were what when where "
+    "which who whom whose why will with would yes you your".split()
+)
+
 Messages = list[dict[str, str]]
 
 
@@ -283,12 +290,13 @@ def labels(task: Task) -> set[str]:
 def leaks(description: str, answers: Sequence[str], classes: set[str] = frozenset()) -> bool:
     """Whether an answer stands in the description, whatever the case and the punctuation.
 
-    Of a longer answer, six words in a row do. Classes and single characters ("a", "7") do not count.
+    Of a longer answer, six words in a row do. Not counted are classes, single characters ("a", "7") and answers
+    of nothing but function words ("in the").
     """
     text = f" {' '.join(_words(description))} "
     for answer in answers:
         words = _words(answer)
-        if len("".join(words)) < 2 or " ".join(words) in classes:
+        if len("".join(words)) < 2 or FUNCTION_WORDS.issuperset(words) or " ".join(words) in classes:
             continue
         n = min(len(words), LEAK_WORDS)
         if any(f" {' '.join(words[i : i + n])} " in text for i in range(len(words) - n + 1)):

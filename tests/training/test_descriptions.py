@@ -209,7 +209,7 @@ def test_an_answer_is_found_whatever_its_case_and_punctuation():
     assert leaks("Write New-York.", ["new york"])
     assert leaks("Say: the quick brown fox jumps over it.", ["A long tale: the quick brown fox jumps over many dogs."])
     assert not leaks("Lisbonese words", ["Lisbon"])
-    assert not leaks("Find a letter.", ["a", "?", ""])
+    assert not leaks("Find a letter in the word.", ["a", "?", "", "in the"])
 
 
 def test_classes_are_no_answers_that_could_leak():
