@@ -438,7 +438,7 @@ class Sources:
     base: str = option(help="the base model: folder or Hub id")
     hyperlora: list[str] | None = option(None, "checkpoints; the first is also measured with a prompt")  # noqa: RUF009
     adapters: str | None = option(None, "folder of plain LoRAs as training.lora writes it")
-    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "of the base model's weights")
+    base_dtype: Literal["float32", "bfloat16", "4bit", "8bit"] = option("float32", "how the base is held")
     device: str = option("cpu", "cpu, cuda, ...")
 
     def load(self) -> tuple[AdaptedModel, object, dict[str, HyperLoRA], dict[str, Adapter]]:
@@ -451,7 +451,9 @@ class Sources:
         adapters = load_adapters(self.adapters) if self.adapters else {}
         targets = [hyperlora.config.target_modules for hyperlora in hyperloras.values()]
         targets += [list(adapter.weights) for adapter in adapters.values()]
-        model, tokenizer = load_base(self.base, dtype=getattr(torch, self.dtype), device=self.device)
+        quantize = self.base_dtype if self.base_dtype in ("4bit", "8bit") else None
+        dtype = torch.float32 if self.base_dtype == "float32" else torch.bfloat16
+        model, tokenizer = load_base(self.base, dtype=dtype, device=self.device, quantize=quantize)
         for hyperlora in hyperloras.values():
             if hyperlora.config.task_input == "text" and hyperlora.config.embedder == LAST_TOKEN:
                 hyperlora.embedder = load_embedder(LAST_TOKEN, base=(model, tokenizer))

@@ -188,6 +188,11 @@ def test_the_command_line_measures_all_methods_and_goes_on_where_it_stopped(
         main([*arguments, "--shots", "2"])
 
 
+def test_each_of_the_ten_has_three_descriptions():
+    found = benchmarks.load_descriptions(benchmarks.DESCRIPTIONS, BENCHMARKS, 3)
+    assert list(found) == [benchmark.name for benchmark in BENCHMARKS]
+
+
 def test_descriptions_that_lack_are_named(tmp_path):
     path = tmp_path / "few.json"
     path.write_text(json.dumps({"piqa": ["One."]}))

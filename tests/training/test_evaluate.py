@@ -3,12 +3,16 @@ import json
 import pytest
 import torch
 
+from hyperlora.errors import UserError
+from training.arrow import Arrow
 from training.evaluate import (
     KINDS,
+    NO_DESCRIPTION,
     OTHER,
     RANDOM,
     SEEN,
     UNSEEN,
+    NearestLoRA,
     Retrieval,
     Settings,
     Trial,
@@ -74,6 +78,54 @@ def test_an_answer_that_goes_on_is_wrong(adapted, tokenizer, monkeypatch):
     assert score(adapted, tokenizer, [Trial(task, [{"input": "abc", "output": "xxx"}])]) == [0]
 
 
+def echo_first_words(tokenizer, count: int):
+    """A model that answers with the first `count` letters of the last message."""
+
+    def generate(input_ids, generation_config, **_):
+        rows = []
+        for ids in input_ids.tolist():
+            text = tokenizer.decode(ids).rpartition("[INST] ")[2].removesuffix(" [/INST]")[:count]
+            out = tokenizer(text, add_special_tokens=False).input_ids[: generation_config.max_new_tokens]
+            rows.append(ids + out + [tokenizer.eos_token_id] * (count + 1 - len(out)))
+        return torch.tensor(rows)
+
+    return generate
+
+
+def test_any_accepted_output_is_right(adapted, tokenizer, monkeypatch):
+    monkeypatch.setattr(adapted.model, "generate", echo_first_words(tokenizer, 3))
+    example = {"input": "abc or more", "output": "a", "outputs": ["a", "abc"]}
+    assert score(adapted, tokenizer, [Trial(Task("t", ["Do it."]), [example])]) == [1]
+
+
+def test_rouge_l_reads_whole_answers(adapted, tokenizer, tasks, monkeypatch):
+    """The answer "red or blue" against "red": too long for an exact match, 1 of 3 words right and 1 of 1 found."""
+    monkeypatch.setattr(adapted.model, "generate", echo_first_words(tokenizer, 11))
+    task = Task("t", ["Do it."], test=[{"input": "red or blue or green", "output": "red"}])
+    settings = Settings(examples=1, seeds=1, rouge_l=True, max_new_tokens=20)
+    rows = evaluate(adapted, tokenizer, {"new": [task]}, tasks, {}, {}, settings)
+    base = next(row for row in rows if row["method"] == "base")
+    assert base["score"] == 0 and base["rouge_l"] == pytest.approx(0.5)
+    assert "| base | none | 0.50 ± 0.00 |" in markdown_table(rows, "rouge_l")
+    rows = evaluate(adapted, tokenizer, {"new": [task]}, tasks, {}, {}, Settings(examples=1, seeds=1))
+    assert not any("rouge_l" in row for row in rows)
+
+
+def test_shots_are_turns_before_the_prompt_as_far_as_they_fit(adapted, tokenizer, monkeypatch):
+    seen = []
+    generate = echo_first_words(tokenizer, 1)
+
+    def spy(input_ids, **kwargs):
+        seen.extend(tokenizer.batch_decode(input_ids))
+        return generate(input_ids, **kwargs)
+
+    monkeypatch.setattr(adapted.model, "generate", spy)
+    shots = [{"input": text, "output": text[0]} for text in ("x" * 120, "y" * 120, "zoo")]
+    trial = Trial(Task("t", ["Do it."]), [{"input": "abc", "output": "a"}], shots=shots)
+    assert score(adapted, tokenizer, [trial]) == [1]
+    assert seen == [f"<s>[INST] {'y' * 120} [/INST] y</s>[INST] zoo [/INST] z</s>[INST] abc [/INST]"]
+
+
 def test_descriptions_of_each_kind(tasks):
     import random
 
@@ -101,6 +153,59 @@ def test_retrieval_takes_the_adapter_of_the_nearest_training_description(
     assert torch.equal(found.weights["q_proj"][0], expected.weights["q_proj"][0])
 
 
+def test_the_nearest_tasks_lora_comes_from_the_library(tasks, embedder, make_adapter, monkeypatch):
+    adapters = {"first": make_adapter(1), "second": make_adapter(2), "multi_task": make_adapter(3)}
+    nearest = NearestLoRA(embedder, tasks, adapters)
+    assert nearest.generate(["Please second.", "Do first."]) == [adapters["second"], adapters["first"]]
+    assert nearest.generate(["Do both."])[0] in (adapters["first"], adapters["second"])  # it has none in the library
+
+
+def test_arrow_routes_over_the_trained_tasks_loras(adapted, tokenizer, tasks, strong):
+    """Not over the multi-task LoRA, nor over the held-out task's own."""
+    adapters = {name: strong(i) for i, name in enumerate(["first", "second", "multi_task", "third"])}
+    held_out = Task("third", ["Do third."], test=[{"input": "abc", "output": "c"}] * 4)
+    texts = ["a", "abc", "b c d", "xyz"]
+    prompts = encode_prompts(tokenizer, texts)
+    with Arrow(adapted, [adapters["first"], adapters["second"]], top_k=1).use():
+        answers = answer(adapted, tokenizer, prompts, [None] * 4, max_new_tokens=8)
+    assert len(set(answers)) > 1
+    held_out.test = [{"input": i, "output": o} for i, o in zip(texts, answers, strict=True)]
+    settings = Settings(examples=4, seeds=1, arrow_top_k=1, rouge_l=True, max_new_tokens=8)
+    rows = evaluate(adapted, tokenizer, {"new": [held_out]}, tasks, {}, adapters, settings)
+    scores = {row["method"]: row["score"] for row in rows}
+    assert scores["Arrow routing"] == 1
+    assert scores["oracle LoRA"] < 1 and scores["base"] < 1
+
+
+def test_a_hypernetwork_that_numbers_its_tasks_is_measured_on_them(adapted, tokenizer, tasks, make_adapter):
+    hyperlora = build(adapted, tokenizer, tasks, SFTConfig(task_input="one_hot"), make_adapter(1))
+    torch.nn.init.normal_(hyperlora.network.heads["q_proj"].weight, std=0.1)
+    [second] = hyperlora.generate(embeddings=torch.eye(3)[1:2])
+    test = tasks[1].test
+    texts = answer(adapted, tokenizer, encode_prompts(tokenizer, [e["input"] for e in test]), [second] * len(test), 8)
+    tasks[1].test = [example | {"output": text} for example, text in zip(test, texts, strict=True)]
+    new = Task("third", ["Do third."], test=[{"input": "abc", "output": "c"}])
+    settings = Settings(examples=99, seeds=1, rouge_l=True, max_new_tokens=8)
+    rows = evaluate(adapted, tokenizer, {"all": [*tasks, new]}, tasks, {"one-hot": hyperlora}, {}, settings)
+    found = {row["task"]: row for row in rows if row["method"] == "one-hot"}
+    assert set(found) == {"first", "second", "both"} and found["second"]["score"] == 1
+    assert found["first"]["score"] < 1
+    assert not any(row["method"] in ("retrieval", "one-hot, prompted") for row in rows)
+    with pytest.raises(UserError, match="numbers 3 tasks, and there are 2"):
+        evaluate(adapted, tokenizer, {"all": tasks}, tasks[:2], {"one-hot": hyperlora}, {}, settings)
+
+
+def test_adapters_that_do_not_fit_in_memory_together_give_the_same_rows(
+    adapted, tokenizer, tasks, embedder, make_adapter, monkeypatch
+):
+    hyperlora = build(adapted, tokenizer, tasks, SFTConfig(), make_adapter(1), embedder)
+    arguments = adapted, tokenizer, {"trained": tasks}, tasks, {"HyperLoRA M": hyperlora}, {}, Settings(2, 1, 1)
+    rows = evaluate(*arguments)
+    monkeypatch.setattr("training.evaluate.MAX_ADAPTER_BYTES", 0)
+    monkeypatch.setattr(adapted, "max_adapters", 4)  # one task's
+    assert evaluate(*arguments) == rows
+
+
 def test_every_method_is_measured_where_it_can_be(adapted, tokenizer, tasks, embedder, make_adapter):
     hyperlora = build(adapted, tokenizer, tasks, SFTConfig(), make_adapter(1), embedder)
     held_out = [Task("third", ["Do third."], test=[{"input": "abc", "output": "c"}] * 3)]
@@ -115,10 +220,12 @@ def test_every_method_is_measured_where_it_can_be(adapted, tokenizer, tasks, emb
         Settings(examples=2, descriptions=1, seeds=2),
     )
     seen = {(row["method"], row["split"], row["kind"]) for row in rows}
-    for method in ("retrieval", "HyperLoRA M"):
+    for method in ("nearest task's LoRA", "retrieval", "HyperLoRA M"):
         assert {kind for m, split, kind in seen if (m, split) == (method, "trained")} == set(KINDS)
         assert {kind for m, split, kind in seen if (m, split) == (method, "new")} == set(KINDS) - {SEEN}
     assert ("HyperLoRA M, prompted", "trained", UNSEEN) in seen and ("base, prompted", "new", UNSEEN) in seen
+    assert ("Arrow routing", "new", NO_DESCRIPTION) in seen
+    assert {split for method, split, _ in seen if method == "base, few-shot"} == {"trained"}  # the new one has no train
     oracles = {row["task"] for row in rows if row["method"] == "oracle LoRA"}
     assert oracles == {"first", "third"}
     assert not any(method == "average LoRA" for method, _, _ in seen)
@@ -152,7 +259,10 @@ def test_the_command_line_writes_the_results(
         "adapters": tmp_path / "loras",
     }
     options |= {"output": tmp_path / "out.json", "examples": 1, "seeds": 1, "descriptions": 1}
-    main([part for name, value in options.items() for part in (f"--{name}", str(value))])
+    main([part for name, value in options.items() for part in (f"--{name}", str(value))] + ["--rouge_l"])
     results = json.loads((tmp_path / "out.json").read_text())
     assert results["settings"]["examples"] == 1
     assert {"base", "base, prompted", "multi-task LoRA", "HyperLoRA M"} <= {row["method"] for row in results["rows"]}
+    report = (tmp_path / "out.md").read_text()
+    assert report.startswith("Exact match, per cent") and "ROUGE-L, per cent" in report
+    assert report.count("| *Zero-shot adaptation* |") == 2
