@@ -25,7 +25,7 @@ on text (letters, words, lists, numbers, a little grammar), not the world, and i
 ## What it was trained on
 
 {trained} tasks made by rules (`training/mini/suite.py`), each with up to {seen} training descriptions and up to
-{unseen} others that no stage of the training sees: at least a fifth of a task's templates is held out, with all their
+{unseen} others that no stage of the training sees: some of a task's templates are held out, with all their
 wordings. Most tasks are cells of a grid: an operation, a place, a kind of text (`training/mini/grid.py`).
 {combinations} new combinations of trained parts and {operations} operations that no trained task has are held out
 of every stage. Inputs are English words (three in four) and random letters; one input in eight, in whatever task,
