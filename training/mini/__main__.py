@@ -54,8 +54,8 @@ class Options:
         None, "folder of the benchmark's tasks, to be evaluated on (never trained)"
     )
     base_steps: int = option(10000, "optimizer steps of the base model")
-    hyperlora_steps: int = option(9000, "optimizer steps of the hypernetwork with head M")
-    other_head_steps: int = option(1500, "optimizer steps of the hypernetworks with heads S and L")
+    hyperlora_steps: int = option(7500, "optimizer steps of the hypernetwork with head M")
+    other_head_steps: int = option(800, "optimizer steps of the hypernetworks with heads S and L")
     lora_steps: int = option(200, "optimizer steps of the multi-task LoRA and of the tasks' own")
     examples: int = option(400, "training examples a task for the adapters")
     until: str = option("assets", "the last stage to run")
