@@ -1,0 +1,606 @@
+"""The paper's Section 5 and Figure 3, from what the other stages leave: figures as PNG, their data as JSON.
+
+python -m training.analysis --output DIR [--recon DIR .. --results FILE ..]
+    [--tasks DIR --adapters DIR [--held_out DIR ..] [--base BASE]] [--hyperlora DIR]
+
+figure-3   relative performance against reconstruction error, a point for each of several hypernetworks
+figure-4   for each of a few target tasks: how alike its LoRA is to every task's, and how well every task's LoRA does on
+           it, against how alike the tasks' descriptions are
+figure-5   t-SNE of the task encoder's and the last block's output for descriptions of the target tasks
+figure-10  as figure-4, the LoRAs compared by their dW
+
+Relative performance is a score divided by that of the task's own LoRA. Where that scores 0 there is none: the task is
+left out and named. A figure whose inputs are not given is not drawn.
+"""
+
+import io
+import json
+import math
+import random
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure  # without pyplot: draws by Agg, and needs no display
+from sklearn.manifold import TSNE
+from sklearn.metrics import silhouette_score
+from torch import Tensor
+
+from hyperlora.adapted import AdaptedModel
+from hyperlora.base import load_base
+from hyperlora.config import HyperLoRAConfig, read_json
+from hyperlora.embedder import LAST_TOKEN, MINILM, load_embedder
+from hyperlora.errors import UserError
+from hyperlora.files import write_atomic
+from hyperlora.generator import CONFIG, HyperLoRA
+from hyperlora.lora import Adapter
+from training.evaluate import NO_DESCRIPTION, SEEN, UNSEEN, Trial, pick_descriptions, score, write_results
+from training.options import option, parse, run
+from training.tables import ORACLE
+from training.tasks import Task, load_tasks
+from training.trainer import writing
+
+MAX_FILE_BYTES = 512 * 2**20
+MAX_TARGETS = 49  # as many as there are pairs of a colour and a marker
+
+# Okabe and Ito's palette, which the colour-blind tell apart, without its yellow, faint on white
+BLUE, VERMILLION = "#0072B2", "#D55E00"
+COLOURS = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "os^DvPX"
+GREY = "#777777"
+
+# What a pair of LoRAs is compared by -> its axis
+MEASURES = {
+    "factors": "cosine of A and B",
+    "delta": "cosine of ΔW",
+    "performance": "score / own LoRA's score",
+}
+OUTPUTS = {"task_encoder": "task encoder", "last_block": "last block"}
+
+
+def pearson(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Pearson's r; None where it says nothing: fewer than three points, or one side constant."""
+    try:
+        return statistics.correlation(x, y) if len(x) > 2 else None
+    except statistics.StatisticsError:
+        return None
+
+
+# ---- scores, as the other stages write them ----
+
+
+def read_rows(path: str | Path, metric: str = "score") -> tuple[list[dict], dict]:
+    """The rows and the settings of a results file (`training.evaluate.write_results`). UserError where it is none."""
+    data = read_json(path, MAX_FILE_BYTES)
+    rows, settings = (data.get("rows"), data.get("settings")) if isinstance(data, dict) else (None, None)
+    good = isinstance(settings, dict) and isinstance(rows, list)
+    if not good or not all(isinstance(row, dict) and _is_row(row, metric) for row in rows):
+        raise UserError(f'{path} must be results as training.evaluate writes them, with "{metric}" in every row.')
+    return rows, settings
+
+
+def _is_row(row: dict, metric: str) -> bool:
+    texts = all(isinstance(row.get(key), str) for key in ("method", "kind", "task"))
+    return texts and type(row.get(metric)) in (int, float) and math.isfinite(row[metric])
+
+
+def mean_scores(rows: Iterable[dict], metric: str = "score") -> dict[tuple[str, str, str], float]:
+    """(method, kind of description, task) -> mean over seeds."""
+    found = defaultdict(list)
+    for row in rows:
+        found[row["method"], row["kind"], row["task"]].append(row[metric])
+    return {key: statistics.fmean(scores) for key, scores in found.items()}
+
+
+# ---- Figure 3 ----
+
+
+def against_error(folders: Sequence[str | Path], results: Sequence[str | Path], metric: str = "score") -> dict:
+    """Fig. 3: relative performance of reconstruction-trained hypernetworks against their error per element.
+
+    folders: as `training.recon` leaves them. results: one file of `training.evaluate` a folder, of its trained tasks'
+    tests with their own LoRAs (for descriptions: the seen ones). Only tasks measured in all files count, so that a
+    hypernetwork of more tasks is not judged by others. Gives {"metric", "tasks", "left_out", "r", "instances"}, an
+    instance {"head", "trained_tasks", "error", "relative_performance": mean over tasks, "ratio_of_means", "by_task"}.
+    """
+    instances, pairs = [], []
+    for folder, path in zip(folders, results, strict=True):
+        config, recon = HyperLoRAConfig.load(Path(folder) / CONFIG), Path(folder) / "recon.json"
+        error, trained = _read_recon(recon)
+        scores = mean_scores(read_rows(path, metric)[0], metric)
+        method, kind = f"HyperLoRA {config.head}", SEEN if config.task_input == "text" else NO_DESCRIPTION
+        keys = {task: ((method, kind, task), (ORACLE, NO_DESCRIPTION, task)) for task in trained}
+        found = {task: (scores[a], scores[b]) for task, (a, b) in keys.items() if a in scores and b in scores}
+        if not found:
+            raise UserError(f"{path} scores no task of {recon} both with {method} and with its own LoRA: {ORACLE}.")
+        instances.append({"head": config.head, "trained_tasks": len(trained), "error": error})
+        pairs.append(found)
+    common = [task for task in pairs[0] if all(task in found for found in pairs)]
+    measured = [task for task in common if all(found[task][1] > 0 for found in pairs)]
+    if not measured:
+        raise UserError("The results for Figure 3 share no task whose own LoRA scores above 0.")
+    for instance, found in zip(instances, pairs, strict=True):
+        ratios = {task: found[task][0] / found[task][1] for task in measured}
+        means = [statistics.fmean(found[task][side] for task in measured) for side in (0, 1)]
+        instance["relative_performance"] = statistics.fmean(ratios.values())
+        instance |= {"ratio_of_means": means[0] / means[1], "by_task": ratios}
+    return {
+        "metric": metric,
+        "tasks": measured,
+        "left_out": [task for task in common if task not in measured],
+        "r": pearson([i["error"] for i in instances], [i["relative_performance"] for i in instances]),
+        "instances": instances,
+    }
+
+
+def _read_recon(path: Path) -> tuple[float, list[str]]:
+    """The mean error per element, and the trained tasks."""
+    data = read_json(path, MAX_FILE_BYTES)
+    data = data if isinstance(data, dict) else {}
+    error, targets = data.get("error"), data.get("targets")
+    good = type(error) in (int, float) and math.isfinite(error) and isinstance(targets, list)
+    if not good or not all(isinstance(t, dict) and isinstance(t.get("task"), str) for t in targets):
+        raise UserError(f'{path} must hold "error" and "targets" as training.recon writes them: run it to its end.')
+    return error, [target["task"] for target in targets]
+
+
+def draw_against_error(data: dict) -> Figure:
+    """A line a head over its instances; the numbers are how many tasks each was trained on."""
+    figure = Figure(figsize=(6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(1, color=GREY, linewidth=1, linestyle="--", label="the tasks' own LoRAs")
+    heads = sorted({instance["head"] for instance in data["instances"]})
+    for i, head in enumerate(heads):
+        own = sorted((x for x in data["instances"] if x["head"] == head), key=lambda x: x["error"])
+        points = [(x["error"], x["relative_performance"]) for x in own]
+        axes.plot(*zip(*points, strict=True), color=COLOURS[i], marker=MARKERS[i], label=f"HyperLoRA {head}")
+        for instance, point in zip(own, points, strict=True):
+            number = f"{instance['trained_tasks']}"
+            axes.annotate(number, point, (0, 6), textcoords="offset points", ha="center", fontsize=8)
+    axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("mean absolute error of an element of A and B, in training")
+    metric = {"score": "exact match", "rouge_l": "ROUGE-L"}[data["metric"]]
+    axes.set_ylabel(f"{metric} / own LoRA's {metric}")
+    axes.set_title(f"{_r(data['r'])}, mean over {len(data['tasks'])} tasks; numbers: tasks trained on", fontsize=10)
+    axes.legend(fontsize=8)
+    return figure
+
+
+# ---- Figures 4 and 10 ----
+
+
+def factor_cosine(first: Adapter, second: Adapter) -> float | None:
+    """Cosine of all entries of A and B, of all modules and layers, as one vector (Sec. 5.1). None where one is zero.
+
+    Raises UserError where they differ in shape.
+    """
+    _check_alike(first, second, rank=True)
+    dots = torch.zeros(3, dtype=torch.float64)
+    for module, sides in first.weights.items():
+        for x, y in zip(sides, second.weights[module], strict=True):
+            dots += torch.stack([(x * y).sum(), x.square().sum(), y.square().sum()]).double()
+    inner, *squares = dots.tolist()
+    return _cosine(inner, math.sqrt(math.prod(squares)))
+
+
+def delta_cosine(first: Adapter, second: Adapter) -> float | None:
+    """Cosine of ΔW, of all modules and layers, as one vector (App. E). None where one is zero.
+
+    The ΔW [d_out, d_in] are not formed: <BA, B'A'> = tr(Aᵀ Bᵀ B' A') is the sum of (Bᵀ B') * (A A'ᵀ), [r, r'] a layer.
+    Raises UserError where they differ in modules, layers or sizes; the ranks may differ.
+    """
+    _check_alike(first, second)
+    inner = 0.0
+    for module, (A, B) in first.weights.items():
+        other_A, other_B = second.weights[module]
+        inner += float(((B.mT @ other_B) * (A @ other_A.mT)).sum())
+    return _cosine(first.scale * second.scale * inner, first.norm() * second.norm())
+
+
+def _cosine(inner: float, norms: float) -> float | None:
+    return max(-1.0, min(1.0, inner / norms)) if norms else None
+
+
+def _check_alike(first: Adapter, second: Adapter, rank: bool = False) -> None:
+    def sizes(adapter: Adapter) -> dict:
+        shapes = {m: (A.shape[0], A.shape[2], B.shape[1]) for m, (A, B) in sorted(adapter.weights.items())}
+        return shapes | ({"rank": adapter.rank} if rank else {})
+
+    if sizes(first) != sizes(second):
+        raise UserError(
+            f"The LoRAs differ in shape, so they cannot be compared: {sizes(first)} and {sizes(second)} "
+            "(module: layers, d_in, d_out)."
+        )
+
+
+def with_loras(tasks: Iterable[Task], folder: str | Path) -> list[Task]:
+    """The tasks whose own LoRA is in FOLDER/NAME, as `training.lora` writes it. UserError where there are none."""
+    found = [task for task in tasks if (Path(folder) / task.name).is_dir()]
+    if not found:
+        raise UserError(f"{folder} holds no LoRA of these tasks: train one a task with training.lora.")
+    return found
+
+
+def lora_of(name: str) -> str:
+    """The method of a results row that scores one task's LoRA on another task."""
+    return f"LoRA of {name}"
+
+
+def cross_scores(
+    adapted: AdaptedModel,
+    tokenizer,
+    targets: Sequence[Task],
+    tasks: Sequence[Task],
+    folder: str | Path,
+    path: str | Path,
+    examples: int = 24,
+    batch_size: int = 256,
+) -> list[dict]:
+    """Exact match of every task's LoRA, the targets' own included, on test examples of every target, as rows.
+
+    The LoRAs lie in `folder`, and one is in memory at a time. The results file `path` is written after each LoRA; pairs
+    that it holds already are not measured again. UserError where it was measured with other settings.
+    """
+    path, settings = Path(path), {"examples": examples}
+    rows, before = read_rows(path) if path.exists() else ([], settings)
+    if any(before.get(key) != value for key, value in settings.items()):
+        raise UserError(f"{path} was measured with other settings than {settings}: name another file, or remove it.")
+    done = {(row["method"], row["task"]) for row in rows}
+    drawn = {
+        task.name: random.Random(task.name).sample(task.test, min(examples, len(task.test)))
+        for task in targets
+        if task.test
+    }
+    names = list(dict.fromkeys(task.name for task in [*targets, *tasks]))
+    for i, name in enumerate(names, 1):
+        methods = {target.name: ORACLE if target.name == name else lora_of(name) for target in targets}
+        missing = [t for t in targets if t.name in drawn and (methods[t.name], t.name) not in done]
+        if not missing:
+            continue
+        adapter = Adapter.from_pretrained(Path(folder) / name)
+        trials = [Trial(target, drawn[target.name], adapter=adapter) for target in missing]
+        for trial, value in zip(trials, score(adapted, tokenizer, trials, batch_size), strict=True):
+            row = {"method": methods[trial.task.name], "split": "targets", "kind": NO_DESCRIPTION, "seed": 0}
+            row |= {"task": trial.task.name, "score": value, "descriptions": 0, "examples": len(trial.examples)}
+            rows.append(row)
+        with writing(path, "free some space and run it again"):
+            write_results(path, rows, settings)
+        print(f"LoRA {i} of {len(names)}, {name}: scored on {len(missing)} tasks", flush=True)
+    return rows
+
+
+def compare_loras(
+    targets: Sequence[Task], tasks: Sequence[Task], folder: str | Path, embedder, rows: Sequence[dict] | None = None
+) -> list[dict]:
+    """Every target's LoRA beside every other task's, all of them in `folder`: the points of Fig. 4 and Fig. 10.
+
+    embedder: an object with `embed`. rows: scores of each LoRA on each target, as `cross_scores` gives them. A point:
+    {"target", "lora", "descriptions": cosine of the tasks' mean embeddings, "factors", "delta": cosines of the LoRAs,
+    "performance": relative to the target's own LoRA}, None where a value is not defined or not known.
+    """
+    folder, scores = Path(folder), mean_scores(rows or [])
+    means = {t.name: embedder.embed(t.descriptions).double().mean(0) for t in [*targets, *tasks]}
+    own = {target.name: Adapter.from_pretrained(folder / target.name) for target in targets}
+    points = []
+    for task in tasks:
+        adapter = Adapter.from_pretrained(folder / task.name)
+        for target in targets:
+            if target.name == task.name:
+                continue
+            try:
+                cosines = factor_cosine(own[target.name], adapter), delta_cosine(own[target.name], adapter)
+            except UserError as error:
+                raise UserError(f"{folder}, {target.name} and {task.name}: {error}") from None
+            mine = scores.get((lora_of(task.name), NO_DESCRIPTION, target.name))
+            best = scores.get((ORACLE, NO_DESCRIPTION, target.name))
+            points.append(
+                {
+                    "target": target.name,
+                    "lora": task.name,
+                    "descriptions": float(torch.cosine_similarity(means[target.name], means[task.name], dim=0)),
+                    "factors": cosines[0],
+                    "delta": cosines[1],
+                    "performance": mine / best if best and mine is not None else None,
+                }
+            )
+    return points
+
+
+def against_descriptions(points: Sequence[dict], measures: Sequence[str]) -> dict:
+    """Fig. 4 (measures "factors", "performance") and Fig. 10 ("delta"), from the points of `compare_loras`.
+
+    Gives {"r": measure -> target -> Pearson's r with the descriptions' cosine, "mean_r": measure -> mean over targets,
+    "left_out": measure -> targets for which no point has it, "points": those given, with these measures}. An r that is
+    not defined is None and not in the mean.
+    """
+    targets = list(dict.fromkeys(point["target"] for point in points))
+    r = {measure: {target: pearson(*_axes(points, target, measure)) for target in targets} for measure in measures}
+    known = {measure: [value for value in r[measure].values() if value is not None] for measure in measures}
+    return {
+        "r": r,
+        "mean_r": {measure: statistics.fmean(values) if values else None for measure, values in known.items()},
+        "left_out": {m: [target for target in targets if not _axes(points, target, m)[0]] for m in measures},
+        "points": [{key: p[key] for key in ("target", "lora", "descriptions", *measures)} for p in points],
+    }
+
+
+def _axes(points: Sequence[dict], target: str, measure: str) -> tuple[list[float], list[float]]:
+    found = [p for p in points if p["target"] == target and p[measure] is not None]
+    return [p["descriptions"] for p in found], [p[measure] for p in found]
+
+
+def draw_against_descriptions(data: dict) -> Figure:
+    """A panel a measure and target, five in a row, all of a measure at one scale; a point is one task's LoRA."""
+    r, points = data["r"], data["points"]
+    targets = list(next(iter(r.values())))
+    columns = min(5, len(targets))
+    depth = -(-len(targets) // columns)
+    size = (max(5.5, 2.4 * columns + 0.6), 2.3 * depth * len(r) + 1)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(depth * len(r), columns, squeeze=False)
+    x_range = _range([point["descriptions"] for point in points])
+    for i, measure in enumerate(r):
+        y_range = _range([point[measure] for point in points if point[measure] is not None])
+        panels = grid[i * depth : (i + 1) * depth].flatten()
+        for panel in panels[len(targets) :]:
+            panel.remove()
+        for j, (panel, target) in enumerate(zip(panels, targets, strict=False)):
+            x, y = _axes(points, target, measure)
+            panel.scatter(x, y, s=8, alpha=0.6, linewidths=0, color=(VERMILLION if measure == "performance" else BLUE))
+            if r[measure][target] is not None:
+                slope, start = np.polyfit(x, y, 1)
+                panel.plot(x_range, [start + slope * end for end in x_range], color=GREY, linewidth=1)
+            panel.set(xlim=x_range, ylim=y_range)
+            panel.tick_params(labelsize=7)
+            panel.set_title(f"{_short(target)}\n{_r(r[measure][target]) if x else 'not defined'}", fontsize=8)
+            if j % columns == 0:
+                panel.set_ylabel(MEASURES[measure], fontsize=8)
+    figure.supxlabel("cosine of the tasks' mean description embeddings", fontsize=9)
+    means = ", ".join(f"{MEASURES[measure].split(' / ')[0]} {_number(v)}" for measure, v in data["mean_r"].items())
+    figure.suptitle(f"mean r: {means}", fontsize=10)
+    return figure
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    """The values' ends with some room."""
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    room = 0.05 * (high - low) or 0.05
+    return low - room, high + room
+
+
+# ---- Figure 5 ----
+
+
+@torch.no_grad()
+def activations(
+    hyperlora: HyperLoRA, targets: Sequence[Task], trained: Sequence[Task] = (), count: int = 3, seed: int = 0
+) -> dict:
+    """Fig. 5: what descriptions become inside the hypernetwork, in two dimensions by t-SNE.
+
+    Of each target up to `count` descriptions that it was not trained on, or, of a task that is in `trained` and has no
+    others, trained ones. Gives {"perplexity", "silhouette": {"task_encoder", "last_block"}, "points"}, a point
+    {"task", "kind", "description", "task_encoder": [x, y], "last_block": [x, y]}. The silhouette, from -1 to 1, says
+    how well the tasks part in the outputs themselves, without t-SNE: task_encoder [n, 64], and last_block, all that the
+    heads see of one description as one vector. UserError where there are fewer than four descriptions.
+    """
+    if hyperlora.config.task_input != "text":
+        raise UserError("Figure 5 needs a hypernetwork that reads descriptions; this one numbers its tasks.")
+    points = []
+    for task in targets:
+        for kind in (UNSEEN, SEEN):
+            draw = random.Random(f"{seed} {task.name}")
+            if texts := pick_descriptions(task, kind, trained, count, draw):
+                points += [{"task": task.name, "kind": kind, "description": text} for text in texts]
+                break
+    if len(points) < 4:
+        raise UserError(f"Figure 5 needs at least four descriptions, and these tasks have {len(points)}.")
+    training = hyperlora.training
+    hyperlora.eval()
+    inputs = hyperlora.embedder.embed([point["description"] for point in points])
+    inputs = inputs.to(hyperlora.network.task_encoder[0].weight)
+    blocks = [hyperlora.network.features(part).flatten(1).cpu() for part in inputs.split(16)]  # S has MBs a row
+    outputs = {"task_encoder": hyperlora.network.encode(inputs).cpu(), "last_block": torch.cat(blocks)}
+    hyperlora.train(training)
+    labels = [point["task"] for point in points]
+    perplexity = min(30.0, (len(points) - 1) / 3)  # that many neighbours are looked at, times three
+    silhouette = {}
+    for name, output in outputs.items():
+        placed = _tsne(output, perplexity, seed)
+        for point, place in zip(points, placed, strict=True):
+            point[name] = place
+        parts = 1 < len(set(labels)) < len(labels)  # otherwise there is none
+        silhouette[name] = float(silhouette_score(output.numpy(), labels)) if parts else None
+    return {"perplexity": perplexity, "silhouette": silhouette, "points": points}
+
+
+def _tsne(output: Tensor, perplexity: float, seed: int) -> list[list[float]]:
+    """[n, d] -> n places [x, y], the same for the same seed."""
+    placed = TSNE(perplexity=perplexity, random_state=seed).fit_transform(output.float().numpy())
+    return [[float(x), float(y)] for x, y in placed]
+
+
+def draw_activations(data: dict) -> Figure:
+    """Task encoder on the left, last block on the right; every task its own colour and marker."""
+    tasks = list(dict.fromkeys(point["task"] for point in data["points"]))
+    figure = Figure(figsize=(9.5, 4), layout="constrained")
+    panels: Sequence[Axes] = figure.subplots(1, 2)
+    for panel, (name, title) in zip(panels, OUTPUTS.items(), strict=True):
+        for i, task in enumerate(tasks):
+            places = [point[name] for point in data["points"] if point["task"] == task]
+            # markers go on a step further each time that the colours are through
+            marker = MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
+            panel.scatter(
+                *zip(*places, strict=True), s=36, color=COLOURS[i % len(COLOURS)], marker=marker, label=_short(task)
+            )
+        panel.set(xticks=[], yticks=[], xlabel="t-SNE 1 (no unit)", ylabel="t-SNE 2 (no unit)")
+        panel.set_title(f"{title}, silhouette of tasks {_number(data['silhouette'][name])}", fontsize=10)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
+    return figure
+
+
+# ---- the command ----
+
+
+def _number(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.2f}"
+
+
+def _r(value: float | None) -> str:
+    return f"r = {value:.2f}" if value is not None else "r not defined"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 26 else f"{name[:25]}…"
+
+
+def _spread(tasks: Sequence[Task], count: int) -> list[Task]:
+    """At most `count` of the tasks, evenly over their order."""
+    count = min(count, len(tasks))
+    return [tasks[i * len(tasks) // count] for i in range(count)]
+
+
+def save(output: str | Path, name: str, data: Mapping, figure: Figure) -> None:
+    """OUTPUT/NAME.png and OUTPUT/NAME.json, the data."""
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=150)
+    text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    for suffix, content in (("json", text.encode()), ("png", image.getvalue())):
+        path = Path(output) / f"{name}.{suffix}"
+        with writing(path, "free some space and run it again"):
+            write_atomic(path, content)
+
+
+@dataclass(kw_only=True)
+class Options:
+    """What `python -m training.analysis` takes."""
+
+    output: str = option(help="folder for the figures (PNG) and their data (JSON)")
+    recon: list[str] | None = option(None, "Fig. 3: folders that training.recon wrote")  # noqa: RUF009
+    results: list[str] | None = option(None, "Fig. 3: of each, in that order, training.evaluate's file")  # noqa: RUF009
+    metric: Literal["score", "rouge_l"] = option("score", "Fig. 3: exact match or ROUGE-L of these files")
+    tasks: str | None = option(None, "folder of the tasks that were trained on")
+    held_out: list[str] | None = option(None, "folders of other tasks: the targets, otherwise --tasks")  # noqa: RUF009
+    targets: int = option(10, "at most so many target tasks, spread over all: a panel each (Fig. 4, 10), a colour (5)")
+    adapters: str | None = option(None, "Fig. 4, 10: folder of the tasks' and the targets' own LoRAs")
+    base: str | None = option(None, "Fig. 4: base model, to score every LoRA on every target")
+    scores: str | None = option(None, "Fig. 4: file of these scores, kept and gone on with; OUTPUT/scores.json")
+    examples: int = option(24, "Fig. 4: test examples a target")
+    batch_size: int = option(256, "Fig. 4: rows decoded together")
+    base_dtype: Literal["float32", "bfloat16", "4bit", "8bit"] = option("float32", "how the base is held")
+    device: str = option("cpu", "where the base is: cpu, cuda, ...")
+    hyperlora: str | None = option(None, "Fig. 5: checkpoint; its description encoder serves Fig. 4 and 10 too")
+    descriptions: int = option(3, "Fig. 5: descriptions a task")
+    seed: int = option(0, "Fig. 5: of the descriptions' draw and of t-SNE")
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse(Options, argv, __doc__)
+    _check(options)
+    missing, output = [], Path(options.output)
+
+    measured = bool(options.recon and options.results)
+    if measured:
+        data = against_error(options.recon, options.results, options.metric)
+        save(output, "figure-3", data, draw_against_error(data))
+        _name_left_out("Figure 3", data["left_out"])
+        print(f"Figure 3: {_r(data['r'])} over {len(data['instances'])} hypernetworks.", flush=True)
+    else:
+        missing.append("Figure 3 needs --recon and --results.")
+
+    tasks = load_tasks(options.tasks) if options.tasks else []
+    targets = [task for folder in options.held_out or [] for task in load_tasks(folder)] or tasks
+    compares, probes = bool(tasks and options.adapters), bool(targets and options.hyperlora)
+    hyperlora = HyperLoRA.from_pretrained(options.hyperlora) if options.hyperlora else None
+    reads = hyperlora is not None and hyperlora.config.task_input == "text"
+    wants_base = reads and hyperlora.config.embedder == LAST_TOKEN and (compares or probes)
+    if wants_base and not options.base:
+        raise UserError(f"{options.hyperlora} reads descriptions with its base model: give it as --base.")
+    base = _load_base(options) if options.base and (compares or wants_base) else None
+    if wants_base:
+        hyperlora.embedder = load_embedder(LAST_TOKEN, base=base)
+
+    if probes and reads:
+        data = activations(hyperlora, _spread(targets, options.targets), tasks, options.descriptions, options.seed)
+        save(output, "figure-5", data, draw_activations(data))
+        parts = ", ".join(f"{OUTPUTS[name]} {_number(value)}" for name, value in data["silhouette"].items())
+        print(f"Figure 5: silhouette of the tasks: {parts}.", flush=True)
+    elif probes:
+        missing.append(f"Figure 5 needs a hypernetwork that reads descriptions; {options.hyperlora} numbers its tasks.")
+    else:
+        missing.append("Figure 5 needs --hyperlora, and --tasks or --held_out.")
+
+    if compares:
+        embedder = hyperlora.embedder if reads else load_embedder(MINILM)
+        missing += _compare(options, with_loras(tasks, options.adapters), targets, embedder, base)
+    else:
+        missing.append("Figures 4 and 10 need --tasks and --adapters.")
+
+    if not (measured or compares or (probes and reads)):
+        raise UserError(" ".join(missing))
+    for sentence in missing:
+        print(sentence, file=sys.stderr)
+
+
+def _check(options: Options) -> None:
+    if options.recon and options.results and len(options.recon) != len(options.results):
+        raise UserError(
+            f"--recon names {len(options.recon)} folders and --results {len(options.results)} files: give one a folder."
+        )
+    if not 1 <= options.targets <= MAX_TARGETS:
+        raise UserError(f"--targets must be from 1 to {MAX_TARGETS}.")
+    if min(options.descriptions, options.examples, options.batch_size) < 1:
+        raise UserError("--descriptions, --examples and --batch_size must be 1 or more.")
+
+
+def _load_base(options: Options) -> tuple:
+    quantize = options.base_dtype if options.base_dtype in ("4bit", "8bit") else None
+    dtype = torch.float32 if options.base_dtype == "float32" else torch.bfloat16
+    return load_base(options.base, dtype=dtype, device=options.device, quantize=quantize)
+
+
+def _compare(
+    options: Options, tasks: Sequence[Task], targets: Sequence[Task], embedder, base: tuple | None
+) -> list[str]:
+    """Write Fig. 4 and 10; gives what is missing for the whole of them, in sentences."""
+    targets = _spread(with_loras(targets, options.adapters), options.targets)
+    path = Path(options.scores or Path(options.output) / "scores.json")
+    if options.scores and not base and not path.exists():
+        raise UserError(f"There is no file {path}: give --base to measure the scores.")
+    if base:
+        model, tokenizer = base
+        modules = list(Adapter.from_pretrained(Path(options.adapters) / targets[0].name).weights)
+        adapted = AdaptedModel(model, modules)
+        sizes = options.examples, options.batch_size
+        rows = cross_scores(adapted, tokenizer, targets, tasks, options.adapters, path, *sizes)
+    else:
+        rows = read_rows(path)[0] if path.exists() else None
+    points = compare_loras(targets, tasks, options.adapters, embedder, rows)
+    if not points:
+        raise UserError(f"{options.adapters} holds only one task's LoRA, which there is nothing to compare with.")
+    upper_and_lower = ["factors"] if rows is None else ["factors", "performance"]
+    for name, measures in (("figure-4", upper_and_lower), ("figure-10", ["delta"])):
+        data = against_descriptions(points, measures)
+        save(options.output, name, data, draw_against_descriptions(data))
+        for measure, value in data["mean_r"].items():
+            print(f"{name.replace('-', ' ').capitalize()}: mean r of {MEASURES[measure]} {_number(value)}.", flush=True)
+        if "performance" in measures:
+            _name_left_out("Figure 4", data["left_out"]["performance"])
+    return [] if rows is not None else ["The lower half of Figure 4, relative performance, needs --base or --scores."]
+
+
+def _name_left_out(figure: str, names: Sequence[str]) -> None:
+    if names:
+        reason = "the own LoRA of these tasks scores 0 or has no score, so there is no relative performance"
+        print(f"{figure}: {reason}: {', '.join(names)}.", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run(main)
