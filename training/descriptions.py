@@ -112,7 +112,7 @@ FUNCTION_WORDS = frozenset(  # stand in any sentence, so that their being there 
     "a about after all an and any are as at be been before but by can could did do does each for from had has have he "
     "her him his how i if in into is it its may me more most my no nor not of off on one or our out over she should so "
     "some such than that the their them then there these they this those to too up us was we were what when where "
-    "which who whom whose why will with would yes you your".split()
+    "which who whom whose why will with would yes you your".split()  # noqa: SIM905 (a list would take 100 lines)
 )
 
 Messages = list[dict[str, str]]
