@@ -1,0 +1,313 @@
+"""How many bytes and FLOPs a base model and a hypernetwork take, from their shapes alone: the one model of both.
+
+Every part is an estimate of a step's peak in bytes. What backward keeps is counted tensor by tensor as PyTorch saves it
+(a frozen linear keeps nothing, its LoRA keeps the input); tests hold it against measured allocations.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hyperlora.config import read_json
+from hyperlora.errors import UserError
+
+GB = 1e9
+MAX_CONFIG_BYTES = 2**20
+OVERHEAD = 1.2 * GB  # a CUDA context, the libraries' workspaces and the allocator's gaps
+ADAM = 16  # bytes a trained float32 parameter: itself, its gradient, AdamW's two moments
+# Bytes a weight of the layers' linears. 4 bits: NF4 in blocks of 64 with 8-bit constants, themselves in blocks of 256.
+BYTES = {"float32": 4.0, "bfloat16": 2.0, "8bit": 1.0, "4bit": 0.5 + 1 / 64 + 4 / (64 * 256)}
+TASK, SITE, LATENT, HIDDEN = 64, 32, 128, 512  # Figure 8
+
+Parts = dict[str, float]
+"""What takes memory -> bytes."""
+
+
+@dataclass(frozen=True)
+class BaseShape:
+    """A dense decoder: attention with grouped keys and values, a gated MLP, RMSNorms."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    tied: bool = False
+    """Whether the token embedding is the output matrix too."""
+    norms: int = 2
+    """RMSNorms a layer."""
+
+    @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Name -> (d_in, d_out) of a layer's linears."""
+        h, f, q, kv = self.hidden, self.intermediate, self.heads * self.head_dim, self.kv_heads * self.head_dim
+        attention = {"q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv), "o_proj": (q, h)}
+        return attention | {"gate_proj": (h, f), "up_proj": (h, f), "down_proj": (f, h)}
+
+    @property
+    def layer_weights(self) -> int:
+        """Weights of one layer's linears."""
+        return sum(d_in * d_out for d_in, d_out in self.linears.values())
+
+    @property
+    def other_weights(self) -> int:
+        """Embeddings and norms."""
+        return self.hidden * (self.vocab * (1 if self.tied else 2) + self.layers * self.norms + 1)
+
+    @property
+    def parameters(self) -> int:
+        return self.layers * self.layer_weights + self.other_weights
+
+    def bytes(self, dtype: str) -> float:
+        """The weights in memory; with 4 or 8 bits all but the layers' linears is bfloat16."""
+        return self.layers * self.layer_weights * BYTES[dtype] + self.other_weights * max(2.0, BYTES[dtype])
+
+    def targets(self, names: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """The named linears with their sizes; `UserError` for one that is not there."""
+        for name in names:
+            if name not in self.linears:
+                raise UserError(f"The base model has no {name} in its layers; it has {', '.join(self.linears)}.")
+        return {name: self.linears[name] for name in names}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "BaseShape":
+        """The shape that a config.json says, read as JSON. Raises `UserError` where it is no dense decoder's."""
+        config = config.get("text_config") or config
+        kind = str(config.get("model_type", ""))
+        if config.get("num_local_experts") or config.get("num_experts"):
+            raise UserError("The base model is a mixture of experts; only dense models can be planned for.")
+        names = (
+            "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size",
+        )  # fmt: skip
+        for name in names:
+            if type(config.get(name)) is not int or config[name] < 1:
+                raise UserError(f"The base model's config.json should have a whole number as {name}.")
+        layers, hidden, intermediate, heads, vocab = (config[name] for name in names)
+        return cls(
+            layers,
+            hidden,
+            intermediate,
+            heads,
+            config.get("num_key_value_heads") or heads,
+            config.get("head_dim") or hidden // heads,
+            vocab,
+            tied=bool(config.get("tie_word_embeddings", kind.startswith("gemma"))),
+            norms=4 if kind.startswith(("gemma2", "gemma3")) else 2,
+        )
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "BaseShape":
+        """The shape of the model in a folder, of which only config.json is read."""
+        return cls.from_config(read_json(Path(folder) / "config.json", MAX_CONFIG_BYTES))
+
+
+SHAPES = {
+    "mistral-7b": BaseShape(32, 4096, 14336, 32, 8, 128, 32000),
+    "llama-3.1-8b": BaseShape(32, 4096, 14336, 32, 8, 128, 128256),
+    "gemma-2-2b": BaseShape(26, 2304, 9216, 8, 4, 256, 256000, tied=True, norms=4),
+}
+
+
+@dataclass(frozen=True)
+class HyperShape:
+    """A hypernetwork for `base` and the adapters that it makes."""
+
+    base: BaseShape
+    head: str = "M"
+    rank: int = 8
+    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
+    d_emb: int = 1024
+
+    @property
+    def targets(self) -> dict[str, tuple[int, int]]:
+        return self.base.targets(self.target_modules)
+
+    @property
+    def adapter(self) -> int:
+        """Weights of one adapter."""
+        return self.base.layers * self.rank * sum(map(sum, self.targets.values()))
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Module -> outputs of its head (App. C)."""
+        r, L = self.rank, self.head == "L"
+        return {
+            name: r * (d_in + d_out) if L else (r if self.head == "M" else 1) * max(d_in, d_out)
+            for name, (d_in, d_out) in self.targets.items()
+        }
+
+    @property
+    def rows(self) -> int:
+        """Rows that one adapter's heads compute, over all layers and modules."""
+        return self.base.layers * len(self.targets) * {"L": 1, "M": 2, "S": 2 * self.rank}[self.head]
+
+    @property
+    def head_flops(self) -> float:
+        """FLOPs of the heads' matrix products for one adapter."""
+        return 2 * HIDDEN * self.rows / len(self.targets) * sum(self.widths.values())
+
+    @property
+    def parameters(self) -> int:
+        """Trained weights of a hypernetwork with an offset or z-scores: App. C's count for any embedding."""
+        n, layers = len(self.targets), self.base.layers
+
+        def mlp(size: int) -> int:
+            return LATENT * HIDDEN + HIDDEN + HIDDEN * size + size
+
+        total = self.d_emb * TASK + TASK + 2 * TASK + (n + layers) * SITE + 4 * SITE
+        total += 3 * mlp(LATENT) + mlp(HIDDEN) + 3 * 2 * LATENT
+        if self.head != "L":
+            total += 2 * n * LATENT + 2 * LATENT
+        if self.head == "S":
+            total += self.rank * LATENT + 2 * LATENT
+        return total + HIDDEN * sum(self.widths.values())
+
+    def saved(self, n: int) -> float:
+        """Bytes that a training pass over n tasks keeps for backward, up to what the heads read (float32)."""
+
+        def block(size: int, last: bool = False) -> int:
+            """Inputs of the linears and of SiLU in float32, and a byte for each of a dropout's values."""
+            return 4 * (LATENT + 2 * HIDDEN + size) + HIDDEN + (0 if last else size)
+
+        early = self.base.layers * len(self.targets)
+        wide = {"L": early, "M": 2 * early, "S": 2 * early}[self.head]
+        norm = 4 * LATENT
+        total = early * (block(LATENT) * 2 + norm) + wide * (block(LATENT) + norm)
+        total += self.rows * (block(HIDDEN, last=True) + norm + 4 * HIDDEN)
+        return n * total
+
+
+def layer_saved(base: BaseShape, targets: Sequence[str], rank: int, element: int, dropout: bool) -> float:
+    """Bytes a token that one layer keeps for backward, with fused attention; `element`: bytes of an activation.
+
+    Two norms keep a float32 copy of their input, attention keeps q, k, v and its output, the MLP three of its width. A
+    target's LoRA keeps its input, which several targets share, but not after a dropout (its mask is one byte).
+    """
+    linears, h = base.linears, base.hidden
+    q, kv = base.heads * base.head_dim, base.kv_heads * base.head_dim
+    if dropout:
+        inputs = sum((element + 1) * linears[name][0] for name in targets)
+    else:
+        shared = {"q_proj": "x", "k_proj": "x", "v_proj": "x", "gate_proj": "y", "up_proj": "y"}
+        inputs = element * sum({shared.get(name, name): linears[name][0] for name in targets}.values())
+    small = element * len(targets) * rank
+    return 2 * 4 * h + element * (2 * q + 2 * kv) + 4 * base.heads + element * 3 * base.intermediate + inputs + small
+
+
+def through_base(
+    shape: HyperShape,
+    rows: int,
+    tokens: int,
+    answers: int,
+    dtype: str = "bfloat16",
+    checkpointing: bool = False,
+    dropout: bool = True,
+    processes: int = 1,
+    sharded: bool = False,
+    bf16: bool = True,
+) -> Parts:
+    """A forward and backward through the frozen base, to the adapters of `rows` rows of `tokens` tokens.
+
+    answers: positions of a row whose logits are computed. sharded: the base is split over the processes.
+    """
+    base, element = shape.base, 2 if bf16 else 4
+    held = base.bytes(dtype)
+    layer = base.layer_weights
+    if sharded:
+        held = held / processes + 2 * layer * BYTES[dtype]  # one layer is used while the next is gathered
+    each = rows * tokens * layer_saved(base, shape.target_modules, shape.rank, element, dropout)
+    cast = element * layer if bf16 and dtype == "float32" else 0  # autocast's copies of the weights are kept too
+    if checkpointing:
+        kept = base.layers * rows * tokens * element * base.hidden + each + cast
+    else:
+        kept = base.layers * (each + cast)
+    # the gradients of one layer's widest part, and with few bits one linear's weights in bfloat16
+    work = rows * tokens * element * 3 * base.intermediate
+    if dtype in ("4bit", "8bit"):
+        work += 2 * max(d_in * d_out for d_in, d_out in base.linears.values())
+    return {
+        "base": held,
+        "kept for backward": kept,
+        "work": work,
+        "logits": 12.0 * rows * answers * base.vocab,  # float32: themselves, their log-softmax, a gradient
+        # A and B of a row in the forward's precision, and their gradients there
+        "factors": (2 * element + 4) * rows * shape.adapter,
+    }
+
+
+def sft(shape: HyperShape, rows: int, *args: Any, descriptions: int = 0, processes: int = 1, **kwargs: Any) -> Parts:
+    """A step of Eq. 4 on one device, at most `rows` different descriptions in a pass; otherwise as `through_base`."""
+    parts = through_base(shape, rows, *args, processes=processes, **kwargs)
+    trained = ADAM + (4 if processes > 1 else 0) + 2  # DDP's buckets; autocast's bfloat16 copy
+    parts["hypernetwork"] = trained * shape.parameters + shape.saved(rows)
+    # float32: what the heads give, with the offset, scaled B, and the gradients of these
+    parts["factors"] += 16.0 * rows * shape.adapter + 4 * shape.adapter
+    parts["descriptions"] = (4.0 + 2.0) * descriptions * shape.d_emb
+    return parts | {"overhead": OVERHEAD}
+
+
+def lora(shape: HyperShape, loras: int, batch_size: int, *args: Any, **kwargs: Any) -> Parts:
+    """A step of `loras` plain LoRAs trained together, `batch_size` rows each; otherwise as `through_base`."""
+    parts = through_base(shape, loras * batch_size, *args, **kwargs)
+    return parts | {"LoRAs": float(ADAM * loras * shape.adapter), "overhead": OVERHEAD}
+
+
+def recon(shape: HyperShape, targets: int, piece: int = 2**24) -> Parts:
+    """A step of Eq. 5 over `targets` LoRAs, compared in pieces of `piece` values; the library stays on the disk."""
+    return {
+        "hypernetwork": float(ADAM * shape.parameters),
+        "kept for backward": shape.saved(targets),
+        "gradient of the features": 4.0 * HIDDEN * shape.rows * targets,
+        "a piece": 5 * 4.0 * piece,
+        "mean and deviation": 2 * 4.0 * shape.adapter,
+        "overhead": OVERHEAD,
+    }
+
+
+def cache(base: BaseShape, rows: int, tokens: int, element: int = 2) -> float:
+    """Bytes of the keys and values of `rows` rows of `tokens` tokens."""
+    return float(2 * base.layers * base.kv_heads * base.head_dim * element * rows * tokens)
+
+
+def chat(shape: HyperShape, rows: int, tokens: int, dtype: str = "bfloat16", slots: int = 0) -> Parts:
+    """Generating with `rows` rows of up to `tokens` tokens, each with its own adapter; `slots` more adapters wait.
+
+    What the page and the evaluation need: the base, the hypernetwork in float32, keys and values, adapters.
+    """
+    base = shape.base
+    element = 4 if dtype == "float32" else 2
+    return {
+        "base": base.bytes(dtype),
+        "hypernetwork": 4.0 * (shape.parameters + shape.adapter),
+        "keys and values": cache(base, rows, tokens, element),
+        "adapters": 4.0 * shape.adapter * (2 * rows + slots),
+        "work": rows * (tokens * element * 3 * base.intermediate + 8.0 * base.vocab),
+        "overhead": OVERHEAD,
+    }
+
+
+def forward_flops(base: BaseShape, rows: int, tokens: int, answers: int) -> float:
+    """FLOPs of a forward pass: two a weight and token, causal attention's halves, logits where the answers are."""
+    each = 2 * base.layers * (base.layer_weights + tokens * base.heads * base.head_dim)
+    return float(rows * (tokens * each + answers * 2 * base.hidden * base.vocab))
+
+
+def training_flops(
+    shape: HyperShape, rows: int, tokens: int, answers: int, checkpointing: bool = False, generated: bool = True
+) -> float:
+    """FLOPs of forward and backward: a frozen weight has no gradient, so backward costs what forward does.
+
+    generated: the adapters come from the hypernetwork, whose weights do have gradients.
+    """
+    passes = 3 if checkpointing else 2
+    heads = 3 * rows * shape.head_flops if generated else 0.0
+    return passes * forward_flops(shape.base, rows, tokens, answers) + heads
+
+
+def recon_flops(shape: HyperShape, targets: int) -> float:
+    """FLOPs of a step over `targets` LoRAs; each piece of the heads' output is computed once, and has two gradients."""
+    last_block = 2 * shape.rows * (LATENT * HIDDEN + HIDDEN * HIDDEN)
+    return 3 * targets * (last_block + shape.head_flops)
