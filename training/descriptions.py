@@ -108,13 +108,6 @@ FIRST_WAIT, LONGEST_BACKOFF, LONGEST_WAIT = 1.0, 60.0, 600.0  # seconds
 LEAK_WORDS = 6  # so many words of a longer answer, in a row, give it away
 LABEL_SHARE = 0.05  # an answer to so many of a task's questions is a class
 
-FUNCTION_WORDS = frozenset(  # stand in any sentence, so that their being there tells nothing
-    "a about after all an and any are as at be been before but by can could did do does each for from had has have he "
-    "her him his how i if in into is it its may me more most my no nor not of off on one or our out over she should so "
-    "some such than that the their them then there these they this those to too up us was we were what when where "
-    "which who whom whose why will with would yes you your".split()  # noqa: SIM905 (a list would take 100 lines)
-)
-
 Messages = list[dict[str, str]]
 
 
@@ -276,6 +269,16 @@ def _clean(text: str) -> str:
 def _words(text: str) -> list[str]:
     """The words, without case and punctuation."""
     return re.findall(r"[^\W_]+", re.sub("['\u2019]", "", text.casefold()))
+
+
+FUNCTION_WORDS = frozenset(
+    _words(  # stand in any sentence, so that their being there tells nothing
+        "a about after all an and any are as at be been before but by can could did do does each for from had has "
+        "have he her him his how i if in into is it its may me more most my no nor not of off on one or our out "
+        "over she should so some such than that the their them then there these they this those to too up us was "
+        "we were what when where which who whom whose why will with would yes you your"
+    )
+)
 
 
 def labels(task: Task) -> set[str]:
