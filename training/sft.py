@@ -269,7 +269,9 @@ def train(
         process=process,
         processes=processes,
     )
-    checkpoint = last_checkpoint(checkpoints, process == 0) if resume else None
+    checkpoint = last_checkpoint(checkpoints, resume and process == 0)
+    if checkpoint and not resume:
+        raise UserError(f"{checkpoints} holds an earlier run: resume it, or take another output folder.")
     if checkpoint:
         batches.start = checkpoint_step(checkpoint) * accumulation
     settings = {field.name: getattr(config, field.name) for field in fields(SFTConfig) if field.name not in FREE}

@@ -14,9 +14,13 @@ from tqdm import tqdm
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from hyperlora.config import read_json
 from hyperlora.errors import UserError
+from hyperlora.files import write_atomic
 
 STATE = "trainer_state.json"  # the last file of a checkpoint to be written
+SETTINGS = "settings.json"
+MAX_SETTINGS = 2**20  # bytes
 FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt")
 
 
@@ -82,12 +86,32 @@ def _is_whole(path: Path) -> bool:
     return checkpoint_step(path) >= 0 and all((path / name).is_file() for name in FILES)
 
 
+def check_settings(folder: Path, settings: dict, resumed: bool, main_process: bool) -> None:
+    """Keep what shapes a run beside its checkpoints; `UserError` where a resumed one had something else."""
+    path = folder / SETTINGS
+    if resumed and path.exists():
+        before = read_json(path, MAX_SETTINGS)
+        for name in settings:
+            if name in before and before[name] != settings[name]:
+                raise UserError(
+                    f"{folder} was trained with {name} {before[name]!r}, not {settings[name]!r}: resume with the same, "
+                    "or take another output folder."
+                )
+    elif main_process:
+        with writing(path, "free some space, then start again"):
+            write_atomic(path, (json.dumps(settings, indent=1) + "\n").encode())
+
+
 class Progress(TrainerCallback):
-    """A bar on a terminal, and a line a log: loss, tokens/s (padding and all processes included) and time left."""
+    """A bar on a terminal, and a line a log: loss, speed and time left.
+
+    The speed is in tokens/s (padding and all processes included) where the Trainer counts tokens, otherwise in steps/s.
+    """
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self.started = self.logged = time.perf_counter()
-        self.first, self.tokens = state.global_step, state.num_input_tokens_seen
+        self.first = self.step = state.global_step
+        self.tokens = state.num_input_tokens_seen
         hidden = None if state.is_world_process_zero else True  # None: hidden where there is no terminal
         self.bar = tqdm(total=state.max_steps, initial=self.first, unit="step", dynamic_ncols=True, disable=hidden)
 
@@ -101,13 +125,19 @@ class Progress(TrainerCallback):
             tqdm.write(f"step {state.global_step}: validation loss {logs['eval_loss']:.4f}")
         elif "loss" in logs:
             now, tokens = time.perf_counter(), state.num_input_tokens_seen
-            speed = (tokens - self.tokens) / (now - self.logged)
+            seconds = now - self.logged
+            if tokens:
+                speed = f"{(tokens - self.tokens) / seconds:,.0f} tokens/s"
+            else:
+                speed = f"{(state.global_step - self.step) / seconds:.3g} steps/s"
+            error = f", error per element {logs['error']:.3g}" if "error" in logs else ""
             left = (state.max_steps - state.global_step) * (now - self.started) / (state.global_step - self.first)
-            self.logged, self.tokens = now, tokens
             tqdm.write(
-                f"step {state.global_step} of {state.max_steps}: loss {logs['loss']:.4f}, {speed:,.0f} tokens/s, "
+                f"step {state.global_step} of {state.max_steps}: loss {logs['loss']:.4f}{error}, {speed}, "
                 f"{tqdm.format_interval(left)} left"
             )
+            self.bar.set_postfix_str(f"loss {logs['loss']:.4f}, {speed}")
+            self.logged, self.tokens, self.step = now, tokens, state.global_step
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         self.bar.close()

@@ -294,6 +294,8 @@ def test_a_run_is_resumed_with_its_own_settings(adapted, tokenizer, tasks, embed
         return train(hyperlora, adapted, tokenizer, tasks, config, tmp_path, resume)
 
     run(1)
+    with pytest.raises(UserError, match="holds an earlier run: resume it"):
+        run(1)
     with pytest.raises(UserError, match="was trained with head 'M', not 'S'"):
         run(2, resume=True, head="S")
     with pytest.raises(UserError, match="rows of an optimizer step 4, not 8"):
