@@ -1,9 +1,9 @@
 """How many bytes and FLOPs a base model and a hypernetwork take, from their shapes alone: the one model of both.
 
 Every part is an estimate of a step's peak in bytes. What backward keeps is counted tensor by tensor as PyTorch saves it
-(a frozen linear keeps nothing, its LoRA keeps the input); tests hold it against measured allocations. Measured once on a
-CPU in bfloat16, 8 layers of 1024, 8 x 256 tokens, above base and hypernetwork: 0.65 GB where 0.72 are planned, and with
-gradient checkpointing 0.18 where 0.24 are.
+(a frozen linear keeps nothing, its LoRA keeps the input); tests hold it against measured allocations. Measured once on
+a CPU in bfloat16, 8 layers of 1024, 8 x 256 tokens, above base and hypernetwork: 0.65 GB where 0.72 are planned, and
+with gradient checkpointing 0.18 where 0.24 are.
 """
 
 from collections.abc import Mapping, Sequence
