@@ -26,7 +26,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, TrainingArguments, get_linear_schedule_with_warmup
 
 from hyperlora.adapted import AdaptedModel
 from hyperlora.base import load_base
@@ -36,6 +36,7 @@ from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
 from training.loss import mean_loss, training_mode
+from training.muon import MuonAdamW
 from training.options import option, parse, run
 from training.tasks import Batches, Task, encode_task, load_tasks
 from training.trainer import BatchTrainer, KeepBest, Progress, check_settings, checkpoint_step, last_checkpoint, writing
@@ -65,6 +66,9 @@ class SFTConfig:
     gradient_accumulation_steps: int = option(16, "forward passes to an optimizer step")
     epochs: float = option(5.0, "passes over all examples (Table 7: 5 for 256 tasks, 80 for 16)")
     max_steps: int = option(0, "optimizer steps instead of epochs, where above 0")
+    optimizer: Literal["adamw", "muon"] = option(
+        "adamw", "AdamW as in Table 7, or Muon for the hypernetwork's matrices and AdamW for the rest"
+    )
     learning_rate: float = option(1e-4, "highest learning rate, reached after the warm-up")
     warmup_fraction: float = option(0.1, "part of the steps in which the learning rate rises; then it falls to 0")
     max_grad_norm: float = option(1.0, "gradient norm above which it is scaled down")
@@ -288,11 +292,17 @@ def train(
         drawn = itertools.islice(Batches(tests, unseen_choices, config.batch_size, pad), count)
         validation = list(drawn)[process::processes]
 
+    optimizers = None, None
+    if config.optimizer == "muon":
+        linears = [part.weight for part in hyperlora.network.modules() if isinstance(part, nn.Linear)]
+        optimizer = MuonAdamW(hyperlora, linears, config.learning_rate, config.weight_decay)
+        optimizers = optimizer, get_linear_schedule_with_warmup(optimizer, arguments.warmup_steps, steps)
     trainer = BatchTrainer(
         SFTModel(hyperlora, adapted, inputs, config.embedding_noise),
         arguments,
         train_dataset=batches,
         eval_dataset=validation,
+        optimizers=optimizers,
         callbacks=[Progress(), KeepBest(lambda: save(hyperlora, output / "best"))],
     )
     trainer.remove_callback(PrinterCallback)

@@ -54,7 +54,7 @@ class Options:
         None, "folder of the benchmark's tasks, to be evaluated on (never trained)"
     )
     base_steps: int = option(10000, "optimizer steps of the base model")
-    hyperlora_steps: int = option(7500, "optimizer steps of the hypernetwork with head M")
+    hyperlora_steps: int = option(5000, "optimizer steps of the hypernetwork with head M")
     other_head_steps: int = option(800, "optimizer steps of the hypernetworks with heads S and L")
     lora_steps: int = option(200, "optimizer steps of the multi-task LoRA and of the tasks' own")
     examples: int = option(400, "training examples a task for the adapters")
@@ -110,7 +110,9 @@ def train_hyperlora(head: str, options: Options, work: Path) -> None:
         batch_size=64,
         gradient_accumulation_steps=1,
         max_steps=steps,
-        learning_rate=1e-3,
+        optimizer="muon",
+        learning_rate=2e-3,
+        warmup_fraction=0.05,
         embedding_noise=0.6,
         lora_dropout=0.0,
         neftune_alpha=0.0,

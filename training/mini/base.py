@@ -27,6 +27,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from training.loss import mean_loss, training_mode
 from training.mini.splits import split_of
 from training.mini.suite import TextTask
+from training.muon import MuonAdamW
 from training.sft import BatchTrainer
 from training.tasks import collate, encode_all
 
@@ -120,34 +121,6 @@ class FreshBatches(IterableDataset):
             number, skip = number + 1, 0
 
 
-class MuonAdamW(torch.optim.Optimizer):
-    """Muon for the matrices of the blocks and AdamW for the rest, as one optimizer that the Trainer can drive."""
-
-    def __init__(self, model: MistralForCausalLM, lr: float):
-        blocks = [p for p in model.model.layers.parameters() if p.ndim == 2]
-        ids = {id(p) for p in blocks}
-        rest = [p for p in model.parameters() if id(p) not in ids]
-        self.parts = [
-            torch.optim.Muon(blocks, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
-        ]
-        super().__init__([{"params": blocks, "lr": lr}, {"params": rest, "lr": lr}], {"lr": lr})
-        # one set of groups: what a scheduler sets here is what the parts read
-        self.param_groups = [group for part in self.parts for group in part.param_groups]
-
-    def step(self, closure=None) -> None:
-        for part in self.parts:
-            part.step()
-
-    def state_dict(self) -> dict:
-        return {"parts": [part.state_dict() for part in self.parts]}
-
-    def load_state_dict(self, state: dict) -> None:
-        for part, saved in zip(self.parts, state["parts"], strict=True):
-            part.load_state_dict(saved)
-        self.param_groups = [group for part in self.parts for group in part.param_groups]
-
-
 class BaseTrainer(BatchTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         return mean_loss(model, inputs["input_ids"], inputs["labels"])
@@ -162,7 +135,8 @@ def train_base(tasks: Sequence[TextTask], folder: Path, steps: int, batch_size: 
     last = get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
     if last:
         batches.start = int(last.rpartition("-")[2])
-    optimizer = MuonAdamW(model, lr)
+    blocks = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    optimizer = MuonAdamW(model, blocks, lr, weight_decay=0.01)
     trainer = BaseTrainer(
         model,
         TrainingArguments(
