@@ -18,11 +18,10 @@ from typing import Any
 from hyperlora.adapted import AdaptedModel
 from hyperlora.config import read_json
 from hyperlora.errors import UserError
-from hyperlora.files import write_atomic
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
 from training.arrow import Arrow
-from training.evaluate import NO_DESCRIPTION, UNSEEN, NearestLoRA, Sources, write_results
+from training.evaluate import NO_DESCRIPTION, UNSEEN, NearestLoRA, Sources, check_output, write_results, write_table
 from training.options import option, parse, run
 from training.tables import paper_table
 from training.tasks import load_tasks, prompt_text
@@ -129,8 +128,9 @@ def _check_code(benchmark: Benchmark, allow_code_execution: bool) -> None:
 
 
 @cache
-def _task_manager():
-    return TaskManager()  # reads thousands of files
+def task_manager(include_defaults: bool = True):
+    """lm-eval's index of its own tasks, which are thousands of files, or an empty one."""
+    return TaskManager(include_defaults=include_defaults)
 
 
 def run_benchmark(
@@ -145,7 +145,7 @@ def run_benchmark(
     if benchmark.runs_code:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # what the metric itself asks for
     try:
-        loaded = _task_manager().load([benchmark.task])
+        loaded = task_manager(isinstance(benchmark.task, str)).load([benchmark.task])
     except (
         Exception
     ) as error:  # no network, no such data set, a config that lm-eval does not know: one sentence for all
@@ -284,6 +284,7 @@ NO_MATTER = (
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv, __doc__)
+    check_output(options.output)
     chosen = choose(options.benchmarks, options.allow_code_execution)
     descriptions = load_descriptions(options.descriptions, chosen, options.descriptions_each)
     settings = {key: value for key, value in asdict(options).items() if key not in NO_MATTER}
@@ -306,8 +307,8 @@ def main(argv: list[str] | None = None) -> None:
             write_results(options.output, rows, settings)
             print(f"{benchmark.name}, {method}: {rows[-1]['score']:.3f}", flush=True)
     table = paper_table(rows, labels={benchmark.name: benchmark.label for benchmark in BENCHMARKS})
-    write_atomic(Path(options.output).with_suffix(".md"), table.encode())
     print(table)
+    write_table(options.output, table)
 
 
 def _row(

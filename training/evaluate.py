@@ -32,6 +32,7 @@ from training.metrics import accepted, exact_match, rouge_l
 from training.options import option, parse, run
 from training.tables import paper_table
 from training.tasks import Example, Task, encode_prompts, load_tasks, prompt_text
+from training.trainer import writing
 
 # Kinds of description (Table 5). A task that no stage trained on has unseen descriptions only.
 SEEN, UNSEEN, OTHER, RANDOM, NO_DESCRIPTION = "seen", "unseen", "another task's", "random string", "none"
@@ -428,7 +429,26 @@ def save_results(path: str | Path, rows: Sequence[dict], settings: Settings) -> 
 def write_results(path: str | Path, rows: Sequence[dict], settings: Mapping[str, object]) -> None:
     """As `save_results`, with any settings."""
     data = {"settings": settings, "summary": summary(rows), "rows": list(rows)}
-    write_atomic(Path(path), (json.dumps(data, ensure_ascii=False) + "\n").encode())
+    _write(Path(path), json.dumps(data, ensure_ascii=False) + "\n")
+
+
+def write_table(path: str | Path, text: str) -> None:
+    """Beside the results in `path`, as Markdown."""
+    _write(Path(path).with_suffix(".md"), text)
+
+
+def _write(path: Path, text: str) -> None:
+    with writing(path, "free some space or choose another output"):
+        write_atomic(path, text.encode())
+
+
+def check_output(path: str | Path) -> None:
+    """Make the folder of the results. UserError where that cannot be: before hours of measuring, not after them."""
+    path = Path(path)
+    if path.suffix == ".md" or path.is_dir():
+        raise UserError(f"{path} cannot hold the results: give --output a file, such as results.json.")
+    with writing(path, "choose another output"):
+        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 @dataclass(kw_only=True)
@@ -471,16 +491,17 @@ class Options(Settings, Sources):
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv, __doc__)
+    check_output(options.output)
     trained = load_tasks(options.tasks)
     splits = {"trained tasks": trained} | {Path(folder).name: load_tasks(folder) for folder in options.held_out or []}
     adapted, tokenizer, hyperloras, adapters = options.load()
     rows = evaluate(adapted, tokenizer, splits, trained, hyperloras, adapters, options)
-    save_results(options.output, rows, options)
     metrics = {"Exact match": "score"} | ({"ROUGE-L": "rouge_l"} if options.rouge_l else {})
-    tables = [f"{name}, per cent\n\n{paper_table(rows, metric)}" for name, metric in metrics.items()]
-    write_atomic(Path(options.output).with_suffix(".md"), "\n".join(tables).encode())
     for name, metric in metrics.items():
         print(f"{name}\n\n{markdown_table(rows, metric)}")
+    save_results(options.output, rows, options)
+    tables = [f"{name}, per cent\n\n{paper_table(rows, metric)}" for name, metric in metrics.items()]
+    write_table(options.output, "\n".join(tables))
 
 
 if __name__ == "__main__":

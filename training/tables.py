@@ -15,13 +15,16 @@ def paper_table(rows: Sequence[dict], metric: str = "score", labels: Mapping[str
     """Per cent: methods down, in three sections; tasks (or, where they are more than 12, splits) across, then means.
 
     rows: as `training.evaluate.evaluate` returns them; of a method that reads descriptions the figure is the one with
-    unseen ones. labels: a task's name -> its column's. Bold: above the multi-task LoRA. †: above the oracle. (n): only
-    n of a split's tasks were measured. Where methods lack tasks, a first mean is over those that all methods have.
+    unseen ones, or with seen ones where a task has no others. labels: a task's name -> its column's. Bold: above the
+    multi-task LoRA. †: above the oracle. (n): only n of a split's tasks were measured. Where methods lack tasks, a
+    first mean is over those that all methods have.
     """
+    aligned = {(row["method"], row["split"], row["task"]) for row in rows if row["kind"] in ("none", "unseen")}
     scores: dict[str, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        if row["kind"] in ("none", "unseen"):
-            scores[row["method"]][row["split"], row["task"]].append(row[metric])
+        key = row["method"], row["split"], row["task"]
+        if row["kind"] in (("none", "unseen") if key in aligned else ("seen",)):
+            scores[row["method"]][key[1:]].append(row[metric])
     tasks = list(dict.fromkeys(key for found in scores.values() for key in found))
     columns: dict[str, list[tuple[str, str]]] = {}  # a column's name -> its tasks
     for split, task in tasks:

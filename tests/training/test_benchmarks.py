@@ -4,12 +4,11 @@ import json
 
 import pytest
 import torch
-from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from hyperlora.errors import UserError
 from training import benchmarks
-from training.benchmarks import BENCHMARKS, AdaptedLM, Benchmark, choose, main, run_benchmark
+from training.benchmarks import BENCHMARKS, AdaptedLM, Benchmark, choose, main, run_benchmark, task_manager
 from training.lora import save_adapters
 from training.sft import SFTConfig, build
 
@@ -141,7 +140,7 @@ def test_code_is_run_only_where_that_is_allowed(adapted, tokenizer, make_benchma
 
 
 def test_lm_eval_knows_the_ten_benchmarks_and_their_metrics():
-    index = TaskManager().task_index
+    index = task_manager().task_index
     for benchmark in BENCHMARKS:
         config = load_yaml(index[benchmark.task].yaml_path, resolve_func=False, recursive=True)
         metric, filter_name = benchmark.metric.split(",")

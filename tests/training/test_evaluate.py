@@ -266,3 +266,10 @@ def test_the_command_line_writes_the_results(
     report = (tmp_path / "out.md").read_text()
     assert report.startswith("Exact match, per cent") and "ROUGE-L, per cent" in report
     assert report.count("| *Zero-shot adaptation* |") == 2
+
+
+def test_an_output_that_cannot_be_is_refused_before_anything_is_measured(tmp_path):
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path, tmp_path / "table.md", tmp_path / "file" / "results.json"):
+        with pytest.raises(UserError, match="output"):
+            main(["--tasks", "none", "--base", "none", "--output", str(output)])

@@ -33,6 +33,12 @@ def test_a_table_like_the_papers():
     ]
 
 
+def test_seen_descriptions_stand_in_where_there_are_no_others():
+    rows = [row("HyperLoRA M", "a", 0.5, "seen"), row("HyperLoRA M", "a", 0.25, "unseen")]
+    rows += [row("HyperLoRA M", "b", 1.0, "seen"), row("HyperLoRA M", "b", 0.0, "another task's")]
+    assert "| HyperLoRA M | 25.0 | 100.0 | 62.5 |" in paper_table(rows)
+
+
 def test_many_tasks_make_one_column_a_split():
     rows = [row("base", f"{i}", i / 20, split="new" if i > 9 else "trained") for i in range(20)]
     rows += [row("oracle LoRA", "3", 1.0, split="trained")]
