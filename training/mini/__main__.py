@@ -55,7 +55,7 @@ class Options:
     )
     base_steps: int = option(10000, "optimizer steps of the base model")
     hyperlora_steps: int = option(5000, "optimizer steps of the hypernetwork with head M")
-    other_head_steps: int = option(800, "optimizer steps of the hypernetworks with heads S and L")
+    other_head_steps: int = option(400, "optimizer steps of the hypernetworks with heads S and L")
     lora_steps: int = option(200, "optimizer steps of the multi-task LoRA and of the tasks' own")
     examples: int = option(400, "training examples a task for the adapters")
     until: str = option("assets", "the last stage to run")
