@@ -56,11 +56,11 @@ COLOURS = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00000
 MARKERS = "os^DvPX"
 GREY = "#777777"
 
-# What a pair of LoRAs is compared by -> its axis
+# What a pair of LoRAs is compared by -> its name and its axis
 MEASURES = {
-    "factors": "cosine of A and B",
-    "delta": "cosine of ΔW",
-    "performance": "score / own LoRA's score",
+    "factors": ("A and B", "cosine of A and B"),
+    "delta": ("ΔW", "cosine of ΔW"),
+    "performance": ("relative performance", "score / own LoRA's score"),
 }
 OUTPUTS = {"task_encoder": "task encoder", "last_block": "last block"}
 
@@ -271,8 +271,7 @@ def cross_scores(
             row = {"method": methods[trial.task.name], "split": "targets", "kind": NO_DESCRIPTION, "seed": 0}
             row |= {"task": trial.task.name, "score": value, "descriptions": 0, "examples": len(trial.examples)}
             rows.append(row)
-        with writing(path, "free some space and run it again"):
-            write_results(path, rows, settings)
+        write_results(path, rows, settings)
         print(f"LoRA {i} of {len(names)}, {name}: scored on {len(missing)} tasks", flush=True)
     return rows
 
@@ -287,7 +286,8 @@ def compare_loras(
     "performance": relative to the target's own LoRA}, None where a value is not defined or not known.
     """
     folder, scores = Path(folder), mean_scores(rows or [])
-    means = {t.name: embedder.embed(t.descriptions).double().mean(0) for t in [*targets, *tasks]}
+    every = {task.name: task for task in [*targets, *tasks]}.values()
+    means = {task.name: embedder.embed(task.descriptions).double().mean(0) for task in every}
     own = {target.name: Adapter.from_pretrained(folder / target.name) for target in targets}
     points = []
     for task in tasks:
@@ -311,7 +311,8 @@ def compare_loras(
                     "performance": mine / best if best and mine is not None else None,
                 }
             )
-    return points
+    order = {target.name: i for i, target in enumerate(targets)}
+    return sorted(points, key=lambda point: order[point["target"]])
 
 
 def against_descriptions(points: Sequence[dict], measures: Sequence[str]) -> dict:
@@ -359,14 +360,20 @@ def draw_against_descriptions(data: dict) -> Figure:
                 slope, start = np.polyfit(x, y, 1)
                 panel.plot(x_range, [start + slope * end for end in x_range], color=GREY, linewidth=1)
             panel.set(xlim=x_range, ylim=y_range)
-            panel.tick_params(labelsize=7)
+            panel.tick_params(labelsize=7, labelleft=j % columns == 0)
             panel.set_title(f"{_short(target)}\n{_r(r[measure][target]) if x else 'not defined'}", fontsize=8)
             if j % columns == 0:
-                panel.set_ylabel(MEASURES[measure], fontsize=8)
+                panel.set_ylabel(MEASURES[measure][1], fontsize=8)
     figure.supxlabel("cosine of the tasks' mean description embeddings", fontsize=9)
-    means = ", ".join(f"{MEASURES[measure].split(' / ')[0]} {_number(v)}" for measure, v in data["mean_r"].items())
-    figure.suptitle(f"mean r: {means}", fontsize=10)
+    figure.suptitle(_means(data), fontsize=10)
     return figure
+
+
+def _means(data: dict) -> str:
+    """Each measure's mean r, and over how many targets."""
+    counts = {measure: sum(value is not None for value in r.values()) for measure, r in data["r"].items()}
+    parts = [f"{MEASURES[m][0]} {_number(v)} ({counts[m]} targets)" for m, v in data["mean_r"].items()]
+    return f"mean r: {', '.join(parts)}"
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
@@ -589,8 +596,7 @@ def _compare(
     for name, measures in (("figure-4", upper_and_lower), ("figure-10", ["delta"])):
         data = against_descriptions(points, measures)
         save(options.output, name, data, draw_against_descriptions(data))
-        for measure, value in data["mean_r"].items():
-            print(f"{name.replace('-', ' ').capitalize()}: mean r of {MEASURES[measure]} {_number(value)}.", flush=True)
+        print(f"{name.replace('-', ' ').capitalize()}: {_means(data)}.", flush=True)
         if "performance" in measures:
             _name_left_out("Figure 4", data["left_out"]["performance"])
     return [] if rows is not None else ["The lower half of Figure 4, relative performance, needs --base or --scores."]
