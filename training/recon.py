@@ -10,18 +10,19 @@ import itertools
 import json
 import math
 import random
+import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.data import IterableDataset
-from transformers import TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import PrinterCallback, TrainingArguments
 
 from hyperlora.base import load_base
 from hyperlora.config import HyperLoRAConfig
@@ -31,10 +32,12 @@ from hyperlora.files import write_atomic
 from hyperlora.generator import HyperLoRA
 from training.library import Library, pack
 from training.options import option, parse, run
-from training.sft import BatchTrainer, task_inputs
+from training.sft import save, task_inputs, trained_descriptions
 from training.tasks import Task, load_tasks
+from training.trainer import BatchTrainer, Progress, check_settings, checkpoint_step, last_checkpoint, writing
 
 PIECE = 2**24
+FREE = ("epochs", "max_steps", "piece", "targets_on_device", "save_every", "log_every")  # a resumed run may change them
 TINY = 1e-12  # under every norm and deviation that is divided by
 
 Loss = Literal["factors", "delta"]
@@ -64,26 +67,29 @@ class ReconConfig:
     bf16: bool = option(False, "bfloat16 autocast")
     piece: int = option(PIECE, "weights compared at once: more are faster and take more memory")
     targets_on_device: bool = option(False, "hold the library in the device's memory instead of reading it each step")
+    max_descriptions: int = option(128, "at most so many descriptions a task are trained on (App. G)")
     prompt_style: Literal["input", "description_input"] = option("input", "how the LoRAs were prompted in training")
     seed: int = option(0, "of the hypernetwork's start, the dropout and the draws")
     save_every: int = option(1000, "steps between two checkpoints to resume from")
     log_every: int = option(100, "steps between two lines of progress")
 
 
-def build(library: Library, config: ReconConfig, tasks: Sequence[Task] | None = None, embedder=None) -> HyperLoRA:
+def build(
+    library: Library, config: ReconConfig, tasks: Sequence[Task] | None = None, embedder=None, device: str = "cpu"
+) -> HyperLoRA:
     """An untrained hypernetwork for the library: whatever the task, its adapter is the average of the library's.
 
     tasks: those of the library's LoRAs, whose descriptions stand for them where the task input is text. `embedder`: an
-    object with `embed` and `d_emb`; loaded by its name where it is None.
+    object with `embed` and `d_emb`; loaded by its name, on the device, where it is None.
     """
     descriptions, embeddings, d_emb = [], None, config.learned_size
     if config.task_input == "text":
-        descriptions = [text for task in _in_order(library, tasks) for text in task.descriptions]
+        descriptions = [text for task in _in_order(library, tasks, config) for text in task.descriptions]
         if embedder is None:
             if config.embedder == LAST_TOKEN and not library.base_model:
                 raise UserError("The LoRAs do not name their base model, whose last token was to be the task input.")
-            base = load_base(library.base_model) if config.embedder == LAST_TOKEN else None
-            embedder = load_embedder(config.embedder, base=base)
+            base = load_base(library.base_model, device=device) if config.embedder == LAST_TOKEN else None
+            embedder = load_embedder(config.embedder, device=device, base=base)
         embeddings, d_emb = embedder.embed(descriptions), embedder.d_emb
     elif config.task_input == "one_hot":
         d_emb = len(library)
@@ -114,14 +120,15 @@ def build(library: Library, config: ReconConfig, tasks: Sequence[Task] | None = 
     return hyperlora
 
 
-def _in_order(library: Library, tasks: Sequence[Task] | None) -> list[Task]:
-    """The task of each of the library's LoRAs."""
+def _in_order(library: Library, tasks: Sequence[Task] | None, config: ReconConfig) -> list[Task]:
+    """The task of each of the library's LoRAs, with the descriptions that training draws from."""
     by_name = {task.name: task for task in tasks or []}
     if missing := [name for name in library.tasks if name not in by_name]:
         raise UserError(
             f"The LoRA of the task {missing[0]} has no descriptions: give the task's file, or other inputs."
         )
-    return [by_name[name] for name in library.tasks]
+    ordered = [by_name[name] for name in library.tasks]
+    return [replace(task, descriptions=trained_descriptions(task, config)) for task in ordered]
 
 
 class ReconModel(nn.Module):
@@ -318,23 +325,18 @@ def train(
     """Train `hyperlora` in place on the library and save it in `output`; gives the Trainer's log.
 
     Each step draws one of a task's descriptions. OUTPUT/recon.json says which task input is whose, and each LoRA's
-    error per element. `resume` goes on from the last checkpoint in OUTPUT/checkpoints, with the same losses as a run
-    that never stopped.
+    error per element. `resume` goes on from the last whole checkpoint in OUTPUT/checkpoints, with the same losses as a
+    run that never stopped. Raises `UserError` where a resumed run had other settings or LoRAs, or writing fails.
     """
-    output = Path(output)
+    output, checkpoints = Path(output), Path(output) / "checkpoints"
     if hyperlora.config.task_input == "text":
-        inputs, choices = task_inputs(hyperlora, _in_order(library, tasks), "descriptions")
+        inputs, choices = task_inputs(hyperlora, _in_order(library, tasks, config), "descriptions")
     else:
-        ids = torch.arange(len(library))
-        inputs, choices = ids if hyperlora.config.task_input == "learned" else torch.eye(len(library)), ids[:, None]
-        choices = choices.tolist()
+        inputs, choices = task_inputs(hyperlora, library.names, "")
     draws = Draws(choices, config.targets_per_step, config.seed)
     steps = config.max_steps or math.ceil(config.epochs * len(library) / draws.size)
-    checkpoint = get_last_checkpoint(output / "checkpoints") if resume and (output / "checkpoints").is_dir() else None
-    if checkpoint:
-        draws.start = int(checkpoint.rpartition("-")[2])
     arguments = TrainingArguments(
-        output_dir=str(output / "checkpoints"),
+        output_dir=str(checkpoints),
         max_steps=steps,
         per_device_train_batch_size=draws.size,
         learning_rate=config.learning_rate,
@@ -350,22 +352,34 @@ def train(
         logging_steps=config.log_every,
         remove_unused_columns=False,
         ignore_data_skip=True,  # the draws start where the checkpoint stopped
-        ddp_broadcast_buffers=False,  # they are the same everywhere, and large
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,  # they never change, and the task inputs are large
         disable_tqdm=True,
         report_to="none",
     )
-    draws.process, draws.processes = arguments.process_index, arguments.world_size
-    if draws.size < draws.processes:
-        raise UserError(f"{draws.size} targets a step cannot be shared by {draws.processes} processes: use fewer.")
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # without a launcher the Trainer would copy the model to every GPU
+    draws.process, draws.processes = process, processes = arguments.process_index, arguments.world_size
+    if draws.size < processes:
+        raise UserError(f"{draws.size} targets a step cannot be shared by {processes} processes: use fewer.")
+    checkpoint = last_checkpoint(checkpoints, process == 0) if resume else None
+    if checkpoint:
+        draws.start = checkpoint_step(checkpoint)
+    settings = {field.name: getattr(config, field.name) for field in fields(ReconConfig) if field.name not in FREE}
+    settings["library"] = f"{len(library)} LoRAs ({zlib.crc32(json.dumps(library.names).encode()):08x})"
+    check_settings(checkpoints, settings, bool(checkpoint), process == 0)
+
     if config.targets_on_device:
         library.to(arguments.device)
     model = ReconModel(hyperlora, library, inputs, config.loss, config.piece)
-    trainer = ReconTrainer(model, arguments, train_dataset=draws)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if trainer.is_world_process_zero():
+    trainer = ReconTrainer(model, arguments, train_dataset=draws, callbacks=[Progress()])
+    trainer.remove_callback(PrinterCallback)
+    if processes > 1:
+        set_seed(config.seed, device_specific=True)  # else all processes would draw the same dropout
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if process == 0:
         first = inputs[[ids[0] for ids in choices]]
         found = {kind: errors(hyperlora, library, first, kind) for kind in ("factors", "delta")}
-        hyperlora.eval().to("cpu").save_pretrained(output)
+        save(hyperlora.eval().to("cpu"), output)
         _report(output / "recon.json", library, found)
     return trainer.state.log_history
 
@@ -380,7 +394,8 @@ def _report(path: Path, library: Library, found: dict[Loss, Tensor]) -> None:
         f"{means['delta_error']:.3g}.",
         flush=True,
     )
-    write_atomic(path, (json.dumps(means | {"targets": targets}, indent=1, ensure_ascii=False) + "\n").encode())
+    with writing(path, "free some space, then resume"):
+        write_atomic(path, (json.dumps(means | {"targets": targets}, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 @dataclass(kw_only=True)
@@ -391,7 +406,7 @@ class Options(ReconConfig):
     output: str = option(help="folder for the library's file, the checkpoints and, at the end, the trained HyperLoRA")
     tasks: str | None = option(None, "folder of task files; only the LoRAs of these tasks are reconstructed")
     resume: bool = option(False, "go on from the last checkpoint in the output folder")
-    device: str = option("cpu", "cpu, or cuda for the GPU")
+    device: str = option("cpu", "cpu or cuda (CUDA_VISIBLE_DEVICES says which GPUs)")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -400,12 +415,13 @@ def main(argv: list[str] | None = None) -> None:
     if options.task_input == "text" and tasks is None:
         raise UserError("The task input text needs --tasks, whose descriptions it reads; or use --task_input one_hot.")
     names = {task.name for task in tasks} if tasks else None
-    with PartialState(cpu=options.device == "cpu").main_process_first():  # one process packs, the others find the file
+    state = PartialState(cpu=options.device == "cpu")
+    with state.main_process_first():  # one process packs, the others find the file
         path = Path(options.output) / "library.safetensors"
         library = pack(options.adapters, path, names, options.alpha, options.use_rslora)
-    print(f"Reconstructing {len(library)} LoRAs of rank {library.rank}.", flush=True)
+    state.print(f"Reconstructing {len(library)} LoRAs of rank {library.rank}.", flush=True)
     torch.set_float32_matmul_precision("high")  # TF32 on a GPU that has it: its ten bits suffice for a z-score
-    hyperlora = build(library, options, tasks)
+    hyperlora = build(library, options, tasks, device=str(state.device))
     train(hyperlora, library, options, options.output, tasks, options.resume, options.device)
 
 

@@ -1,0 +1,114 @@
+"""One step of reconstruction at Mistral-7B's shapes: the loss in pieces against all weights at once.
+
+Both have the same loss and take the same targets, random LoRAs in a mapped file. Memory is the most that a step adds,
+the optimizer's state left out.
+"""
+
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from benchmarks.hypernetwork import D_EMB, LAYERS, TARGETS
+from benchmarks.measure import medians, parser, print_table
+from hyperlora.config import HyperLoRAConfig
+from hyperlora.generator import HyperLoRA
+from hyperlora.lora import Adapter
+from training.library import Library, write_library
+from training.recon import PIECE, ReconModel
+
+RANK, AT_ONCE = 8, 2**62
+
+
+def random_loras(count: int) -> Iterator[Adapter]:
+    for _ in range(count):
+        sides = {m: (torch.randn(LAYERS, RANK, i), torch.randn(LAYERS, o, RANK)) for m, (i, o) in TARGETS.items()}
+        yield Adapter({m: (A / 64, B / 64) for m, (A, B) in sides.items()}, alpha=16.0, use_rslora=True)
+
+
+def make_model(library: Library, head: str, loss: str, piece: int, device: str) -> ReconModel:
+    config = HyperLoRAConfig(head, dict(library.target_modules), library.num_layers, d_emb=D_EMB, z_score=True)
+    hyperlora = HyperLoRA(config)
+    for linear in hyperlora.network.heads.values():
+        torch.nn.init.normal_(linear.weight, std=0.02)
+    hyperlora.set_z_score(*library.statistics())
+    return ReconModel(hyperlora, library, torch.randn(len(library), D_EMB), loss, piece).to(device)
+
+
+def make_step(model: ReconModel, device: str) -> Callable[[], float]:
+    """Forward, backward and Adam over all targets; gives the loss."""
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
+    every = torch.arange(len(model.library), device=device)
+
+    def step() -> float:
+        loss = model(every, every, torch.tensor(float(len(every)), device=device))["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
+
+
+def added_mb(run: Callable[[], object], device: str) -> float:
+    """The most memory that `run` takes beyond what is held before it, in MB; sampled every 10 ms on the CPU (Linux)."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    samples, done = [_anonymous_mb()], threading.Event()
+
+    def sample() -> None:
+        while not done.wait(0.01):
+            samples.append(_anonymous_mb())
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    run()
+    done.set()
+    thread.join()
+    return max(samples) - samples[0]
+
+
+def _anonymous_mb() -> float:
+    """Memory of this process that is no page of a file, in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("RssAnon"))
+
+
+def main() -> None:
+    options = parser(__doc__, repetitions=1)
+    options.add_argument("--targets", type=int, default=16, help="LoRAs in the library, all in each step (default: 16)")
+    options.add_argument("--loss", choices=("factors", "delta"), default="factors", help="L1 on z-scores, or dW's norm")
+    options.add_argument("--heads", default="LMS", help="which heads (default: LMS)")
+    options.add_argument("--device", default="cpu", help="cpu, or cuda with all targets in its memory")
+    args = options.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "library.safetensors"
+        write_library(path, {f"task{i}": f"task{i}" for i in range(args.targets)}, random_loras(args.targets))
+        library = Library(path).to(args.device)
+        for head in args.heads:
+            seconds, memory, losses = {}, {}, []
+            for way, piece in (("pieces", PIECE), ("at once", AT_ONCE)):
+                torch.manual_seed(0)
+                step = make_step(make_model(library, head, args.loss, piece, args.device), args.device)
+                losses.append(step())  # warm: the optimizer's state is there
+                memory[way] = added_mb(step, args.device)
+                seconds |= medians({way: step}, args.repetitions)
+            torch.testing.assert_close(*losses, rtol=1e-4, atol=0)
+            speed = args.targets * sum(map(sum, TARGETS.values())) * RANK * LAYERS * 4 / seconds["pieces"] / 1e9
+            rows.append(
+                [f"head {head}, {args.targets} targets"]
+                + [f"{value:,.2f}" for value in (seconds["pieces"], seconds["at once"], speed)]
+                + [f"{memory['pieces']:,.0f}", f"{memory['at once']:,.0f}"]
+            )
+    columns = ["s in pieces", "s at once", "targets' GB/s", "MB in pieces", "MB at once"]
+    print_table(["one step", *columns], rows)
+
+
+if __name__ == "__main__":
+    main()
