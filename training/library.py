@@ -60,9 +60,9 @@ class Library:
         return self
 
     def read(self, module: str, layers: slice, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """A [n, layers, r, d_in] and B [n, layers, d_out, r] of some LoRAs, float32; `rows` are ascending numbers."""
-        first, last = rows[0], rows[-1]
-        part = slice(first, last + 1) if last - first + 1 == len(rows) else list(rows)  # neighbours need no copy
+        """A [n, layers, r, d_in] and B [n, layers, d_out, r] of some LoRAs, float32; `rows` are their numbers."""
+        neighbours = range(rows[0], rows[0] + len(rows))
+        part = slice(neighbours.start, neighbours.stop) if list(rows) == list(neighbours) else list(rows)  # no copy
         A, B = (side[layers][:, part].transpose(0, 1) for side in self._weights[module])
         return A, B.mT
 

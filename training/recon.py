@@ -152,7 +152,7 @@ class ReconModel(nn.Module):
         self.elements = library.rank * library.num_layers * sum(map(sum, sizes))  # of one LoRA
 
     def forward(self, targets: Tensor, index: Tensor, count: Tensor) -> dict[str, Tensor]:
-        """targets: [t] ascending rows of the library; index: [t] their task inputs; count: [] what sums are divided by.
+        """targets: [t] rows of the library; index: [t] their task inputs; count: [] what sums are divided by.
 
         Gives {"loss", "error"}, both means over the targets where count is t: for "factors" the L1 distance per element
         of A and B as z-scores, and as weights; for "delta" the Frobenius distance of each ΔW relative to the library's
@@ -218,9 +218,8 @@ class ReconModel(nn.Module):
             squares = self.library.scale**2 * squares.sum((-1, -2))  # [n, layers]
             place = list(self.hyperlora.config.target_modules).index(module)
             norms = self.norms[place, layers].clamp_min(TINY)
-            distance = squares.maximum(
-                (1e-6 * norms).square()
-            ).sqrt()  # below a millionth there is no slope to infinity
+            least = (1e-6 * norms).square()  # below it the root has no slope to infinity
+            distance = squares.maximum(least).sqrt()
         error = distance.detach().sum(1) / math.sqrt(math.prod(self.hyperlora.config.target_modules[module]))
         return (distance / norms).sum() / self.sites, error / self.sites
 
@@ -361,7 +360,9 @@ def train(
     draws.process, draws.processes = process, processes = arguments.process_index, arguments.world_size
     if draws.size < processes:
         raise UserError(f"{draws.size} targets a step cannot be shared by {processes} processes: use fewer.")
-    checkpoint = last_checkpoint(checkpoints, process == 0) if resume else None
+    checkpoint = last_checkpoint(checkpoints, resume and process == 0)
+    if checkpoint and not resume:
+        raise UserError(f"{checkpoints} holds an earlier run: resume it, or take another output folder.")
     if checkpoint:
         draws.start = checkpoint_step(checkpoint)
     settings = {field.name: getattr(config, field.name) for field in fields(ReconConfig) if field.name not in FREE}

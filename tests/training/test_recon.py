@@ -228,6 +228,8 @@ def test_a_killed_run_resumes_to_the_losses_of_one_that_was_not(library, tasks, 
 def test_a_run_is_resumed_with_its_own_loras(library, tasks, tmp_path):
     config = ReconConfig(task_input="one_hot", max_steps=2, save_every=1)
     train(build(library, config), library, config, tmp_path / "out")
+    with pytest.raises(UserError, match="holds an earlier run"):
+        train(build(library, config), library, config, tmp_path / "out")
     fewer = pack(tmp_path / "loras", tmp_path / "fewer.safetensors", ["first", "both"])
     with pytest.raises(UserError, match="was trained with library '3 LoRAs"):
         train(build(fewer, config), fewer, config, tmp_path / "out", resume=True)
