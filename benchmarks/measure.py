@@ -66,10 +66,10 @@ def medians(
     return {name: statistics.median(times[1:]) for name, times in seconds.items()}
 
 
-def resident_mb(pid: int | str = "self") -> float:
-    """Resident memory of a process, in MB (Linux only)."""
+def resident_mb(pid: int | str = "self", field: str = "VmRSS") -> float:
+    """Resident memory of a process, or with VmHWM its peak, in MB (Linux only)."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
+        if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024 / 1e6
     raise ValueError(f"The process {pid} has no resident memory.")
 

@@ -5,14 +5,13 @@ the optimizer's state left out.
 """
 
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
 from benchmarks.hypernetwork import D_EMB, LAYERS, TARGETS
-from benchmarks.measure import medians, parser, print_table
+from benchmarks.measure import medians, parser, print_table, resident_mb
 from hyperlora.config import HyperLoRAConfig
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
@@ -53,30 +52,16 @@ def make_step(model: ReconModel, device: str) -> Callable[[], float]:
 
 
 def added_mb(run: Callable[[], object], device: str) -> float:
-    """The most memory that `run` takes beyond what is held before it, in MB; sampled every 10 ms on the CPU (Linux)."""
+    """The most memory that `run` takes beyond what is held before it, in MB (on the CPU: Linux only)."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
-    samples, done = [_anonymous_mb()], threading.Event()
-
-    def sample() -> None:
-        while not done.wait(0.01):
-            samples.append(_anonymous_mb())
-
-    thread = threading.Thread(target=sample)
-    thread.start()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
+    before = resident_mb()
     run()
-    done.set()
-    thread.join()
-    return max(samples) - samples[0]
-
-
-def _anonymous_mb() -> float:
-    """Memory of this process that is no page of a file, in MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("RssAnon"))
+    return resident_mb(field="VmHWM") - before
 
 
 def main() -> None:
