@@ -20,7 +20,7 @@ from training.tasks import Batches
 
 CONFIGS = ROOT / "training" / "configs"
 TWO_CPUS = ["--config_file", str(CONFIGS / "accelerate-2-cpus.yaml")]
-QUIET = ["--dropout", "0", "--lora_dropout", "0", "--neftune_alpha", "0", "--learning_rate", "3e-3"]
+QUIET = ["--dropout", "0", "--lora_dropout", "0", "--neftune_alpha", "0", "--learning_rate", "5e-4"]
 
 
 def accelerate(launcher: list[str], arguments: list[str]) -> subprocess.CompletedProcess:
