@@ -1,0 +1,125 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hyperlora.errors import UserError
+from tests.training.conftest import WordEmbedder, copy
+from training import reproduce
+from training.claims import Claim
+from training.reproduce import Budget, Options, cells
+
+TINY = Budget(
+    tasks=3, held_out=2, ladder=(2,), distilled=2, descriptions=2, fewer_descriptions=(1,), seeds=1, sft_steps=5,
+    recon_steps=5, probe_steps=2, multi_task_steps=2, lora_steps=2, batch_size=4, examples=2, draws=1, checked=2,
+    targets=2, compared=3,
+)  # fmt: skip
+OPERATIONS = {
+    "first": lambda t: t[0],
+    "second": lambda t: t[1],
+    "both": str,
+    "twice": lambda t: t + t,
+    "back": lambda t: t[::-1],
+}
+
+
+def never(*args, **kwargs):
+    raise AssertionError("This was done before.")
+
+
+def killed(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def done(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Options, list[Claim]]:
+    """A run that was killed once, at its first reconstruction, and then went on to its end."""
+    folder = tmp_path_factory.mktemp("reproduce")
+    for i, (name, operation) in enumerate(OPERATIONS.items()):
+        copy(name, operation).save(folder / ("tasks" if i < 3 else "held_out"))
+    places = {name: str(folder / name) for name in ("tasks", "held_out", "output", "report")}
+    options = Options(base=str(tiny_base), oracles=places["held_out"], **places)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reproduce, "train_recon", killed)
+        with pytest.raises(KeyboardInterrupt):
+            reproduce.reproduce(options, TINY, WordEmbedder())
+    assert not Path(options.report).exists()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("train_sft", "train_loras"):
+            patch.setattr(reproduce, name, never)
+        said = reproduce.reproduce(options, TINY, WordEmbedder())
+    return options, said
+
+
+def test_a_quick_run_decides_nothing(done, tmp_path):
+    """The same cells, as if they were a quick run's."""
+    shutil.copytree(done[0].output, tmp_path / "output")
+    inputs = json.loads((tmp_path / "output" / "inputs.json").read_text())
+    inputs["options"]["budget"]["decides"] = False
+    (tmp_path / "output" / "inputs.json").write_text(json.dumps(inputs))
+    options = replace(done[0], output=str(tmp_path / "output"), report=str(tmp_path / "report"))
+    said = reproduce.reproduce(options, replace(TINY, decides=False), WordEmbedder())
+    assert all(claim.held is None for claim in said) and any(claim.held is not None for claim in done[1])
+    assert ": 0 held, 0 did not hold" in (tmp_path / "report" / "README.md").read_text()
+
+
+def test_a_killed_run_goes_on_and_every_cell_is_measured(done):
+    options, _ = done
+    for cell in cells(TINY, 3):
+        folder = Path(options.output) / "cells" / cell.name
+        trained = json.loads((folder / "trained.json").read_text())
+        rows = json.loads((folder / "results.json").read_text())["rows"]
+        assert trained["steps"] == len(trained["log"]) and trained["seconds"] > 0
+        assert trained["tasks"] == (cell.tasks or 3)
+        assert {row["split"] for row in rows} == set(cell.on)
+        assert not (folder / "checkpoints").exists()
+
+
+def test_reconstruction_gets_the_time_of_its_sft_cell(done):
+    cell = Path(done[0].output) / "cells"
+    sft, recon = (json.loads((cell / name / "trained.json").read_text()) for name in ("sft-M-0", "recon-M-0"))
+    assert recon["steps"] == json.loads((cell / "recon-M-0" / "steps.json").read_text())["steps"] >= 1
+    assert recon["options"]["equal_to"] == "sft-M-0" and sft["steps"] == TINY.sft_steps
+
+
+def test_the_report_names_every_claim_and_cell(done):
+    options, said = done
+    text = (Path(options.report) / "README.md").read_text()
+    assert all(claim.text in text and claim.evidence in text for claim in said)
+    assert all(f"| {cell.name} |" in text for cell in cells(TINY, 3))
+    assert "**undecided**" in text and "Arrow routing" in text and "oracle LoRA" in text
+    for name in ("figure-1", "figure-4", "figure-5", "figure-6", "figure-10", "figure-12"):
+        assert f"![{name}]({name}.png)" in text and (Path(options.report) / f"{name}.png").exists()
+
+
+def test_a_second_run_only_writes_the_report_again(done, monkeypatch):
+    options, said = done
+    report = Path(options.report) / "README.md"
+    before = report.read_text()
+    report.unlink()
+    for name in ("train_sft", "train_recon", "train_loras", "measure_cell", "measure_table_2"):
+        monkeypatch.setattr(reproduce, name, never)
+    assert reproduce.reproduce(options, TINY, WordEmbedder()) == said
+    assert report.read_text() == before
+
+
+def test_a_folder_of_another_budget_is_refused(done):
+    with pytest.raises(UserError, match=r"inputs\.json was made with other options"):
+        reproduce.reproduce(done[0], Budget(), WordEmbedder())
+
+
+def test_tasks_both_trained_and_held_out_are_refused(tmp_path):
+    for folder in ("tasks", "held_out"):
+        for name in ("first", "second"):
+            copy(name, OPERATIONS[name]).save(tmp_path / folder)
+    options = Options(tasks=str(tmp_path / "tasks"), held_out=str(tmp_path / "held_out"), output=str(tmp_path / "out"))
+    with pytest.raises(UserError, match="'first' is trained on and held out"):
+        reproduce.reproduce(options, TINY)
+
+
+def test_the_full_run_has_about_25_cells_all_of_other_names():
+    names = [cell.name for cell in cells(Budget(), 300)]
+    assert len(names) == len(set(names)) == 28
+    assert sum(name.startswith("sft") for name in names) == 15

@@ -1,0 +1,265 @@
+"""What the paper claims, held against the cells of `training.reproduce`, and the report that says so."""
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hyperlora.files import write_atomic
+from training.evaluate import KINDS, NO_DESCRIPTION, OTHER, RANDOM, SEEN, UNSEEN
+from training.tables import MULTI_TASK, ORACLE, paper_table
+from training.trainer import writing
+
+FLAT = 0.05  # a loss is flat where its line changes by less than this part of it, over each of the last two fifths
+CLOSE = 0.05  # scores this near to each other count as equal
+HELD_OUT, TRAINED = "held-out tasks", "trained tasks"
+
+Scores = dict[str, float]  # task -> exact match, 0 to 1
+
+
+def ending(losses: Sequence[tuple[int, float]], steps: int) -> dict:
+    """The last fifth of a log: its mean loss, and the slope of its line a 1000 steps.
+
+    "changes": by what part of its mean loss the line changes over the last fifth but one, and over the last. Slopes and
+    changes are None where a fifth has fewer than three values.
+    """
+    fifths = [[(step, loss) for step, loss in losses if i < 5 * step / steps <= i + 1] for i in (3, 4)]
+    means = [statistics.fmean(loss for _, loss in part or losses[-1:]) for part in fifths]
+    slopes = [statistics.linear_regression(*zip(*p, strict=True)).slope if len(p) > 2 else None for p in fifths]
+    changes = [s if s is None else 0.2 * s * steps / mean for s, mean in zip(slopes, means, strict=True)]
+    slope = None if slopes[1] is None else 1000 * slopes[1]
+    return {"loss": means[1], "slope": slope, "changes": changes}
+
+
+def is_flat(done: Mapping) -> bool:
+    """Over the last two fifths: in the last alone the learning rate, which falls to 0, would flatten any loss."""
+    return all(change is not None and abs(change) < FLAT for change in done["changes"])
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the paper, the cells it rests on, whether it held (None: it cannot be said), and the numbers."""
+
+    source: str
+    text: str
+    cells: tuple[str, ...]
+    held: bool | None
+    evidence: str
+
+
+def verdict(claim: Claim, trained: Mapping[str, Mapping]) -> str:
+    """Undecided where a cell's loss was not flat yet; otherwise what was measured."""
+    if claim.held is None or not all(is_flat(trained[name]) for name in claim.cells):
+        return "undecided"
+    return "held" if claim.held else "did not hold"
+
+
+def scores(
+    found: Mapping[str, list[dict]], *names: str, split: str = HELD_OUT, kind: str = UNSEEN, method: str = "HyperLoRA"
+) -> Scores:
+    """Mean over the cells, task by task; the method "HyperLoRA" is that of any head."""
+    values = defaultdict(list)
+    for name in names:
+        for row in found[name]:
+            if (row["split"], row["kind"]) == (split, kind) and method in (row["method"], row["method"].split(" ")[0]):
+                values[row["task"]].append(row["score"])
+    return {task: statistics.fmean(each) for task, each in values.items()}
+
+
+def compare(first: Scores, second: Scores) -> tuple[float, float, str] | None:
+    """Mean difference over the tasks that both have, twice its standard error, and both in words; None: too few."""
+    tasks = [task for task in first if task in second]
+    if len(tasks) < 2:
+        return None
+    differences = [first[task] - second[task] for task in tasks]
+    mean, error = statistics.fmean(differences), 2 * statistics.stdev(differences) / math.sqrt(len(tasks))
+    sides = [100 * statistics.fmean(side[task] for task in tasks) for side in (first, second)]
+    text = f"{sides[0]:.1f} against {sides[1]:.1f}, difference {100 * mean:+.1f} ± {100 * error:.1f}"
+    return mean, error, f"{text} ({len(tasks)} tasks)"
+
+
+def better(first: Scores, second: Scores) -> tuple[bool | None, str]:
+    """Held where the first is higher by more than twice the standard error over tasks."""
+    found = compare(first, second)
+    return (found[0] > found[1], found[2]) if found else (None, "not measured")
+
+
+def alike(first: Scores, second: Scores, floor: Scores) -> tuple[bool | None, str]:
+    """Held where they differ by less than `CLOSE`; not to be said where neither is better than the floor."""
+    found = compare(first, second)
+    if found is None:
+        return None, "not measured"
+    if not (better(first, floor)[0] or better(second, floor)[0]):
+        return None, f"{found[2]}, neither above what needs no description"
+    return abs(found[0]) < CLOSE, found[2]
+
+
+def no_worse(first: Scores, second: Scores) -> tuple[bool | None, str]:
+    """Held where the first is not lower by `CLOSE` or more."""
+    found = compare(first, second)
+    return (found[0] > -CLOSE, found[2]) if found else (None, "not measured")
+
+
+def correlated(data: Mapping, value: Callable[[Mapping], float | None], holds: Callable) -> tuple[bool | None, str]:
+    """Of a figure's data one number, and whether it is as claimed."""
+    if "missing" in data:
+        return None, data["missing"]
+    number = value(data)
+    return (None, "not defined") if number is None else (holds(number), f"{number:.2f}")
+
+
+def claims(
+    seeds: int, fewer_descriptions: Sequence[int], found: Mapping[str, list[dict]], figures: Mapping[str, dict]
+) -> list[Claim]:
+    """What the paper says of its tables and figures, held against the cells' results and "table-2".
+
+    seeds: how many of Table 2's M and of Table 6; fewer_descriptions: the cells of Fig. 12; figures: name -> data.
+    """
+    m, sfts = "sft-M-0", tuple(f"sft-M-{seed}" for seed in range(seeds))
+    recons = tuple(f"recon-M-{seed}" for seed in range(seeds))
+    full = scores(found, m)
+
+    def row(method: str) -> Scores:
+        return scores(found, "table-2", kind=NO_DESCRIPTION, method=method)
+
+    def mixed(name: str, *kinds: str) -> Scores:
+        parts = [scores(found, name, split=TRAINED, kind=kind) for kind in kinds]
+        common = [task for task in parts[0] if all(task in part for part in parts)]
+        return {task: statistics.fmean(part[task] for part in parts) for task in common}
+
+    said = []
+    for kind, inputs in ((NO_DESCRIPTION, "one_hot"), (UNSEEN, "text")):
+        names = tuple(f"recon-{head}-{inputs}" for head in "LMS")
+        own = scores(found, *names, split=TRAINED, kind=NO_DESCRIPTION, method=ORACLE)
+        what = "one-hot inputs" if inputs == "one_hot" else "unseen descriptions"
+        pair = no_worse(scores(found, *names, split=TRAINED, kind=kind), own)
+        said.append(Claim("Table 1", f"Reconstruction with {what} recovers the tasks' own LoRAs", names, *pair))
+    for head, names in (("M", sfts), ("L", ("sft-L",)), ("S", ("sft-S",))):
+        pair = better(scores(found, *names), row(MULTI_TASK))
+        said.append(Claim("Table 2", f"SFT with head {head} is better than the multi-task LoRA", names, *pair))
+    for method in ("base", "average LoRA", "Arrow routing"):
+        pair = better(scores(found, *sfts), row(method))
+        said.append(Claim("Table 2", f"SFT with head M is better than: {method}", sfts, *pair))
+    pair = better(row(ORACLE), scores(found, *sfts))
+    said.append(Claim("Table 2", "SFT with head M does not close the gap to the tasks' own LoRAs", sfts, *pair))
+    for other in ("sft-L", "sft-S"):
+        pair = better(full, scores(found, other))
+        said.append(Claim("Table 2", f"Head M is better than head {other[-1]}", (m, other), *pair))
+    rungs = sorted(int(n.split("-")[2]) for n in found if n.startswith("sft-M-") and n.endswith("-tasks"))
+    for rung in rungs:
+        name = f"sft-M-{rung}-tasks"
+        pair = better(full, scores(found, name))
+        said.append(Claim("Table 3, Fig. 1", f"All tasks are better than {rung}, in as many steps", (m, name), *pair))
+
+    def near(first: Scores, second: Scores) -> tuple[bool | None, str]:
+        return alike(first, second, row("base"))
+
+    pairs = [
+        ("Table 4", "The base's last token does about as well as a sentence encoder", "sft-M-last-token", near),
+        ("Fig. 6", "The multi-task LoRA as offset is better than no offset", "sft-M-no-offset", better),
+        ("Fig. 6", "The average LoRA as offset does about as well", "sft-M-average-offset", near),
+        ("App. E", "An offset on A and B (Eq. 6) is better than one on ΔW (Eq. 8)", "sft-M-delta-offset", better),
+    ]
+    for n in fewer_descriptions:
+        text = f"Results are mixed: {n} to a task do about as well as all"
+        pairs.append(("Fig. 12", text, f"sft-M-{n}-descriptions", near))
+    said += [Claim(source, text, (m, name), *rule(full, scores(found, name))) for source, text, name, rule in pairs]
+    for scheme, name in (("SFT", m), ("reconstruction", "recon-M-text")):
+        pair = better(mixed(name, SEEN, UNSEEN), mixed(name, OTHER, RANDOM))
+        said.append(Claim("Table 5", f"Aligned descriptions are better than unaligned ones, {scheme}", (name,), *pair))
+        pair = alike(mixed(name, SEEN), mixed(name, UNSEEN), mixed(name, OTHER, RANDOM))
+        said.append(Claim("Table 5", f"Unseen descriptions do about as well as seen ones, {scheme}", (name,), *pair))
+    pair = better(scores(found, *sfts), scores(found, *recons))
+    said.append(Claim("Table 6", "SFT is better than reconstruction in equal time", sfts + recons, *pair))
+    ladder = tuple(name for name in found if name.startswith("recon-M-") and name.endswith("-tasks"))
+    for source, text, names, figure, value, holds in (
+        ("Fig. 3", "The larger the error, the lower the performance (r < 0)", ladder, "figure-3",
+         lambda d: d["r"], lambda r: r < 0),
+        ("Fig. 4", "A and B are not alike where descriptions are (mean r within 0.2)", (), "figure-4",
+         lambda d: d["mean_r"]["factors"], lambda r: abs(r) < 0.2),
+        ("Fig. 4", "LoRAs of tasks described alike do better (mean r > 0)", (), "figure-4",
+         lambda d: d["mean_r"]["performance"], lambda r: r > 0),
+        ("Fig. 10", "ΔW are a little alike where descriptions are (mean r > 0)", (), "figure-10",
+         lambda d: d["mean_r"]["delta"], lambda r: r > 0),
+        ("Fig. 5", "Tasks cluster in the task encoder (silhouette > 0)", (m,), "figure-5",
+         lambda d: d["silhouette"]["task_encoder"], lambda s: s > 0),
+        ("Fig. 5", "Tasks cluster in the last block (silhouette > 0)", (m,), "figure-5",
+         lambda d: d["silhouette"]["last_block"], lambda s: s > 0),
+    ):  # fmt: skip
+        said.append(Claim(source, text, names, *correlated(figures[figure], value, holds)))
+    return said
+
+
+# ---- the report ----
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
+def write_report(
+    report: Path, said: Sequence[Claim], trained: Mapping[str, dict], found: Mapping[str, list[dict]],
+    figures: Mapping[str, dict], plain: Mapping[str, int],
+) -> None:  # fmt: skip
+    """REPORT/README.md, beside the figures. trained: of each cell trained.json; plain: the steps of plain LoRAs."""
+    ruled = [(verdict(claim, trained), claim) for claim in said]
+    counts = ", ".join(f"{sum(v == word for v, _ in ruled)} {word}" for word in ("held", "did not hold", "undecided"))
+    cell_lines, score_lines = [], []
+    for name, done in trained.items():
+        slope = "" if done["slope"] is None else f"{done['slope']:+.4f}"
+        changes = ", ".join("" if change is None else f"{100 * change:+.1f} %" for change in done["changes"])
+        minutes = f"{done['seconds'] / 60:.1f}"
+        flat = "yes" if is_flat(done) else "no"
+        steps = done["tasks"], done["steps"], minutes
+        cell_lines.append([name, *steps, f"{done['loss']:.4f}", slope, changes, flat])
+        columns = [(HELD_OUT, UNSEEN), *((TRAINED, kind) for kind in (*KINDS, NO_DESCRIPTION))]
+        values = [scores(found, name, split=split, kind=kind) for split, kind in columns]
+        values.append(scores(found, name, split=TRAINED, kind=NO_DESCRIPTION, method=ORACLE))
+        score_lines.append([name, *(f"{100 * statistics.fmean(v.values()):.1f}" if v else "" for v in values)])
+    head = ["cell", "held-out, unseen", *(f"trained, {kind}" for kind in KINDS), "trained, one-hot", "own LoRAs"]
+    claim_lines = [(c.source, c.text, f"**{v}**", c.evidence, ", ".join(c.cells)) for v, c in ruled]
+    measured = len({row["task"] for row in found["table-2"]})
+    images = [
+        f"![{name}]({name}.png)" if "missing" not in data else f"{name}: {data['missing']}"
+        for name, data in figures.items()
+    ]
+    text = (
+        f"""# The paper at mini scale
+
+Written by `python -m training.reproduce`: {len(trained)} hypernetworks over {trained["sft-M-0"]["tasks"]} tasks,
+measured on {measured} tasks that none was trained on. Of {len(said)} claims: {counts}.
+
+"Better" held where the mean difference over tasks is above twice its standard error, "about as well" and "recovers"
+where it is within {100 * CLOSE:.0f} points. A claim is undecided where the loss of one of its cells still changed by
+{100 * FLAT:.0f} % or more over one of the last two fifths of its steps, or where there is nothing to compare; after
+`--quick` all are. Plain LoRAs log no loss here, so claims about them alone rest on their {plain["own"]} steps each. The
+spread over tasks says nothing about other seeds; only Table 2's M and Table 6 have more than one.
+
+{table(["source", "claim", "verdict", "measured", "cells"], claim_lines)}
+## Cells
+
+Steps that each got, the loss over the last fifth of them and its slope a 1000 steps, and by how much of itself the loss
+changed over the last fifth but one and over the last.
+
+{table(["cell", "tasks", "steps", "minutes", "final loss", "final slope", "changes", "flat"], cell_lines)}
+## Scores (Tables 1 and 3 to 6)
+
+Exact match, per cent. The multi-task LoRA got {plain["multi-task"]} steps, each task's own {plain["own"]}.
+
+{table(head, score_lines)}
+## Table 2
+
+Exact match on the held-out tasks, per cent; HyperLoRA M is the first seed.
+
+{paper_table(found["table-2"])}
+## Figures
+
+"""
+        + "\n\n".join(images)
+        + "\n"
+    )
+    with writing(report, "free some space and start again"):
+        write_atomic(report / "README.md", text.encode())

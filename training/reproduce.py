@@ -1,0 +1,451 @@
+"""The paper's experiments at the size of a small base: about 28 hypernetworks, and a report of which claims held.
+
+python -m training.reproduce [--base assets/mini/base] [--tasks DIR] [--held_out DIR] [--output DIR] [--report DIR]
+
+`python -m training.mini --until tasks` writes the default tasks. Each cell, one hypernetwork, has its own folder in
+OUTPUT/cells: trained.json once it is trained, results.json once it is measured. What is there is not done again, and a
+killed training goes on from its last checkpoint; so a killed run is started again with the same command. A full run is
+planned for six hours on two cores, `--quick` for twenty minutes: a smoke test that decides no claim.
+"""
+
+import json
+import shutil
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from random import Random
+from typing import Literal
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from hyperlora.adapted import AdaptedModel
+from hyperlora.base import load_base
+from hyperlora.config import read_json
+from hyperlora.embedder import LAST_TOKEN, MINILM, load_embedder
+from hyperlora.errors import UserError
+from hyperlora.files import write_atomic
+from hyperlora.generator import HyperLoRA
+from hyperlora.lora import Adapter
+from training import analysis, evaluate, recon, sft
+from training.claims import HELD_OUT, TRAINED, Claim, claims, ending, scores, write_report
+from training.evaluate import KINDS, UNSEEN, Trial
+from training.library import Library, pack
+from training.lora import INDEX, LoRAConfig, average, load_adapters, save_adapters, train_loras
+from training.options import option, parse, run
+from training.tables import ORACLE
+from training.tasks import Task, load_tasks
+from training.trainer import checkpoint_step, last_checkpoint, writing
+
+TARGETS = ["q_proj", "v_proj"]  # Figure 7
+MAX_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much of everything."""
+
+    tasks: int = 300  # trained on, at most
+    held_out: int = 39
+    ladder: tuple[int, ...] = (16, 64, 128)  # numbers of tasks below all of them: Table 3, Fig. 1, Fig. 3
+    distilled: int = 9  # tasks of Table 1
+    descriptions: int = 64  # a task, for training
+    fewer_descriptions: tuple[int, ...] = (1, 4, 8)  # Fig. 12
+    seeds: int = 3  # of Table 2's M and of Table 6
+    sft_steps: int = 2000
+    recon_steps: int = 2000
+    probe_steps: int = 50  # that the speed of reconstruction is taken from, for Table 6's equal wall-clock
+    multi_task_steps: int = 400
+    lora_steps: int = 150
+    batch_size: int = 64
+    examples: int = 24  # test examples a task
+    draws: int = 3  # descriptions a task and kind
+    checked: int = 24  # trained tasks that are measured
+    targets: int = 10  # of Fig. 4, 5, 10
+    compared: int = 64  # trained tasks' LoRAs in Fig. 4 and 10
+    decides: bool = True  # whether its claims can be decided
+
+
+QUICK = Budget(
+    tasks=64, held_out=12, ladder=(8, 24), sft_steps=50, recon_steps=60, probe_steps=10, multi_task_steps=50,
+    lora_steps=30, examples=6, draws=2, checked=12, targets=4, compared=12, descriptions=16, decides=False,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One hypernetwork: what differs from the stage's settings, on how many tasks, and what it is measured on."""
+
+    name: str
+    scheme: Literal["sft", "recon"]
+    settings: dict = field(default_factory=dict)
+    tasks: int = 0  # 0: all
+    on: tuple[str, ...] = (HELD_OUT,)
+    offset: str = "multi_task"
+    equal_to: str = ""  # the cell whose wall-clock it gets instead of a number of steps
+
+
+def cells(budget: Budget, tasks: int) -> list[Cell]:
+    """All cells, in the order they are trained; `tasks`: how many there are."""
+    rungs = [rung for rung in budget.ladder if rung < tasks]
+    few = min(budget.distilled, tasks)
+    heads = [(head, kind) for head in "LMS" for kind in ("text", "one_hot")]
+    return [
+        Cell("sft-M-0", "sft", on=(HELD_OUT, TRAINED)),
+        *(Cell(f"sft-M-{seed}", "sft", {"seed": seed}) for seed in range(1, budget.seeds)),
+        *(Cell(f"sft-{head}", "sft", {"head": head}) for head in "LS"),
+        *(Cell(f"sft-M-{rung}-tasks", "sft", tasks=rung, offset=f"multi_task_{rung}") for rung in rungs),
+        Cell("sft-M-last-token", "sft", {"embedder": LAST_TOKEN}),
+        Cell("sft-M-average-offset", "sft", offset="average"),
+        Cell("sft-M-no-offset", "sft", {"offset": "none"}),
+        Cell("sft-M-delta-offset", "sft", {"offset": "delta"}),
+        *(Cell(f"sft-M-{n}-descriptions", "sft", {"max_descriptions": n}) for n in budget.fewer_descriptions),
+        *(Cell(f"recon-{h}-{kind}", "recon", {"head": h, "task_input": kind}, few, (TRAINED,)) for h, kind in heads),
+        *(Cell(f"recon-M-{n}-tasks", "recon", {"task_input": "one_hot"}, n, (TRAINED,)) for n in [*rungs, tasks]),
+        *(Cell(f"recon-M-{s}", "recon", {"seed": s}, equal_to=f"sft-M-{s}") for s in range(budget.seeds)),
+    ]
+
+
+class Remembered:
+    """An embedder that reads no text twice: the cells share their descriptions."""
+
+    def __init__(self, embedder):
+        self.embedder, self.d_emb, self.known = embedder, embedder.d_emb, {}
+
+    def embed(self, texts: list[str]) -> Tensor:
+        if new := [text for text in dict.fromkeys(texts) if text not in self.known]:
+            self.known |= zip(new, self.embedder.embed(new), strict=True)
+        return torch.stack([self.known[text] for text in texts])
+
+
+@dataclass
+class Lab:
+    """What all cells share. tasks: in the ladder's order, so that a rung is a beginning of them."""
+
+    adapted: AdaptedModel
+    tokenizer: object
+    tasks: list[Task]
+    held_out: list[Task]
+    embedders: dict[str, Remembered]
+    budget: Budget
+    folder: Path
+    device: str
+
+    @property
+    def loras(self) -> Path:
+        return self.folder / "loras"
+
+    def of(self, cell: Cell) -> list[Task]:
+        return self.tasks[: cell.tasks or None]
+
+
+def once(path: Path, options: Mapping, make: Callable[[], Mapping]) -> dict:
+    """The JSON file `path`, or what `make` gives, then written there. UserError where it was made otherwise."""
+    options = json.loads(json.dumps(options))
+    if path.exists():
+        data = read_json(path, MAX_BYTES)
+        if data.get("options") != options:
+            raise UserError(f"{path} was made with other options or inputs: take another output folder.")
+        return data
+    data = {"options": options} | dict(make())
+    with writing(path, "free some space and start again"):
+        write_atomic(path, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
+    return data
+
+
+# ---- plain LoRAs ----
+
+
+def train_plain(lab: Lab, oracles: Sequence[Task]) -> None:
+    """The multi-task LoRA of all tasks and of each rung, every task's own, the held-out tasks' too, and the average.
+
+    A rung has its own multi-task LoRA: that of all tasks would tell it of tasks that it must not know.
+    """
+    budget, common = lab.budget, {"gradient_accumulation_steps": 1, "neftune_alpha": 0.0}
+    shared = LoRAConfig(batch_size=budget.batch_size, max_steps=budget.multi_task_steps, learning_rate=1e-3, **common)
+    own = LoRAConfig(batch_size=8, max_steps=budget.lora_steps, learning_rate=3e-3, **common)
+    groups = {"multi_task": lab.tasks}
+    groups |= {f"multi_task_{rung}": lab.tasks[:rung] for rung in budget.ladder if rung < len(lab.tasks)}
+    parts = [({name: group}, shared) for name, group in groups.items()]
+    single = {task.name: [task] for task in [*lab.tasks, *oracles]}
+    names = list(single)
+    for first in range(0, len(names), own.loras_at_once):
+        parts.append(({name: single[name] for name in names[first : first + own.loras_at_once]}, own))
+    for part, config in parts:
+        done = _index(lab.loras)
+        if missing := {name: group for name, group in part.items() if name not in done}:
+            save_adapters(lab.loras, train_loras(lab.adapted, lab.tokenizer, missing, config), missing)
+    if "average" not in _index(lab.loras):
+        adapters = load_adapters(lab.loras)
+        mean = average([adapters[task.name] for task in lab.tasks])
+        save_adapters(lab.loras, {"average": mean}, {"average": lab.tasks})
+
+
+def _index(folder: Path) -> dict:
+    return read_json(folder / INDEX, MAX_BYTES) if (folder / INDEX).exists() else {}
+
+
+# ---- training a cell ----
+
+
+def train_cell(lab: Lab, cell: Cell) -> dict:
+    """OUTPUT/cells/NAME/trained.json: {"tasks", "steps", "seconds", "log"} and what `claims.ending` gives."""
+    folder = lab.folder / "cells" / cell.name
+    steps = lab.budget.sft_steps if cell.scheme == "sft" else lab.budget.recon_steps
+    if cell.equal_to:
+        steps = once(folder / "steps.json", {}, lambda: {"steps": equal_steps(lab, cell, folder)})["steps"]
+
+    def make() -> dict:
+        last = last_checkpoint(folder / "checkpoints")
+        before = checkpoint_step(last) if last else 0
+        train = train_sft if cell.scheme == "sft" else train_recon
+        log = train(lab, cell, steps, folder)
+        seconds = log[-1]["train_runtime"] * steps / max(steps - before, 1)  # as if it had never been killed
+        losses = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
+        return (
+            {"tasks": len(lab.of(cell)), "steps": steps, "seconds": seconds} | ending(losses, steps) | {"log": losses}
+        )
+
+    done = once(folder / "trained.json", asdict(cell) | {"steps": steps}, make)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return done
+
+
+def train_sft(lab: Lab, cell: Cell, steps: int, folder: Path) -> list[dict]:
+    """With the settings of the bundled model: Muon and noise on the embedding get further in as many steps.
+
+    A log is a window of 64 steps, in which batches of all lengths come: otherwise their lengths would be its noise.
+    """
+    config = sft.SFTConfig(
+        batch_size=lab.budget.batch_size, gradient_accumulation_steps=1, optimizer="muon", learning_rate=2e-3,
+        warmup_fraction=0.05, embedding_noise=0.6, lora_dropout=0.0, neftune_alpha=0.0, max_steps=steps,
+        save_every=max(1, steps // 4), log_every=min(64, max(1, steps // 25)),
+    )  # fmt: skip
+    config, tasks = replace(config, **cell.settings), lab.of(cell)
+    offset = Adapter.from_pretrained(lab.loras / cell.offset) if config.offset != "none" else None
+    hyperlora = sft.build(lab.adapted, lab.tokenizer, tasks, config, offset, lab.embedders[config.embedder])
+    return sft.train(hyperlora, lab.adapted, lab.tokenizer, tasks, config, folder, resume=True)
+
+
+def train_recon(lab: Lab, cell: Cell, steps: int, folder: Path) -> list[dict]:
+    config = recon.ReconConfig(max_steps=steps, save_every=max(1, steps // 4), log_every=max(1, steps // 50))
+    config, tasks, library = replace(config, **cell.settings), lab.of(cell), library_of(lab, cell)
+    hyperlora = recon.build(library, config, tasks, lab.embedders[MINILM], lab.device)
+    return recon.train(hyperlora, library, config, folder, tasks, resume=True, device=lab.device)
+
+
+def library_of(lab: Lab, cell: Cell) -> Library:
+    names = {task.name for task in lab.of(cell)}
+    return pack(lab.loras, lab.folder / "libraries" / f"{len(names)}.safetensors", names)
+
+
+def equal_steps(lab: Lab, cell: Cell, folder: Path) -> int:
+    """As many steps of reconstruction as fit the time that the other cell took, by the speed of a few."""
+    seconds = read_json(lab.folder / "cells" / cell.equal_to / "trained.json", MAX_BYTES)["seconds"]
+    shutil.rmtree(folder / "probe", ignore_errors=True)
+    runtime = train_recon(lab, cell, lab.budget.probe_steps, folder / "probe")[-1]["train_runtime"]
+    shutil.rmtree(folder / "probe")
+    return max(1, round(lab.budget.probe_steps * seconds / runtime))
+
+
+# ---- measuring ----
+
+
+def results(path: Path, measure: Callable[[], list[dict]]) -> list[dict]:
+    """The rows of a results file, which is made where it is missing."""
+    if not path.exists():
+        evaluate.write_results(path, measure(), {})
+    return analysis.read_rows(path)[0]
+
+
+def measure_cell(lab: Lab, cell: Cell) -> list[dict]:
+    """Rows as `training.evaluate` has them: the cell's adapters and, on trained tasks, the tasks' own LoRAs.
+
+    On held-out tasks with unseen descriptions; on trained ones with all kinds, or with their numbers.
+    """
+    hyperlora = HyperLoRA.from_pretrained(lab.folder / "cells" / cell.name)
+    reads, method = hyperlora.config.task_input == "text", f"HyperLoRA {hyperlora.config.head}"
+    if reads:
+        hyperlora.embedder = lab.embedders[hyperlora.config.embedder]
+    numbers = [] if reads else library_of(lab, cell).tasks
+    trials: list[tuple[str, str, Trial]] = []
+    for split in cell.on:
+        for task in lab.held_out if split == HELD_OUT else lab.of(cell)[: lab.budget.checked]:
+            draw = Random(f"0 {task.name}")  # that of training.evaluate's first seed
+            plain = Trial(task, draw.sample(task.test, min(lab.budget.examples, len(task.test))))
+            if reads:
+                for kind in KINDS if split == TRAINED else (UNSEEN,):
+                    texts = evaluate.pick_descriptions(task, kind, lab.of(cell), lab.budget.draws, draw)
+                    made = hyperlora.generate(texts) if texts else []
+                    trials += [(method, split, replace(plain, kind=kind, adapter=adapter)) for adapter in made]
+            else:
+                made = hyperlora.generate(embeddings=torch.eye(len(numbers))[[numbers.index(task.name)]])
+                trials.append((method, split, replace(plain, adapter=made[0])))
+            if split == TRAINED:
+                own = Adapter.from_pretrained(lab.loras / task.name)
+                trials.append((ORACLE, split, replace(plain, adapter=own)))
+    scores = evaluate.score(lab.adapted, lab.tokenizer, [trial for *_, trial in trials])
+    cell_rows = defaultdict(list)
+    for (method, split, trial), value in zip(trials, scores, strict=True):
+        cell_rows[method, split, trial.kind, trial.task.name, len(trial.examples)].append(value)
+    keys = "method", "split", "kind", "task", "examples"
+    return [
+        dict(zip(keys, key, strict=True)) | {"seed": 0, "score": statistics.fmean(values), "descriptions": len(values)}
+        for key, values in cell_rows.items()
+    ]
+
+
+def measure_table_2(lab: Lab) -> list[dict]:
+    """Every method on the held-out tasks; "HyperLoRA M" is the first seed's."""
+    names = {"HyperLoRA M": "sft-M-0", "HyperLoRA L": "sft-L", "HyperLoRA S": "sft-S"}
+    hyperloras = {label: HyperLoRA.from_pretrained(lab.folder / "cells" / name) for label, name in names.items()}
+    for hyperlora in hyperloras.values():
+        hyperlora.embedder = lab.embedders[MINILM]
+    budget = lab.budget
+    settings = evaluate.Settings(examples=budget.examples, descriptions=budget.draws, seeds=1)
+    splits, adapters = {HELD_OUT: lab.held_out}, load_adapters(lab.loras)
+    return evaluate.evaluate(lab.adapted, lab.tokenizer, splits, lab.tasks, hyperloras, adapters, settings)
+
+
+def draw_bars(values: Mapping[str, float], label: str) -> Figure:
+    figure = Figure(figsize=(5.5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    drawn = axes.bar(list(values), [100 * value for value in values.values()], color=analysis.BLUE, width=0.6)
+    axes.bar_label(drawn, fmt="%.1f", fontsize=8)
+    axes.margins(y=0.1)
+    axes.set_xlabel(label)
+    axes.set_ylabel("exact match on held-out tasks, per cent")
+    return figure
+
+
+def draw_figures(lab: Lab, all_cells: Sequence[Cell], found: Mapping[str, list[dict]], report: Path) -> dict[str, dict]:
+    """Write the figures; gives their data. One that cannot be drawn has instead {"missing": why}."""
+    budget, data = lab.budget, {}
+    ladder = [cell for cell in all_cells if cell.scheme == "recon" and cell.name.endswith("-tasks")]
+    folders = [lab.folder / "cells" / cell.name for cell in ladder]
+    owned = [task for task in lab.held_out if (lab.loras / task.name).is_dir()] or lab.tasks
+    targets, tasks = owned[: budget.targets], lab.tasks[: budget.compared]
+
+    def figure_5() -> dict:
+        hyperlora = HyperLoRA.from_pretrained(lab.folder / "cells" / "sft-M-0")
+        hyperlora.embedder = lab.embedders[MINILM]
+        return analysis.activations(hyperlora, lab.held_out[: budget.targets], lab.tasks)
+
+    def compared(measures: Sequence[str]) -> dict:
+        path = lab.folder / "cross-scores.json"
+        rows = analysis.cross_scores(lab.adapted, lab.tokenizer, targets, tasks, lab.loras, path, budget.examples)
+        points = analysis.compare_loras(targets, tasks, lab.loras, lab.embedders[MINILM], rows)
+        return analysis.against_descriptions(points, measures)
+
+    def bars(chosen: Mapping[str, str]) -> dict:
+        return {label: statistics.fmean(scores(found, name).values()) for label, name in chosen.items()}
+
+    rungs = [cell.tasks for cell in all_cells if cell.scheme == "sft" and cell.tasks]
+    offsets = {"multi-task": "sft-M-0", "average": "sft-M-average-offset", "none": "sft-M-no-offset"}
+    described = {str(n): f"sft-M-{n}-descriptions" for n in budget.fewer_descriptions}
+    drawings: dict[str, tuple[Callable[[], dict], Callable[[dict], Figure]]] = {
+        "figure-1": (
+            lambda: bars({str(n): f"sft-M-{n}-tasks" for n in rungs} | {str(len(lab.tasks)): "sft-M-0"}),
+            lambda values: draw_bars(values, "tasks trained on"),
+        ),
+        "figure-3": (
+            lambda: analysis.against_error(folders, [folder / "results.json" for folder in folders]),
+            analysis.draw_against_error,
+        ),
+        "figure-4": (lambda: compared(["factors", "performance"]), analysis.draw_against_descriptions),
+        "figure-5": (figure_5, analysis.draw_activations),
+        "figure-6": (lambda: bars(offsets), lambda values: draw_bars(values, "offset")),
+        "figure-10": (lambda: compared(["delta"]), analysis.draw_against_descriptions),
+        "figure-12": (
+            lambda: bars(described | {f"up to {budget.descriptions}": "sft-M-0"}),
+            lambda values: draw_bars(values, "descriptions of a task in training"),
+        ),
+    }
+    for name, (measure, draw) in drawings.items():
+        try:
+            data[name] = measure()
+            analysis.save(report, name, data[name], draw(data[name]))
+        except UserError as error:
+            data[name] = {"missing": str(error)}
+    return data
+
+
+# ---- the command ----
+
+
+@dataclass
+class Options:
+    """Where things come from and go."""
+
+    base: str = option("assets/mini/base", "the base model: folder or Hub id")
+    tasks: str = option("runs/mini/tasks/trained", "folder of the tasks to train on")
+    held_out: str = option("runs/mini/tasks/combination", "folder of the tasks to measure on")
+    oracles: str | None = option(
+        "runs/mini/tasks/oracle", "folder with training examples of held-out tasks, for their own LoRAs"
+    )
+    output: str = option("runs/reproduce", "folder for the work: LoRAs, cells, results")
+    report: str = option("assets/mini/report", "folder for the report: Markdown and PNG")
+    quick: bool = option(False, "a smoke run of few steps and tasks; all it writes is in OUTPUT/quick")
+    device: str = option("cpu", "cpu or cuda")
+
+
+def prepare(options: Options, budget: Budget, embedder=None) -> tuple[Lab, list[Task]]:
+    """What all cells share, and the held-out tasks with examples to train their own LoRAs on."""
+    tasks = [task for task in load_tasks(options.tasks) if task.train and task.test]
+    held_out = [task for task in load_tasks(options.held_out) if task.test][: budget.held_out]
+    if len(tasks) < 2 or len(held_out) < 2:
+        raise UserError(f"{options.tasks} and {options.held_out} must each hold two tasks with examples, or more.")
+    tasks = Random(0).sample(tasks, min(budget.tasks, len(tasks)))
+    if both := {task.name for task in tasks} & {task.name for task in held_out}:
+        raise UserError(f"The task {min(both)!r} is trained on and held out: take it out of one of the two folders.")
+    shown = sft.SFTConfig(max_descriptions=budget.descriptions)  # as many as any cell may draw from
+    tasks = [replace(task, descriptions=sft.trained_descriptions(task, shown)) for task in tasks]
+    wanted = {task.name for task in held_out}
+    oracles = [t for t in load_tasks(options.oracles) if t.name in wanted and t.train] if options.oracles else []
+    folder = Path(options.output)
+    names = {"tasks": [task.name for task in tasks], "held_out": [task.name for task in held_out]}
+    once(folder / "inputs.json", {"base": options.base, **names, "budget": asdict(budget)}, dict)
+    model, tokenizer = load_base(options.base, device=options.device)
+    embedders = {
+        MINILM: Remembered(embedder or load_embedder(MINILM, device=options.device)),
+        LAST_TOKEN: Remembered(load_embedder(LAST_TOKEN, base=(model, tokenizer))),
+    }
+    adapted = AdaptedModel(model, TARGETS, max_adapters=256)
+    return Lab(adapted, tokenizer, tasks, held_out, embedders, budget, folder, options.device), oracles
+
+
+def reproduce(options: Options, budget: Budget, embedder=None) -> list[Claim]:
+    """Everything that is not done yet, and the report. embedder: instead of the sentence encoder."""
+    lab, oracles = prepare(options, budget, embedder)
+    train_plain(lab, oracles)
+    trained, found, every = {}, {}, cells(budget, len(lab.tasks))
+    for i, cell in enumerate(every, 1):
+        print(f"Cell {i} of {len(every)}: {cell.name}", flush=True)
+        trained[cell.name] = train_cell(lab, cell)
+        path = lab.folder / "cells" / cell.name / "results.json"
+        found[cell.name] = results(path, lambda cell=cell: measure_cell(lab, cell))
+    found["table-2"] = results(lab.folder / "table-2.json", lambda: measure_table_2(lab))
+    report = Path(options.report)
+    figures = draw_figures(lab, every, found, report)
+    said = claims(budget.seeds, budget.fewer_descriptions, found, figures)
+    if not budget.decides:
+        said = [replace(claim, held=None) for claim in said]
+    plain = {"multi-task": budget.multi_task_steps, "own": budget.lora_steps}
+    write_report(report, said, trained, found, figures, plain)
+    print(f"{report / 'README.md'} says what held.", flush=True)
+    return said
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse(Options, argv, __doc__)
+    if options.quick:  # beside a full run, whose report stays
+        folder = Path(options.output) / "quick"
+        options = replace(options, output=str(folder), report=str(folder / "report"))
+    reproduce(options, QUICK if options.quick else Budget())
+
+
+if __name__ == "__main__":
+    run(main)
