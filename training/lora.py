@@ -21,6 +21,7 @@ from hyperlora.adapted import AdaptedModel
 from hyperlora.base import load_base
 from hyperlora.config import lora_scale
 from hyperlora.errors import UserError
+from hyperlora.files import write_atomic
 from hyperlora.hypernetwork import Factors
 from hyperlora.lora import Adapter
 from training.loss import answer_loss, training_mode
@@ -196,7 +197,7 @@ def save_adapters(folder: str | Path, adapters: Mapping[str, Adapter], groups: M
     for name, adapter in adapters.items():
         adapter.save_pretrained(folder / name)
         index[name] = [task.name for task in groups.get(name, [])]
-    (folder / INDEX).write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_atomic(folder / INDEX, (json.dumps(index, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def load_adapters(folder: str | Path) -> dict[str, Adapter]:
