@@ -1,18 +1,20 @@
 """How many bytes and FLOPs a base model and a hypernetwork take, from their shapes alone: the one model of both.
 
 Every part is an estimate of a step's peak in bytes. What backward keeps is counted tensor by tensor as PyTorch saves it
-(a frozen linear keeps nothing, its LoRA keeps the input); tests hold it against measured allocations. Measured once on
-a CPU in bfloat16, 8 layers of 1024, 8 x 256 tokens, above base and hypernetwork: 0.65 GB where 0.72 are planned, and
-with gradient checkpointing 0.18 where 0.24 are.
+(a frozen linear keeps nothing, its LoRA keeps the input); tests hold it against measured allocations.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hyperlora.config import read_json
+import torch
+
+from hyperlora.config import HyperLoRAConfig, read_json
 from hyperlora.errors import UserError
+from hyperlora.hypernetwork import HIDDEN, LATENT, HyperNetwork
 
 GB = 1e9
 MAX_CONFIG_BYTES = 2**20
@@ -20,7 +22,6 @@ OVERHEAD = 1.2 * GB  # a CUDA context, the libraries' workspaces and the allocat
 ADAM = 16  # bytes a trained float32 parameter: itself, its gradient, AdamW's two moments
 # Bytes a weight of the layers' linears. 4 bits: NF4 in blocks of 64 with 8-bit constants, themselves in blocks of 256.
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "8bit": 1.0, "4bit": 0.5 + 1 / 64 + 4 / (64 * 256)}
-TASK, SITE, LATENT, HIDDEN = 64, 32, 128, 512  # Figure 8
 
 Parts = dict[str, float]
 """What takes memory -> bytes."""
@@ -132,14 +133,12 @@ class HyperShape:
         """Weights of one adapter."""
         return self.base.layers * self.rank * sum(map(sum, self.targets.values()))
 
-    @property
-    def widths(self) -> dict[str, int]:
-        """Module -> outputs of its head (App. C)."""
-        r, L = self.rank, self.head == "L"
-        return {
-            name: r * (d_in + d_out) if L else (r if self.head == "M" else 1) * max(d_in, d_out)
-            for name, (d_in, d_out) in self.targets.items()
-        }
+    @cached_property
+    def network(self) -> HyperNetwork:
+        """The hypernetwork itself, without memory."""
+        config = HyperLoRAConfig(self.head, self.targets, self.base.layers, self.d_emb, self.rank, offset="factors")
+        with torch.device("meta"):
+            return HyperNetwork(config)
 
     @property
     def rows(self) -> int:
@@ -149,23 +148,13 @@ class HyperShape:
     @property
     def head_flops(self) -> float:
         """FLOPs of the heads' matrix products for one adapter."""
-        return 2 * HIDDEN * self.rows / len(self.targets) * sum(self.widths.values())
+        widths = sum(head.out_features for head in self.network.heads.values())
+        return 2 * HIDDEN * self.rows / len(self.targets) * widths
 
     @property
     def parameters(self) -> int:
-        """Trained weights of a hypernetwork with an offset or z-scores: App. C's count for any embedding."""
-        n, layers = len(self.targets), self.base.layers
-
-        def mlp(size: int) -> int:
-            return LATENT * HIDDEN + HIDDEN + HIDDEN * size + size
-
-        total = self.d_emb * TASK + TASK + 2 * TASK + (n + layers) * SITE + 4 * SITE
-        total += 3 * mlp(LATENT) + mlp(HIDDEN) + 3 * 2 * LATENT
-        if self.head != "L":
-            total += 2 * n * LATENT + 2 * LATENT
-        if self.head == "S":
-            total += self.rank * LATENT + 2 * LATENT
-        return total + HIDDEN * sum(self.widths.values())
+        """Trained weights of a hypernetwork with an offset or z-scores."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
 
     def saved(self, n: int) -> float:
         """Bytes that a training pass over n tasks keeps for backward, up to what the heads read (float32)."""
