@@ -22,14 +22,13 @@ from transformers import (
     TrainingArguments,
     get_wsd_schedule,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from training.loss import mean_loss, training_mode
 from training.mini.splits import split_of
 from training.mini.suite import TextTask
 from training.muon import MuonAdamW
-from training.sft import BatchTrainer
 from training.tasks import collate, encode_all
+from training.trainer import BatchTrainer, checkpoint_step, last_checkpoint
 
 CONTEXT = 512  # tokens
 SPECIAL = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
@@ -132,9 +131,9 @@ def train_base(tasks: Sequence[TextTask], folder: Path, steps: int, batch_size: 
     model = make_model(tokenizer)
     batches = FreshBatches(tasks, tokenizer, batch_size)
     checkpoints = folder / "checkpoints"
-    last = get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
+    last = last_checkpoint(checkpoints)
     if last:
-        batches.start = int(last.rpartition("-")[2])
+        batches.start = checkpoint_step(last)
     blocks = [p for p in model.model.layers.parameters() if p.ndim == 2]
     optimizer = MuonAdamW(model, blocks, lr, weight_decay=0.01)
     trainer = BaseTrainer(
@@ -162,5 +161,5 @@ def train_base(tasks: Sequence[TextTask], folder: Path, steps: int, batch_size: 
     if shutil.which("g++"):  # compiled, a step takes half the time; the lengths of batches differ
         model.compile(dynamic=True)
     with training_mode(model):
-        trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
     model.to(torch.bfloat16).save_pretrained(folder)

@@ -10,8 +10,10 @@ from random import Random
 from . import words as w
 from .inputs import apply, digits, items, sentence, small
 
-# A task's name, what draws an example, and its templates: plain ones, then more varied ones.
-Entry = tuple[str, Callable[[Random], tuple[str, str]], list[str], list[str]]
+Example = Callable[[Random], tuple[str, str]]
+"""Draws an input and its output."""
+Entry = tuple[str, Example, list[str], list[str]]
+"""A task's name, its examples, and its templates: plain ones, then more varied ones."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ OUT = "{write|output|give|return|print|show|say|write down}"
 VARIED_OUT = "{answer with|reply with|tell me|state|respond with|come back with}"
 
 
-def over_units(d: Domain, do: Callable[[list[str]], list[str]]) -> Callable[[Random], tuple[str, str]]:
+def over_units(d: Domain, do: Callable[[list[str]], list[str]]) -> Example:
     return apply(d.make, lambda text: d.join(do(d.split(text))))
 
 
@@ -110,7 +112,7 @@ def drops(d: Domain) -> list[Entry]:
     for name in ("first", "second", "third", "last", "next_to_last"):
         i, said, varied = PLACES[name]
         u, whole, eu, ewhole = d.unit, d.whole, d.varied_unit, d.varied_whole
-        do = lambda xs, i=i % 100: [x for k, x in enumerate(xs) if k != (i if i < 50 else len(xs) + i - 100)]  # noqa: E731
+        do = lambda xs, i=i: [x for k, x in enumerate(xs) if k != i % len(xs)]  # noqa: E731
         found.append((f"drop_{name}_{d.name}", over_units(d, do), [
             f"{{remove|delete|drop|cut|erase}} the {said} {u} {{of|from}} the {whole}",
             f"{OUT} the {whole} without {{its|the}} {said} {u}",
@@ -144,7 +146,7 @@ def repeats(d: Domain) -> list[Entry]:
     for name in ("first", "second", "third", "last"):
         i, said, varied = PLACES[name]
         u, whole, eu, ewhole = d.unit, d.whole, d.varied_unit, d.varied_whole
-        do = lambda xs, i=i: [*xs[: i + 1], *xs[i:]] if i >= 0 else [*xs, xs[-1]]  # noqa: E731
+        do = lambda xs, i=i: [*xs[:i], xs[i], *xs[i:]]  # noqa: E731
         found.append((f"repeat_{name}_{d.name}", over_units(d, do), [
             f"{{repeat|double|duplicate}} the {said} {u} of the {whole}",
             f"{OUT} the {whole} with {{its|the}} {said} {u} {{repeated|doubled|written twice|duplicated}}",

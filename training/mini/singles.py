@@ -1,6 +1,6 @@
 """The tasks of the mini suite that stand alone: numbers, grammar, spelling, questions about a text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 
 from . import words as w
@@ -8,8 +8,7 @@ from .inputs import apply, digits, items, number_list, pair, sentence, small, wo
 
 V = "aeiou"
 OUT = "{write|output|give|return|print}"
-SINGLES: list[tuple[str, str, Callable[[Random], tuple[str, str]], list[str], list[str]]] = []
-MORE: dict[str, list[str]] = {}
+SINGLES: list[tuple[str, str, Callable[[Random], tuple[str, str]], list[str], list[str], list[str]]] = []
 
 
 def task(
@@ -19,11 +18,10 @@ def task(
     plain: list[str],
     varied: list[str],
     group: str = "trained",
-    more: list[str] | None = None,
+    more: Sequence[str] = (),
 ) -> None:
     """Add a task. Its templates are `plain`, then `varied`, of which `suite.suite` holds some out; `more` never are."""
-    MORE[name] = more or []
-    SINGLES.append((name, group, apply(make, do), plain, varied))
+    SINGLES.append((name, group, apply(make, do), plain, varied, list(more)))
 
 
 def one_of(choices: Callable[[], tuple[str, ...]]) -> Callable[[Random], str]:

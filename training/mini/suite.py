@@ -5,12 +5,11 @@ trained apart (the third word, where first and second word, third letter and thi
 `operation`, something that no trained task does. The last two are held out of every stage of the training.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from .grid import grid
-from .singles import MORE, SINGLES
+from .grid import Example, grid
+from .singles import SINGLES
 from .wordings import EVAL_FRAMES, TRAIN_FRAMES, wordings
 
 TRAIN_WORDINGS, EVAL_WORDINGS = 64, 5
@@ -25,7 +24,7 @@ class TextTask:
 
     name: str
     group: str
-    make: Callable[[Random], tuple[str, str]]
+    make: Example
     descriptions: tuple[str, ...]
     eval_descriptions: tuple[str, ...]
     weight: float
@@ -47,26 +46,26 @@ COMBINATIONS = frozenset(
     """.split()  # noqa: SIM905
 )
 
+# tasks that take the base more practice: their weights
 HARD = {"sum": 8.0, "diff": 8.0, "digit_sum": 4.0, "double": 4.0, "half": 4.0}
 
 
 def suite() -> list[TextTask]:
     """All tasks, always in the same order and with the same wordings."""
-    entries = grid()
-    weights = {name: 1.0 for name, *_ in entries}
-    groups = {name: "combination" if name in COMBINATIONS else "trained" for name, *_ in entries}
-    for name, group, make, plain, varied in SINGLES:
-        entries.append((name, make, plain, varied))
-        groups[name], weights[name] = group, HARD.get(name, 2.0)
     tasks = []
-    for name, make, plain, varied in entries:
-        rng = Random(name)
-        templates = plain + varied
-        held = templates[1:] if groups[name] == "operation" else templates[2::3]
-        kept = [t for t in templates if t not in held] + MORE.get(name, [])
-        seen = wordings(kept, TRAIN_FRAMES, TRAIN_WORDINGS, rng)
-        unseen = [d for d in wordings(held, EVAL_FRAMES, EVAL_WORDINGS + len(seen), rng) if d not in seen][
-            :EVAL_WORDINGS
-        ]
-        tasks.append(TextTask(name, groups[name], make, tuple(seen), tuple(unseen), weights[name]))
+    for name, make, plain, varied in grid():
+        group = "combination" if name in COMBINATIONS else "trained"
+        tasks.append(_worded(name, group, make, plain + varied, [], 1.0))
+    for name, group, make, plain, varied, more in SINGLES:
+        tasks.append(_worded(name, group, make, plain + varied, more, HARD.get(name, 2.0)))
     return tasks
+
+
+def _worded(name: str, group: str, make: Example, templates: list[str], more: list[str], weight: float) -> TextTask:
+    """A task with its descriptions. Every third template is held out, none of `more`; never trained, all but one."""
+    rng = Random(name)
+    held = templates[1:] if group == "operation" else templates[2::3]
+    kept = [t for t in templates if t not in held] + more
+    seen = wordings(kept, TRAIN_FRAMES, TRAIN_WORDINGS, rng)
+    unseen = [text for text in wordings(held, EVAL_FRAMES, EVAL_WORDINGS + len(seen), rng) if text not in seen]
+    return TextTask(name, group, make, tuple(seen), tuple(unseen[:EVAL_WORDINGS]), weight)
