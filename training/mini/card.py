@@ -42,7 +42,8 @@ description in front, so that prompting it is a fair opponent.
 Exact match on test inputs, mean over tasks ± standard deviation over three evaluation seeds ({examples} inputs and
 {descriptions} descriptions a task and seed). "seen" are training descriptions, "unseen" are not; on held-out tasks
 all are unseen. "retrieval" is head M's adapter of the nearest training description. "oracle" is a task's own LoRA,
-on a training split that nothing else saw; it exists for {oracles} trained tasks and for all new combinations.
+on a training split that nothing else saw; it exists for {oracles} trained tasks and for all new combinations. Those
+{oracles} are all that "Arrow routing" and "nearest task's LoRA", where listed, can choose among.
 
 {table}
 Head M, unseen descriptions of trained tasks: {below} of {tasks} tasks score under 0.5.
