@@ -22,6 +22,17 @@ ROLES = ("system", "user", "assistant")
 Module = TypeVar("Module", bound=torch.nn.Module)
 
 
+Precision = Literal["float32", "bfloat16", "4bit", "8bit"]
+
+
+def precision(name: Precision) -> dict[str, object]:
+    """The options of `load_base` for a base model held in that precision; with few bits all else is bfloat16."""
+    return {
+        "dtype": torch.float32 if name == "float32" else torch.bfloat16,
+        "quantize": name if name in ("4bit", "8bit") else None,
+    }
+
+
 def load_base(
     path_or_id: str | Path,
     revision: str | None = None,

@@ -34,7 +34,7 @@ from sklearn.metrics import silhouette_score
 from torch import Tensor
 
 from hyperlora.adapted import AdaptedModel
-from hyperlora.base import load_base
+from hyperlora.base import Precision, load_base, precision
 from hyperlora.config import HyperLoRAConfig, read_json
 from hyperlora.embedder import LAST_TOKEN, MINILM, load_embedder
 from hyperlora.errors import UserError
@@ -491,18 +491,18 @@ class Options:
     """What `python -m training.analysis` takes."""
 
     output: str = option(help="folder for the figures (PNG) and their data (JSON)")
-    recon: list[str] | None = option(None, "Fig. 3: folders that training.recon wrote")  # noqa: RUF009
-    results: list[str] | None = option(None, "Fig. 3: of each, in that order, training.evaluate's file")  # noqa: RUF009
+    recon: list[str] | None = option(None, "Fig. 3: folders that training.recon wrote")
+    results: list[str] | None = option(None, "Fig. 3: of each, in that order, training.evaluate's file")
     metric: Literal["score", "rouge_l"] = option("score", "Fig. 3: exact match or ROUGE-L of these files")
     tasks: str | None = option(None, "folder of the tasks that were trained on")
-    held_out: list[str] | None = option(None, "folders of other tasks: the targets, otherwise --tasks")  # noqa: RUF009
+    held_out: list[str] | None = option(None, "folders of other tasks: the targets, otherwise --tasks")
     targets: int = option(10, "at most so many target tasks, spread over all: a panel each (Fig. 4, 10), a colour (5)")
     adapters: str | None = option(None, "Fig. 4, 10: folder of the tasks' and the targets' own LoRAs")
     base: str | None = option(None, "Fig. 4: base model, to score every LoRA on every target")
     scores: str | None = option(None, "Fig. 4: file of these scores, kept and gone on with; OUTPUT/scores.json")
     examples: int = option(24, "Fig. 4: test examples a target")
     batch_size: int = option(256, "Fig. 4: rows decoded together")
-    base_dtype: Literal["float32", "bfloat16", "4bit", "8bit"] = option("float32", "how the base is held")
+    base_dtype: Precision = option("float32", "how the base is held")
     device: str = option("cpu", "where the base is: cpu, cuda, ...")
     hyperlora: str | None = option(None, "Fig. 5: checkpoint; its description encoder serves Fig. 4 and 10 too")
     descriptions: int = option(3, "Fig. 5: descriptions a task")
@@ -531,7 +531,9 @@ def main(argv: list[str] | None = None) -> None:
     wants_base = reads and hyperlora.config.embedder == LAST_TOKEN and (compares or probes)
     if wants_base and not options.base:
         raise UserError(f"{options.hyperlora} reads descriptions with its base model: give it as --base.")
-    base = _load_base(options) if options.base and (compares or wants_base) else None
+    base = None
+    if options.base and (compares or wants_base):
+        base = load_base(options.base, device=options.device, **precision(options.base_dtype))
     if wants_base:
         hyperlora.embedder = load_embedder(LAST_TOKEN, base=base)
 
@@ -566,12 +568,6 @@ def _check(options: Options) -> None:
         raise UserError(f"--targets must be from 1 to {MAX_TARGETS}.")
     if min(options.descriptions, options.examples, options.batch_size) < 1:
         raise UserError("--descriptions, --examples and --batch_size must be 1 or more.")
-
-
-def _load_base(options: Options) -> tuple:
-    quantize = options.base_dtype if options.base_dtype in ("4bit", "8bit") else None
-    dtype = torch.float32 if options.base_dtype == "float32" else torch.bfloat16
-    return load_base(options.base, dtype=dtype, device=options.device, quantize=quantize)
 
 
 def _compare(

@@ -13,21 +13,20 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from transformers import GenerationConfig
 
 from hyperlora.adapted import AdaptedModel
-from hyperlora.base import context_length, load_base
+from hyperlora.base import Precision, context_length, load_base, precision
 from hyperlora.embedder import LAST_TOKEN, load_embedder
 from hyperlora.errors import UserError
 from hyperlora.files import write_atomic
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
 from training.arrow import Arrow
-from training.lora import load_adapters
+from training.lora import TARGET_MODULES, load_adapters
 from training.metrics import accepted, exact_match, rouge_l
 from training.options import option, parse, run
 from training.tables import paper_table
@@ -39,7 +38,6 @@ SEEN, UNSEEN, OTHER, RANDOM, NO_DESCRIPTION = "seen", "unseen", "another task's"
 KINDS = (SEEN, UNSEEN, OTHER, RANDOM)
 
 MAX_ADAPTER_BYTES = 2 * 2**30  # of generated adapters in memory at once
-DEFAULT_TARGETS = ["q_proj", "v_proj"]  # Figure 7
 
 
 @torch.no_grad()
@@ -261,9 +259,8 @@ def evaluate(
             ]
             for method, trials in _methods(plain, described, trained, hyperloras, adapters, arrow, nearest):
                 rows += _rows(adapted, tokenizer, method, split, seed, trials, settings)
-                entries = summary([row for row in rows if row["seed"] == seed])
-                done = [e for e in entries if (e["method"], e["split"]) == (method, split)]
-                means = ", ".join(f"{e['kind']} {e['mean']:.3f}" for e in done)
+                own = [row for row in rows if (row["seed"], row["split"], row["method"]) == (seed, split, method)]
+                means = ", ".join(f"{entry['kind']} {entry['mean']:.3f}" for entry in summary(own))
                 print(f"seed {seed}, {split}, {method}: {means}", flush=True)
     return rows
 
@@ -396,15 +393,17 @@ def _numbered(plain: Sequence[Trial], trained: Sequence[Task], hyperlora: HyperL
 def summary(rows: Sequence[dict], metric: str = "score") -> list[dict]:
     """One entry a method, kind and split: the mean over tasks and its standard deviation over seeds."""
     cells: dict[tuple, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    tasks: dict[tuple, set[str]] = defaultdict(set)
     for row in rows:
-        cells[row["method"], row["kind"], row["split"]][row["seed"]].append(row[metric])
+        cell = row["method"], row["kind"], row["split"]
+        cells[cell][row["seed"]].append(row[metric])
+        tasks[cell].add(row["task"])
     entries = []
     for (method, kind, split), seeds in cells.items():
         means = [statistics.fmean(scores) for scores in seeds.values()]
         spread = statistics.stdev(means) if len(means) > 1 else 0.0
-        tasks = len({r["task"] for r in rows if (r["method"], r["kind"], r["split"]) == (method, kind, split)})
         entry = {"method": method, "kind": kind, "split": split, "mean": statistics.fmean(means), "spread": spread}
-        entries.append(entry | {"tasks": tasks})
+        entries.append(entry | {"tasks": len(tasks[method, kind, split])})
     return entries
 
 
@@ -456,9 +455,9 @@ class Sources:
     """What is measured."""
 
     base: str = option(help="the base model: folder or Hub id")
-    hyperlora: list[str] | None = option(None, "checkpoints; the first is also measured with a prompt")  # noqa: RUF009
+    hyperlora: list[str] | None = option(None, "checkpoints; the first is also measured with a prompt")
     adapters: str | None = option(None, "folder of plain LoRAs as training.lora writes it")
-    base_dtype: Literal["float32", "bfloat16", "4bit", "8bit"] = option("float32", "how the base is held")
+    base_dtype: Precision = option("float32", "how the base is held")
     device: str = option("cpu", "cpu, cuda, ...")
 
     def load(self) -> tuple[AdaptedModel, object, dict[str, HyperLoRA], dict[str, Adapter]]:
@@ -471,13 +470,11 @@ class Sources:
         adapters = load_adapters(self.adapters) if self.adapters else {}
         targets = [hyperlora.config.target_modules for hyperlora in hyperloras.values()]
         targets += [list(adapter.weights) for adapter in adapters.values()]
-        quantize = self.base_dtype if self.base_dtype in ("4bit", "8bit") else None
-        dtype = torch.float32 if self.base_dtype == "float32" else torch.bfloat16
-        model, tokenizer = load_base(self.base, dtype=dtype, device=self.device, quantize=quantize)
+        model, tokenizer = load_base(self.base, device=self.device, **precision(self.base_dtype))
         for hyperlora in hyperloras.values():
             if hyperlora.config.task_input == "text" and hyperlora.config.embedder == LAST_TOKEN:
                 hyperlora.embedder = load_embedder(LAST_TOKEN, base=(model, tokenizer))
-        return AdaptedModel(model, targets[0] if targets else DEFAULT_TARGETS), tokenizer, hyperloras, adapters
+        return AdaptedModel(model, targets[0] if targets else TARGET_MODULES), tokenizer, hyperloras, adapters
 
 
 @dataclass(kw_only=True)
@@ -486,7 +483,7 @@ class Options(Settings, Sources):
 
     tasks: str = option(help="folder of the tasks that were trained on")
     output: str = option(help="file for the results (JSON); the table goes beside it (.md) and to standard output")
-    held_out: list[str] | None = option(None, "folders of tasks never trained on, each a split")  # noqa: RUF009
+    held_out: list[str] | None = option(None, "folders of tasks never trained on, each a split")
 
 
 def main(argv: list[str] | None = None) -> None:

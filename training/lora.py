@@ -29,6 +29,7 @@ from training.options import option, parse, run
 from training.tasks import IGNORE, Batches, Encoded, Task, encode_task, load_tasks
 
 INDEX = "index.json"
+TARGET_MODULES = ["q_proj", "v_proj"]  # Figure 7
 
 
 @dataclass

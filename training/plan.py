@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from hyperlora import memory
+from hyperlora.base import Precision
 from hyperlora.errors import UserError
 from hyperlora.memory import GB, SHAPES, BaseShape, HyperShape, Parts
 from training.options import option, parse, run
@@ -18,7 +19,7 @@ from training.options import option, parse, run
 
 @dataclass(frozen=True)
 class GPU:
-    """The makers' figures: memory in GB, dense bfloat16 TFLOP/s, memory bandwidth in GB/s."""
+    """Memory in GB (10^9 bytes) and, by the maker's figures, dense bfloat16 TFLOP/s and memory bandwidth in GB/s."""
 
     memory: float
     tflops: float
@@ -45,7 +46,7 @@ class Options:
     """A run at paper scale (Table 7); a row is one example, a pass one forward."""
 
     base: str = option("mistral-7b", f"{', '.join(SHAPES)}, or the folder of a base model (its config.json is read)")
-    base_dtype: Literal["float32", "bfloat16", "4bit", "8bit"] = option("bfloat16", "how the frozen base is held")
+    base_dtype: Precision = option("bfloat16", "how the frozen base is held")
     head: Literal["L", "M", "S"] = option("M", "the hypernetwork's head")
     rank: int = option(8, "rank of the adapters")
     target_modules: str = option("q_proj,v_proj", "names of the adapted linears, with commas between")

@@ -25,14 +25,13 @@ from torch.utils.data import IterableDataset
 from transformers import PrinterCallback, TrainingArguments
 
 from hyperlora.base import load_base
-from hyperlora.config import HyperLoRAConfig
-from hyperlora.embedder import LAST_TOKEN, MINILM, load_embedder
+from hyperlora.embedder import LAST_TOKEN, load_embedder
 from hyperlora.errors import UserError
 from hyperlora.files import write_atomic
 from hyperlora.generator import HyperLoRA
 from training.library import Library, pack
 from training.options import option, parse, run
-from training.sft import save, task_inputs, trained_descriptions
+from training.sft import NetworkOptions, save, task_inputs, trained_descriptions, untrained
 from training.tasks import Task, load_tasks
 from training.trainer import BatchTrainer, Progress, check_settings, checkpoint_step, last_checkpoint, writing
 
@@ -44,19 +43,14 @@ Loss = Literal["factors", "delta"]
 
 
 @dataclass
-class ReconConfig:
+class ReconConfig(NetworkOptions):
     """The hypernetwork's shape, and the third column of Table 7. Rank, layers and modules are the library's."""
 
-    head: Literal["L", "M", "S"] = option("M", "L: A and B at once, M: one of them, S: one rank of one")
     loss: Literal["factors", "delta"] = option(
         "factors", "L1 on the z-scores of A and B (App. D), or Frobenius distance of dW (App. E)"
     )
     alpha: float = option(16.0, "LoRA alpha of the generated adapters; the targets' B are scaled to fit")
     use_rslora: bool = option(True, "scale by alpha / sqrt(r) rather than alpha / r")
-    task_input: Literal["text", "one_hot", "learned"] = option("text", "what stands for a task (Sec. 3.2)")
-    learned_size: int = option(64, "size of a learned task vector")
-    embedder: str = option(MINILM, "sentence encoder of the descriptions, or last_token for the base itself")
-    dropout: float = option(0.05, "dropout in the hypernetwork (Fig. 8)")
     targets_per_step: int = option(0, "LoRAs compared in one step; 0: all of them")
     epochs: float = option(100_000.0, "passes over the library")
     max_steps: int = option(0, "optimizer steps instead of epochs, where above 0")
@@ -67,9 +61,6 @@ class ReconConfig:
     bf16: bool = option(False, "bfloat16 autocast")
     piece: int = option(PIECE, "weights compared at once: more are faster and take more memory")
     targets_on_device: bool = option(False, "hold the library in the device's memory instead of reading it each step")
-    max_descriptions: int = option(128, "at most so many descriptions a task are trained on (App. G)")
-    prompt_style: Literal["input", "description_input"] = option("input", "how the LoRAs were prompted in training")
-    seed: int = option(0, "of the hypernetwork's start, the dropout and the draws")
     save_every: int = option(1000, "steps between two checkpoints to resume from")
     log_every: int = option(100, "steps between two lines of progress")
 
@@ -82,7 +73,7 @@ def build(
     tasks: those of the library's LoRAs, whose descriptions stand for them where the task input is text. `embedder`: an
     object with `embed` and `d_emb`; loaded by its name, on the device, where it is None.
     """
-    descriptions, embeddings, d_emb = [], None, config.learned_size
+    descriptions = []
     if config.task_input == "text":
         descriptions = [text for task in _in_order(library, tasks, config) for text in task.descriptions]
         if embedder is None:
@@ -90,33 +81,21 @@ def build(
                 raise UserError("The LoRAs do not name their base model, whose last token was to be the task input.")
             base = load_base(library.base_model, device=device) if config.embedder == LAST_TOKEN else None
             embedder = load_embedder(config.embedder, device=device, base=base)
-        embeddings, d_emb = embedder.embed(descriptions), embedder.d_emb
-    elif config.task_input == "one_hot":
-        d_emb = len(library)
-    torch.manual_seed(config.seed)
-    hyperlora = HyperLoRA(
-        HyperLoRAConfig(
-            head=config.head,
-            target_modules=dict(library.target_modules),
-            num_layers=library.num_layers,
-            d_emb=d_emb,
-            rank=library.rank,
-            alpha=library.alpha,
-            use_rslora=library.use_rslora,
-            task_input=config.task_input,
-            num_tasks=None if config.task_input == "text" else len(library),
-            z_score=True,
-            dropout=config.dropout,
-            embedder=config.embedder,
-            base_model=library.base_model,
-            base_revision=library.base_revision,
-            prompt_style=config.prompt_style,
-        )
+    hyperlora = untrained(
+        config,
+        len(library),
+        descriptions,
+        embedder,
+        target_modules=dict(library.target_modules),
+        num_layers=library.num_layers,
+        rank=library.rank,
+        alpha=library.alpha,
+        use_rslora=library.use_rslora,
+        z_score=True,
+        base_model=library.base_model,
+        base_revision=library.base_revision,
     )
     hyperlora.set_z_score(*library.statistics())
-    if embeddings is not None:
-        hyperlora.set_descriptions(descriptions, embeddings)
-        hyperlora.embedder = embedder
     return hyperlora
 
 

@@ -1,4 +1,4 @@
-"""The paper's experiments at the size of a small base: about 28 hypernetworks, and a report of which claims held.
+"""The paper's experiments at the size of a small base: 28 hypernetworks, and a report of which claims held.
 
 python -m training.reproduce [--base assets/mini/base] [--tasks DIR] [--held_out DIR] [--output DIR] [--report DIR]
 
@@ -14,6 +14,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Literal
@@ -34,13 +35,12 @@ from training import analysis, evaluate, recon, sft
 from training.claims import HELD_OUT, TRAINED, Claim, claims, ending, scores, write_report
 from training.evaluate import KINDS, UNSEEN, Trial
 from training.library import Library, pack
-from training.lora import INDEX, LoRAConfig, average, load_adapters, save_adapters, train_loras
+from training.lora import INDEX, TARGET_MODULES, LoRAConfig, average, load_adapters, save_adapters, train_loras
 from training.options import option, parse, run
 from training.tables import ORACLE
 from training.tasks import Task, load_tasks
 from training.trainer import checkpoint_step, last_checkpoint, writing
 
-TARGETS = ["q_proj", "v_proj"]  # Figure 7
 MAX_BYTES = 256 * 2**20
 
 
@@ -334,11 +334,14 @@ def draw_figures(lab: Lab, all_cells: Sequence[Cell], found: Mapping[str, list[d
         hyperlora.embedder = lab.embedders[MINILM]
         return analysis.activations(hyperlora, lab.held_out[: budget.targets], lab.tasks)
 
-    def compared(measures: Sequence[str]) -> dict:
+    @cache
+    def points() -> list[dict]:
         path = lab.folder / "cross-scores.json"
         rows = analysis.cross_scores(lab.adapted, lab.tokenizer, targets, tasks, lab.loras, path, budget.examples)
-        points = analysis.compare_loras(targets, tasks, lab.loras, lab.embedders[MINILM], rows)
-        return analysis.against_descriptions(points, measures)
+        return analysis.compare_loras(targets, tasks, lab.loras, lab.embedders[MINILM], rows)
+
+    def compared(measures: Sequence[str]) -> dict:
+        return analysis.against_descriptions(points(), measures)
 
     def bars(chosen: Mapping[str, str]) -> dict:
         return {label: statistics.fmean(scores(found, name).values()) for label, name in chosen.items()}
@@ -413,7 +416,7 @@ def prepare(options: Options, budget: Budget, embedder=None) -> tuple[Lab, list[
         MINILM: Remembered(embedder or load_embedder(MINILM, device=options.device)),
         LAST_TOKEN: Remembered(load_embedder(LAST_TOKEN, base=(model, tokenizer))),
     }
-    adapted = AdaptedModel(model, TARGETS, max_adapters=256)
+    adapted = AdaptedModel(model, TARGET_MODULES, max_adapters=256)
     return Lab(adapted, tokenizer, tasks, held_out, embedders, budget, folder, options.device), oracles
 
 

@@ -29,7 +29,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments, get_linear_schedule_with_warmup
 
 from hyperlora.adapted import AdaptedModel
-from hyperlora.base import load_base
+from hyperlora.base import Precision, load_base, precision
 from hyperlora.config import HyperLoRAConfig
 from hyperlora.embedder import MINILM, load_embedder
 from hyperlora.errors import UserError
@@ -48,19 +48,28 @@ FREE = (  # what a resumed run may have otherwise; of the batch sizes the produc
 
 
 @dataclass
-class SFTConfig:
-    """The hypernetwork's shape, and the second column of Table 7."""
+class NetworkOptions:
+    """What SFT and reconstruction both ask of the hypernetwork and its inputs."""
 
     head: Literal["L", "M", "S"] = option("M", "L: A and B at once, M: one of them, S: one rank of one")
+    task_input: Literal["text", "one_hot", "learned"] = option("text", "what stands for a task (Sec. 3.2)")
+    learned_size: int = option(64, "size of a learned task vector")
+    embedder: str = option(MINILM, "sentence encoder of the descriptions, or last_token for the base itself")
+    dropout: float = option(0.05, "dropout in the hypernetwork (Fig. 8)")
+    max_descriptions: int = option(128, "at most so many descriptions a task are trained on (App. G)")
+    prompt_style: Literal["input", "description_input"] = option("input", "whether prompts hold a description too")
+    seed: int = option(0, "of the hypernetwork's start, the data and the noise")
+
+
+@dataclass
+class SFTConfig(NetworkOptions):
+    """The adapters' shape, and the second column of Table 7."""
+
     rank: int = option(8, "rank r of the adapters")
     alpha: float = option(16.0, "LoRA alpha")
     use_rslora: bool = option(True, "scale by alpha / sqrt(r) rather than alpha / r")
     offset: Literal["none", "factors", "delta"] = option("factors", "offset added to A and B (Eq. 6) or to dW (Eq. 8)")
-    task_input: Literal["text", "one_hot", "learned"] = option("text", "what stands for a task (Sec. 3.2)")
-    learned_size: int = option(64, "size of a learned task vector")
-    embedder: str = option(MINILM, "sentence encoder of the descriptions, or last_token for the base itself")
     embedding_noise: float = option(0.0, "standard deviation of noise on the embedding, whose entries are about 1")
-    dropout: float = option(0.05, "dropout in the hypernetwork (Fig. 8)")
     lora_dropout: float = option(0.05, "dropout on the adapter's input")
     batch_size: int = option(4, "examples in one forward pass")
     gradient_accumulation_steps: int = option(16, "forward passes to an optimizer step")
@@ -76,9 +85,6 @@ class SFTConfig:
     neftune_alpha: float = option(5.0, "NEFTune's noise on the token embeddings; 0: none")
     bf16: bool = option(False, "bfloat16 autocast")
     gradient_checkpointing: bool = option(False, "compute the base's layers twice instead of keeping what they hold")
-    max_descriptions: int = option(128, "at most so many descriptions a task are trained on (App. G)")
-    prompt_style: Literal["input", "description_input"] = option("input", "whether prompts hold a description too")
-    seed: int = option(0, "of the hypernetwork's start, the data and the noise")
     save_every: int = option(500, "steps between two checkpoints to resume from")
     eval_every: int = option(0, "steps between two validations; 0: none")
     eval_batches: int = option(8, "batches of a validation")
@@ -101,43 +107,57 @@ def build(
     """
     if (offset is None) != (config.offset == "none"):
         raise UserError(f"Offset {config.offset!r} " + ("needs" if offset is None else "takes no") + " offset adapter.")
-    descriptions, embeddings, d_emb = [], None, config.learned_size
+    descriptions = []
     if config.task_input == "text":
         device = str(adapted.model.get_input_embeddings().weight.device)
         embedder = embedder or load_embedder(config.embedder, device=device, base=(adapted.model, tokenizer))
         descriptions = [text for task in tasks for text in trained_descriptions(task, config)]
-        embeddings, d_emb = embedder.embed(descriptions), embedder.d_emb
-    elif config.task_input == "one_hot":
-        d_emb = len(tasks)
+    hyperlora = untrained(
+        config,
+        len(tasks),
+        descriptions,
+        embedder,
+        target_modules=dict(adapted.target_modules),
+        num_layers=adapted.num_layers,
+        rank=config.rank,
+        alpha=config.alpha,
+        use_rslora=config.use_rslora,
+        offset=config.offset,
+        base_model=adapted.model.config.name_or_path or None,
+        chat_template=tokenizer.chat_template,
+    )
+    if offset is not None:
+        hyperlora.set_offset(offset)
+    return hyperlora
+
+
+def untrained(config: NetworkOptions, count: int, descriptions: list[str], embedder, **shape) -> HyperLoRA:
+    """The hypernetwork that a stage starts from, for `count` tasks, with their training descriptions in it.
+
+    embedder: an object with `embed` and `d_emb`, read only where the task input is text. shape: the fields of
+    `HyperLoRAConfig` that are not among the stage's settings.
+    """
+    text = config.task_input == "text"
     torch.manual_seed(config.seed)
     hyperlora = HyperLoRA(
         HyperLoRAConfig(
             head=config.head,
-            target_modules=dict(adapted.target_modules),
-            num_layers=adapted.num_layers,
-            d_emb=d_emb,
-            rank=config.rank,
-            alpha=config.alpha,
-            use_rslora=config.use_rslora,
+            d_emb=embedder.d_emb if text else {"one_hot": count, "learned": config.learned_size}[config.task_input],
             task_input=config.task_input,
-            num_tasks=None if config.task_input == "text" else len(tasks),
-            offset=config.offset,
+            num_tasks=None if text else count,
             dropout=config.dropout,
             embedder=config.embedder,
-            base_model=adapted.model.config.name_or_path or None,
-            chat_template=tokenizer.chat_template,
             prompt_style=config.prompt_style,
+            **shape,
         )
     )
-    if offset is not None:
-        hyperlora.set_offset(offset)
-    if embeddings is not None:
-        hyperlora.set_descriptions(descriptions, embeddings)
+    if text:
+        hyperlora.set_descriptions(descriptions, embedder.embed(descriptions))
         hyperlora.embedder = embedder
     return hyperlora
 
 
-def trained_descriptions(task: Task, config: SFTConfig) -> list[str]:
+def trained_descriptions(task: Task, config: NetworkOptions) -> list[str]:
     """The descriptions of a task that training draws from: all, or `max_descriptions` of them, always the same."""
     texts, most = task.descriptions, config.max_descriptions
     if len(texts) <= most:
@@ -363,7 +383,7 @@ class Options(SFTConfig):
     offset_adapter: str | None = option(None, "PEFT folder of the multi-task or average LoRA that is the offset")
     held_out: str | None = option(None, "folder of tasks that are not trained on, for the validation")
     target_modules: str = option("q_proj,v_proj", "names of the adapted linears, with commas between")
-    base_dtype: Literal["float32", "bfloat16", "4bit", "8bit"] = option("float32", "how the frozen base is held")
+    base_dtype: Precision = option("float32", "how the frozen base is held")
     shard_base: bool = option(False, "split the base over all processes instead of a copy in each (FSDP)")
     resume: bool = option(False, "go on from the last checkpoint in the output folder")
     device: str = option("cpu", "cpu or cuda (CUDA_VISIBLE_DEVICES says which GPUs)")
@@ -392,20 +412,19 @@ def _load_base(options: Options) -> tuple[PreTrainedModel, object]:
             "accelerate launch --cpu starts one process whatever --num_processes says, unless there is MPI: use "
             "--config_file training/configs/accelerate-2-cpus.yaml instead of --cpu."
         )
-    quantize = options.base_dtype if options.base_dtype in ("4bit", "8bit") else None
-    dtype = torch.float32 if options.base_dtype == "float32" else torch.bfloat16
+    held = precision(options.base_dtype)
     if options.shard_base:
         if state.num_processes == 1:
             raise UserError("shard_base needs several processes: accelerate launch --num_processes N -m training.sft.")
-        if quantize:
-            raise UserError(f"shard_base takes a base in float32 or bfloat16, not {quantize}.")
-        model, tokenizer = load_base(options.base, dtype=dtype)
+        if held["quantize"]:
+            raise UserError(f"shard_base takes a base in float32 or bfloat16, not {options.base_dtype}.")
+        model, tokenizer = load_base(options.base, **held)
         shard(model, state.device, state.num_processes)
         return model, tokenizer
     device = options.device
     if device == "cuda" and state.num_processes > 1:
         device = f"cuda:{state.local_process_index}"
-    return load_base(options.base, dtype=dtype, device=device, quantize=quantize)
+    return load_base(options.base, device=device, **held)
 
 
 if __name__ == "__main__":

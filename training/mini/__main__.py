@@ -21,7 +21,7 @@ from hyperlora.adapted import AdaptedModel
 from hyperlora.base import load_base
 from hyperlora.generator import HyperLoRA
 from training import evaluate, sft
-from training.lora import LoRAConfig, load_adapters, save_adapters, train_loras
+from training.lora import TARGET_MODULES, LoRAConfig, load_adapters, save_adapters, train_loras
 from training.mini.base import train_base
 from training.mini.card import write_card
 from training.mini.notice import measure_threshold
@@ -30,7 +30,6 @@ from training.mini.suite import suite
 from training.options import option, parse, run
 from training.tasks import Task, load_tasks
 
-TARGETS = ["q_proj", "v_proj"]  # Figure 7
 GROUPS = ("trained", "combination", "operation")
 FROM_INSTRUCTION_INDUCTION = (
     "first_word_letter", "second_word_letter", "letters_list", "sum", "diff", "num_to_verbal", "singular_to_plural",
@@ -79,7 +78,7 @@ def tasks_of(work: Path, group: str) -> list[Task]:
 
 def adapted_base(work: Path) -> tuple[AdaptedModel, object]:
     model, tokenizer = load_base(work / "base", device="cuda" if torch.cuda.is_available() else "cpu")
-    return AdaptedModel(model, TARGETS, max_adapters=256), tokenizer
+    return AdaptedModel(model, TARGET_MODULES, max_adapters=256), tokenizer
 
 
 def train_multi_task(options: Options, work: Path) -> None:
