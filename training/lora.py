@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import get_linear_schedule_with_warmup
 
 from hyperlora.adapted import AdaptedModel
-from hyperlora.base import load_base
+from hyperlora.base import Precision, load_base, precision
 from hyperlora.config import lora_scale
 from hyperlora.errors import UserError
 from hyperlora.files import write_atomic
@@ -50,6 +50,7 @@ class LoRAConfig:
     weight_decay: float = option(0.0, "AdamW's weight decay")
     neftune_alpha: float = option(5.0, "NEFTune's noise on the token embeddings; 0: none")
     bf16: bool = option(False, "bfloat16 autocast")
+    gradient_checkpointing: bool = option(False, "compute the base's layers twice instead of keeping what they hold")
     loras_at_once: int = option(32, "adapters trained in one forward pass; more take more memory")
     seed: int = option(0, "of the start of A and the order of the data")
     log_every: int = option(100, "steps between two lines of progress")
@@ -77,8 +78,9 @@ def train_loras(
         raise UserError(f"No task of {empty[0]!r} has training examples.")
     adapters = {}
     adapted.lora_dropout, before = config.lora_dropout, adapted.lora_dropout
+    recomputing = adapted.recomputing if config.gradient_checkpointing else None
     try:
-        with training_mode(adapted.model, config.neftune_alpha):
+        with training_mode(adapted.model, config.neftune_alpha, recomputing):
             for first in range(0, len(names), config.loras_at_once):
                 part = names[first : first + config.loras_at_once]
                 weights = _train_together(adapted, {name: data[name] for name in part}, config, tokenizer.pad_token_id)
@@ -220,19 +222,28 @@ class Options(LoRAConfig):
     kind: Literal["task", "multi_task"] = option("task", "one LoRA a task, with their average, or one for all tasks")
     target_modules: str = option("q_proj,v_proj", "names of the adapted linears, with commas between")
     prompt_style: Literal["input", "description_input"] = option("input", "whether prompts hold a description too")
+    base_dtype: Precision = option("float32", "how the frozen base is held")
+    resume: bool = option(False, "leave the LoRAs that the output folder has, and train the others")
     device: str = option("cpu", "cpu, cuda, ...")
 
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv, __doc__)
     tasks = load_tasks(options.tasks)
-    model, tokenizer = load_base(options.base, device=options.device)
-    adapted = AdaptedModel(model, options.target_modules.split(","))
     groups = {task.name: [task] for task in tasks} if options.kind == "task" else {"multi_task": tasks}
-    adapters = train_loras(adapted, tokenizer, groups, options, options.prompt_style)
+    there = load_adapters(options.output) if (Path(options.output) / INDEX).exists() else {}
+    if not options.resume and (again := [name for name in groups if name in there]):
+        raise UserError(f"{options.output} has a LoRA {again[0]!r} already: resume, or take another output folder.")
+    left = [name for name in groups if name not in there]
+    if left:
+        model, tokenizer = load_base(options.base, device=options.device, **precision(options.base_dtype))
+        adapted = AdaptedModel(model, options.target_modules.split(","))
+    for first in range(0, len(left), options.loras_at_once):  # each part is on the disk before the next begins
+        part = {name: groups[name] for name in left[first : first + options.loras_at_once]}
+        save_adapters(options.output, train_loras(adapted, tokenizer, part, options, options.prompt_style), part)
     if options.kind == "task":
-        groups["average"], adapters["average"] = tasks, average(list(adapters.values()))
-    save_adapters(options.output, adapters, groups)
+        own = [adapter for name, adapter in load_adapters(options.output).items() if name in groups]
+        save_adapters(options.output, {"average": average(own)}, {"average": tasks})
 
 
 if __name__ == "__main__":

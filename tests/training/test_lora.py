@@ -1,3 +1,7 @@
+import json
+from dataclasses import replace
+
+import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
@@ -73,6 +77,31 @@ def test_the_command_line_writes_an_adapter_a_task_and_their_average(tasks, tiny
     adapters = load_adapters(tmp_path / "out")
     assert sorted(adapters) == ["average", "both", "first", "second"]
     assert {adapter.rank for adapter in adapters.values()} == {2}
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_loras_that_are_missing(tasks, tiny_base, tmp_path):
+    for task in tasks:
+        task.save(tmp_path / "tasks")
+    out = tmp_path / "out"
+    arguments = ["--tasks", f"{tmp_path / 'tasks'}", "--base", f"{tiny_base}", "--output", f"{out}", "--max_steps", "2"]
+    main([*arguments, "--loras_at_once", "1"])
+    first = (out / "first" / "adapter_model.safetensors").read_bytes()
+    index = json.loads((out / "index.json").read_text())
+    (out / "index.json").write_text(json.dumps({"first": index["first"]}))  # stopped after the first
+    with pytest.raises(UserError, match="'first' already: resume"):
+        main(arguments)
+    main([*arguments, "--resume", "--learning_rate", "0.1"])
+    assert (out / "first" / "adapter_model.safetensors").read_bytes() == first
+    assert json.loads((out / "index.json").read_text()) == index
+    own = [load_adapters(out)[task.name] for task in tasks]
+    torch.testing.assert_close(load_adapters(out)["average"].weights, average(own).weights)
+
+
+def test_gradient_checkpointing_trains_the_same_lora(adapted, tokenizer, tasks):
+    plain = train_loras(adapted, tokenizer, {"both": tasks}, NOISELESS)["both"]
+    again = train_loras(adapted, tokenizer, {"both": tasks}, replace(NOISELESS, gradient_checkpointing=True))["both"]
+    torch.testing.assert_close(again.weights, plain.weights, atol=1e-5, rtol=1e-3)
+    assert not adapted.model.is_activation_checkpointing
 
 
 def test_an_unknown_option_in_the_file_is_named(tmp_path):
