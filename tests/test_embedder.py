@@ -2,13 +2,16 @@
 
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from sentence_transformers import SentenceTransformer
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from hyperlora.embedder import LastTokenEmbedder, SentenceEmbedder, load_embedder, normalise_text
+from hyperlora.embedder import FEW, KEPT, Embedder, LastTokenEmbedder, SentenceEmbedder, load_embedder, normalise_text
 from hyperlora.errors import UserError
 
 
@@ -29,13 +32,66 @@ def test_a_full_stop_is_added_after_a_letter_only(minilm):
     assert torch.equal(bare, stopped)
 
 
-def test_a_text_embeds_alike_alone_and_in_a_batch(minilm):
+def test_a_text_embeds_alike_alone_among_few_and_in_a_batch(minilm):
     texts = ["Sort the list.", "Say which of the two given numbers is the larger one, and by how much."]
-    batch = minilm.embed(texts)
-    alone = torch.cat([minilm.embed([text]) for text in texts])
-    assert batch.dtype == torch.float32 and batch.shape == (2, 384)
-    torch.testing.assert_close(batch, alone, atol=1e-4, rtol=0)
+    few = minilm.embed(texts)
+    assert few.dtype == torch.float32 and few.shape == (2, 384)
+    assert torch.equal(few, torch.cat([minilm.embed([text]) for text in texts]))
+    batch = minilm.embed(texts * FEW)
+    torch.testing.assert_close(batch, few.repeat(FEW, 1), atol=1e-4, rtol=0)
     assert minilm.embed([]).shape == (0, 384)
+
+
+class Counted(Embedder):
+    """Embeds a text as its length and its first letter, and notes what it was asked for."""
+
+    def __init__(self):
+        super().__init__(2)
+        self.asked = []
+
+    def _forward(self, texts):
+        self.asked += texts
+        return torch.tensor([[len(text), ord(text[0])] for text in texts]).float()
+
+
+def test_a_text_is_embedded_once_and_comes_out_the_same():
+    embedder = Counted()
+    first = embedder.embed(["sort", "add"])
+    first_again, other, new = embedder.embed([" sort. ", "add", "say 1"])
+    assert torch.equal(torch.stack([first_again, other]), first)
+    assert embedder.asked == ["sort.", "add.", "say 1"]
+    assert torch.equal(new, Counted().embed(["say 1"])[0])
+    first.zero_()  # the caller's own
+    assert embedder.embed(["sort"]).norm().item() == pytest.approx(2**0.5)
+
+
+def test_the_texts_asked_for_longest_ago_are_forgotten():
+    embedder = Counted()
+    for i in range(KEPT):
+        embedder.embed([f"{i}"])
+    embedder.embed(["0", "one more"])  # "1" is now the oldest
+    embedder.asked.clear()
+    embedder.embed(["0", "2", "1"])
+    assert embedder.asked == ["1"]
+
+
+def test_thousands_at_once_push_nothing_out():
+    embedder = Counted()
+    embedder.embed(["sort"])
+    embedder.embed([f"{i}" for i in range(2 * KEPT)])
+    embedder.asked.clear()
+    embedder.embed(["sort"])
+    assert embedder.asked == []
+
+
+def test_threads_share_an_embedder(minilm):
+    texts = [f"Add {i} to the number." for i in range(8)]
+    expected = SentenceEmbedder().embed(texts[:1])
+    with ThreadPoolExecutor(8) as threads:
+        results = list(threads.map(lambda i: minilm.embed(texts[i:] + texts[:i]), range(8)))
+    for i, rows in enumerate(results):
+        assert torch.equal(rows.roll(i, dims=0), results[0])
+    assert torch.equal(results[0][:1], expected)
 
 
 def test_the_packaged_encoder_needs_no_network(monkeypatch):
@@ -72,6 +128,35 @@ def test_last_token_is_the_bases_last_hidden_state(tiny_base, tiny_model):
     hidden = tiny_model(ids, output_hidden_states=True).hidden_states[-1][0, -1]
     torch.testing.assert_close(vector, hidden / hidden.norm() * 8)
     assert other.norm().item() == pytest.approx(8)
+
+
+@pytest.mark.parametrize("ending", ["", " </s>"])
+def test_last_token_is_the_texts_own_where_the_tokenizer_adds_some(tiny_base, tiny_model, ending):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("<s>", "</s>")]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"<s> $A{ending}", special_tokens=special)
+    assert tokenizer.decode(tokenizer("Add.").input_ids).replace(" ", "") == f"<s>Add.{ending}".replace(" ", "")
+    bare = AutoTokenizer.from_pretrained(tiny_base)("Add.").input_ids
+    ids = torch.tensor([[special[0][1], *bare]])
+    hidden = tiny_model(ids, output_hidden_states=True).hidden_states[-1][0, -1]
+    [vector] = LastTokenEmbedder(tiny_model, tokenizer).embed(["Add"])
+    torch.testing.assert_close(vector, hidden / hidden.norm() * 8)
+
+
+def test_last_token_of_a_base_in_half_precision(tiny_base, tiny_model):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    full = LastTokenEmbedder(tiny_model, tokenizer).embed(["Sort the list"])
+    half = LastTokenEmbedder(tiny_model.to(torch.bfloat16), tokenizer).embed(["Sort the list"])
+    assert half.dtype == torch.float32 and half.norm().item() == pytest.approx(8)
+    torch.testing.assert_close(half, full, atol=0.2, rtol=0)
+
+
+def test_last_token_of_a_base_whose_weights_are_elsewhere(tiny_base, tiny_model):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    expected = LastTokenEmbedder(tiny_model, tokenizer).embed(["Sort the list"])
+    cpu_offload(tiny_model, execution_device=torch.device("cpu"))
+    assert tiny_model.get_input_embeddings().weight.device.type == "meta"
+    torch.testing.assert_close(LastTokenEmbedder(tiny_model, tokenizer).embed(["Sort the list"]), expected)
 
 
 def test_last_token_without_a_base_says_what_to_do():

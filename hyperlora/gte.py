@@ -1,0 +1,176 @@
+"""Alibaba-NLP's gte-*-en-v1.5 sentence encoders in transformers' own GteModel: none of their remote code is run."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from transformers import GteConfig, GteModel
+
+from hyperlora.base import to_device
+from hyperlora.config import read_json
+from hyperlora.errors import UserError
+from hyperlora.files import open_safetensors, resolve_folder
+
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+PREFIX = "new."  # before every name, where the file was written by a model with a head
+MAX_CONFIG, MAX_TOKENIZER = 2**20, 64 * 2**20  # bytes
+MAX_LAYERS = 1_000
+MAX_TOKENS = 8_192  # of one text; the rest is cut off, as the public release of text-to-lora does
+# What the public code can do otherwise, and GteModel cannot.
+ONLY = {
+    "position_embedding_type": "rope",
+    "layer_norm_type": "layer_norm",
+    "logn_attention_scale": False,
+    "pack_qkv": True,
+}
+SAME = (  # what both configurations call by one name
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "layer_norm_eps",
+)
+
+
+def load_gte(path_or_id: str | Path, revision: str | None = None, device: str = "cpu") -> tuple[GteModel, Tokenizer]:
+    """A gte encoder in the published form, float32, frozen and in evaluation mode, and its tokenizer.
+
+    The embedding of a text is the last layer's first token (CLS). A folder is read without any network access; anything
+    else is a Hub id. Every tensor's name and shape is checked against config.json before it is read. Raises `UserError`
+    for what is missing, damaged, or more than GteModel can represent.
+    """
+    folder = resolve_folder(path_or_id, revision, [CONFIG, WEIGHTS, TOKENIZER])
+    config = gte_config(read_json(folder / CONFIG, MAX_CONFIG))
+    _check_weights(folder / WEIGHTS, published_weights(config))
+    tokenizer = _load_tokenizer(folder / TOKENIZER, config)
+    try:
+        # Given the class and the config, transformers reads the weights alone, and renames and splits them itself.
+        model, report = GteModel.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # the library raises many kinds; the reader needs one sentence
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"The sentence encoder in {folder} could not be loaded ({reason}).") from error
+    if wrong := sorted(map(str, {*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]})):
+        raise UserError(f"The sentence encoder in {folder} does not fit transformers' GteModel: see {wrong[0]}.")
+    return to_device(model, device).eval().requires_grad_(False), tokenizer
+
+
+def gte_config(published: Any) -> GteConfig:
+    """The values of a published config.json (type `new`, or transformers' own `gte`) as a GteConfig.
+
+    Raises `UserError` for what GteModel does not compute as the public code does.
+    """
+    kind = published.get("model_type") if isinstance(published, dict) else None
+    if kind not in ("new", "gte"):
+        raise UserError(f"This {CONFIG} is of the type {kind!r}, not of a gte-*-en-v1.5 sentence encoder.")
+    try:
+        config = GteConfig.from_dict(published) if kind == "gte" else _translate(published)
+        width, heads = config.hidden_size, config.num_attention_heads
+        fits = 0 < config.num_hidden_layers <= MAX_LAYERS and heads > 0 and width > 0 and width % (2 * heads) == 0
+    except UserError:
+        raise
+    except Exception as error:  # a value of another kind, in whatever way it shows
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"The {CONFIG} of this sentence encoder is damaged ({reason}).") from error
+    if not fits:
+        raise UserError(f"The {CONFIG} of this sentence encoder is damaged: its sizes do not fit each other.")
+    return config
+
+
+def _translate(published: dict[str, Any]) -> GteConfig:
+    for name, value in ONLY.items():
+        if published.get(name, value) != value:
+            raise UserError(f"This sentence encoder has {name} {published[name]!r}; only {value!r} can be loaded.")
+    if missing := [name for name in (*SAME, "rope_theta") if name not in published]:
+        raise UserError(f"The {CONFIG} of this sentence encoder lacks {missing[0]}: get it again.")
+    return GteConfig(
+        **{name: published[name] for name in SAME},
+        pad_token_id=published.get("pad_token_id"),
+        rope_parameters=_rope(published),
+    )
+
+
+def _rope(published: dict[str, Any]) -> dict[str, Any]:
+    """The public code's rotary frequencies as `rope_parameters`.
+
+    Its `ntk` scaling by s > 1, at a head of d values, has the frequencies (theta s)^(-2i/d) / s^(2/d). They hold for
+    texts of any length: the code asks whether the table of cosines is longer than max_position_embeddings, and the one
+    made at load is, by s. That is transformers' `linear` scaling by s^(2/d) with the theta theta s.
+    """
+    theta, scaling = float(published["rope_theta"]), published.get("rope_scaling")
+    if scaling is None:
+        return {"rope_type": "default", "rope_theta": theta}
+    kind, factor = scaling.get("type"), scaling.get("factor")
+    if kind != "ntk" or any(value is not None for name, value in scaling.items() if name not in ("type", "factor")):
+        raise UserError(f"This sentence encoder has rope_scaling {scaling!r}; only plain 'ntk' can be loaded.")
+    if not isinstance(factor, int | float) or not 1 <= factor < float("inf"):
+        raise UserError(f"This sentence encoder has the rope_scaling factor {factor!r}; it must be a number from 1 up.")
+    head_size = published["hidden_size"] // published["num_attention_heads"]
+    return {"rope_type": "linear", "rope_theta": theta * factor, "factor": float(factor) ** (2 / head_size)}
+
+
+def published_weights(config: GteConfig) -> dict[str, tuple[int, ...]]:
+    """The name and shape of every tensor in the published file, without the prefix that some have."""
+    width, inner = config.hidden_size, config.intermediate_size
+    shapes = {
+        "embeddings.word_embeddings.weight": (config.vocab_size, width),
+        "embeddings.LayerNorm.weight": (width,),
+        "embeddings.LayerNorm.bias": (width,),
+    }
+    if config.type_vocab_size:
+        shapes["embeddings.token_type_embeddings.weight"] = (config.type_vocab_size, width)
+    layer = {
+        "attention.qkv_proj.weight": (3 * width, width),
+        "attention.qkv_proj.bias": (3 * width,),
+        "attention.o_proj.weight": (width, width),
+        "attention.o_proj.bias": (width,),
+        "attn_ln.weight": (width,),
+        "attn_ln.bias": (width,),
+        "mlp.up_gate_proj.weight": (2 * inner, width),
+        "mlp.down_proj.weight": (width, inner),
+        "mlp.down_proj.bias": (width,),
+        "mlp_ln.weight": (width,),
+        "mlp_ln.bias": (width,),
+    }
+    for i in range(config.num_hidden_layers):
+        shapes |= {f"encoder.layer.{i}.{name}": shape for name, shape in layer.items()}
+    return shapes
+
+
+def _check_weights(path: Path, expected: dict[str, tuple[int, ...]]) -> None:
+    with open_safetensors(path) as file:
+        names = list(file.keys())
+        prefix = PREFIX if names and all(name.startswith(PREFIX) for name in names) else ""
+        if odd := sorted(set(names) ^ {prefix + name for name in expected}):
+            raise UserError(f"{path} does not fit {CONFIG}: it lacks or adds {odd[0]} ({len(odd)} such tensors).")
+        for name, shape in expected.items():
+            found = tuple(file.get_slice(prefix + name).get_shape())
+            if found != shape:
+                raise UserError(f"{path} does not fit {CONFIG}: {name} is {list(found)}, not {list(shape)}.")
+
+
+def _load_tokenizer(path: Path, config: GteConfig) -> Tokenizer:
+    read_json(path, MAX_TOKENIZER)  # its sentences for a file that is missing, too large or no JSON
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise UserError(f"{path} is damaged ({error}).") from error
+    if tokenizer.get_vocab_size() > config.vocab_size:
+        raise UserError(
+            f"{path} has {tokenizer.get_vocab_size():,} tokens, but the sentence encoder has only "
+            f"{config.vocab_size:,}: the two are of different models."
+        )
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(min(MAX_TOKENS, config.max_position_embeddings))
+    return tokenizer
