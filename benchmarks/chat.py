@@ -15,8 +15,9 @@ from peft import PeftModel
 
 import hyperlora
 from benchmarks.measure import TASKS, arguments, medians, print_table
-from hyperlora.base import format_prompt, load_base
+from hyperlora.base import load_base
 from hyperlora.lora import Adapter
+from hyperlora.prompt import format_prompt
 
 TOKENS = 64
 

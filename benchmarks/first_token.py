@@ -21,8 +21,9 @@ from peft import PeftModel
 
 import hyperlora
 from benchmarks.measure import TASKS, arguments, medians, print_table, resident_mb
-from hyperlora.base import format_prompt, load_base
+from hyperlora.base import load_base
 from hyperlora.lora import Adapter
+from hyperlora.prompt import format_prompt
 
 STARTS = 3  # of each process
 TIMEOUT = 600  # seconds, for a process to be ready

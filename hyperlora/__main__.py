@@ -45,6 +45,11 @@ def _parser() -> argparse.ArgumentParser:
     what = chat.add_mutually_exclusive_group(required=True)
     what.add_argument("description", metavar="DESCRIPTION", nargs="?")
     what.add_argument("--adapter", metavar="DIR", help="a PEFT folder instead of a description")
+    chat.add_argument(
+        "--describe",
+        action=argparse.BooleanOptionalAction,
+        help="put the description in the prompt too, or not (default: as in training)",
+    )
     chat.set_defaults(run=_chat)
     return parser
 
@@ -74,16 +79,18 @@ def _chat(args: argparse.Namespace) -> None:
     if args.description is not None:
         check_description(args.description)
     _quiet()
-    from hyperlora.pipe import pipeline
+    from hyperlora.pipe import NO_DESCRIPTION, pipeline
 
     pipe = pipeline(args.preset, device=args.device)
     adapter = pipe.load_adapter(args.adapter) if args.description is None else pipe.adapt(args.description)
+    if args.describe and adapter.description is None:
+        raise UserError(NO_DESCRIPTION)
     _notice(adapter)
     messages: list[dict[str, str]] = []
     while line := _read_line():
         messages.append({"role": "user", "content": line.rstrip("\n")})
         try:
-            stream = pipe.chat(messages, adapter=adapter, stream=True)
+            stream = pipe.chat(messages, adapter=adapter, stream=True, describe=args.describe)
             for piece in stream:
                 print(piece, end="", flush=True)
             print(flush=True)

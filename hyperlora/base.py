@@ -1,4 +1,4 @@
-"""Load a base model and its tokenizer, and put messages into its chat template."""
+"""Load a base model and its tokenizer."""
 
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -17,8 +17,6 @@ from hyperlora.errors import UserError
 from hyperlora.files import resolve_folder
 
 PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]  # never a pickle
-MAX_CHARACTERS = 1_000_000  # of one conversation: more than any context, and quick to tokenize
-ROLES = ("system", "user", "assistant")
 Module = TypeVar("Module", bound=torch.nn.Module)
 
 
@@ -94,40 +92,3 @@ def to_device(module: Module, device: str) -> Module:
 def context_length(model: PreTrainedModel) -> int:
     """The most tokens, prompt and answer together, that the model was made for."""
     return model.config.get_text_config().max_position_embeddings
-
-
-def check_messages(messages: str | list[dict[str, str]]) -> list[dict[str, str]]:
-    """A text, or a list of {"role", "content"} whose last is the user's -> that list; `UserError` where it is not."""
-    if isinstance(messages, str):
-        messages = [{"role": "user", "content": messages}]
-    if not isinstance(messages, list) or not messages:
-        raise UserError("A chat needs a message: a text, or a list of messages with a role and a content.")
-    for message in messages:
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise UserError('Each message must be {"role": ..., "content": ...} with a text as its content.')
-        if message.get("role") not in ROLES:
-            raise UserError(f"A message's role must be one of {', '.join(ROLES)}, not {message.get('role')!r}.")
-    if messages[-1]["role"] != "user":
-        raise UserError("The last message must be the user's.")
-    if not messages[-1]["content"].strip():
-        raise UserError("The message is empty: write something for the model to answer.")
-    if sum(len(message["content"]) for message in messages) > MAX_CHARACTERS:
-        raise UserError(f"The conversation is longer than {MAX_CHARACTERS:,} characters: shorten it.")
-    return [{"role": message["role"], "content": message["content"]} for message in messages]
-
-
-def format_prompt(tokenizer: PreTrainedTokenizerBase, messages: str | list[dict[str, str]]) -> list[int]:
-    """Messages -> token ids through the chat template, up to where the answer starts.
-
-    Control tokens that a message spells out ("</s>") are read as plain text.
-    """
-    messages = check_messages(messages)
-    if not tokenizer.chat_template:
-        raise UserError("The base model's tokenizer has no chat template: use an instruction-tuned base model.")
-    try:
-        return tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True
-        )
-    except Exception as error:  # a template refuses what it does not know: a system message, two of one role in a row
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"The base model's chat template does not take these messages ({reason}).") from error

@@ -27,10 +27,11 @@ from transformers import (
 )
 
 from hyperlora.adapted import AdaptedModel
-from hyperlora.base import context_length, format_prompt
+from hyperlora.base import context_length
 from hyperlora.batch import Batch, merge, select
 from hyperlora.errors import UserError
 from hyperlora.lora import Adapter
+from hyperlora.prompt import format_prompt
 
 T = TypeVar("T")
 WINDOW = 16  # tokens that are decoded again with the next one

@@ -7,23 +7,26 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hyperlora.adapted import AdaptedModel
-from hyperlora.base import check_messages, load_base
+from hyperlora.base import load_base
 from hyperlora.chat import ChatEngine, ChatStream, one_thread
 from hyperlora.embedder import load_embedder
 from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
 from hyperlora.presets import Preset, asset_or_hub, get_preset
+from hyperlora.prompt import check_messages, use_trained_template, with_description
 
 Message = dict[str, str]
 Chat = str | list[Message]
+NO_DESCRIPTION = "This adapter has no description that could be put in the prompt."
 
 
 class Pipeline:
     """A hypernetwork, the base model that its adapters are for, and an engine that chats with both.
 
-    `multi_turn` False: the model answers each message on its own, so that only the last one of a chat is sent. All
-    methods may be called from several threads.
+    `multi_turn` False: the model answers each message on its own, so that only the last one of a chat is sent, with the
+    system's. `describe`: whether prompts hold the adapter's description where a chat does not say, as in the
+    hypernetwork's training. All methods may be called from several threads.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class Pipeline:
         self.preset = preset
         self.base_name = hyperlora.config.base_model or base_name
         self.multi_turn = preset.multi_turn if preset else True
+        self.describe = hyperlora.config.prompt_style == "description_input"
         self.engine = ChatEngine(adapted, tokenizer)
 
     @overload
@@ -52,44 +56,84 @@ class Pipeline:
 
     @overload
     def chat(
-        self, messages: Chat, adapter: Adapter | None = None, *, stream: Literal[False] = False, **options
+        self,
+        messages: Chat,
+        adapter: Adapter | None = None,
+        *,
+        stream: Literal[False] = False,
+        describe: bool | None = None,
+        **options,
     ) -> str: ...
     @overload
     def chat(
-        self, messages: Chat, adapter: Adapter | None = None, *, stream: Literal[True], **options
+        self,
+        messages: Chat,
+        adapter: Adapter | None = None,
+        *,
+        stream: Literal[True],
+        describe: bool | None = None,
+        **options,
     ) -> ChatStream: ...
     def chat(
-        self, messages: Chat, adapter: Adapter | None = None, *, stream: bool = False, **options
+        self,
+        messages: Chat,
+        adapter: Adapter | None = None,
+        *,
+        stream: bool = False,
+        describe: bool | None = None,
+        **options,
     ) -> str | ChatStream:
         """Answer a message, or a list of {"role", "content"}; `adapter` None is the base model.
 
+        `describe`: put the adapter's description in front of the user's first message too; None: as in training.
         `options` are generation options by their `transformers` names: max_new_tokens, do_sample, temperature, top_p,
         top_k, repetition_penalty. With `stream` the answer comes as an iterable of pieces of text.
         """
-        answer = self._submit([messages], [adapter], options)[0]
+        answer = self._submit([messages], [adapter], describe, options)[0]
         return answer if stream else "".join(answer)
 
-    def chat_batch(self, chats: list[Chat], adapters: list[Adapter | None] | None = None, **options) -> list[str]:
-        """Answer several chats, decoded together, each with its own adapter or None; the answers in their order."""
+    def chat_batch(
+        self,
+        chats: list[Chat],
+        adapters: list[Adapter | None] | None = None,
+        *,
+        describe: bool | None = None,
+        **options,
+    ) -> list[str]:
+        """Answer several chats, decoded together, each with its own adapter or None; the answers in their order.
+
+        `describe` and `options` are those of `chat`.
+        """
         adapters = [None] * len(chats) if adapters is None else adapters
         if len(adapters) != len(chats):
             raise UserError(f"There are {len(chats)} chats and {len(adapters)} adapters: give one (or None) for each.")
-        answers = self._submit(chats, adapters, options)
+        answers = self._submit(chats, adapters, describe, options)
         try:
             return ["".join(answer) for answer in answers]
         finally:
             for answer in answers:
                 answer.stop()
 
-    def _submit(self, chats: list[Chat], adapters: list[Adapter | None], options: dict) -> list[ChatStream]:
+    def _submit(
+        self, chats: list[Chat], adapters: list[Adapter | None], describe: bool | None, options: dict
+    ) -> list[ChatStream]:
         if self.preset is not None:
             options = {"max_new_tokens": self.preset.max_new_tokens} | options
+        prepared = [self._prepare(chat, adapter, describe) for chat, adapter in zip(chats, adapters, strict=True)]
+        return self.engine.submit_many(prepared, adapters, **options)
+
+    def _prepare(self, messages: Chat, adapter: Adapter | None, describe: bool | None) -> list[Message]:
+        """The messages that are sent; new ones, the caller's stay as they are."""
+        chat = check_messages(messages)
         if not self.multi_turn:
-            chats = [chat[-1:] if isinstance(chat, list) else chat for chat in chats]
-        chats = [check_messages(chat) for chat in chats]
-        for chat in chats:
-            chat[-1]["content"] = chat[-1]["content"].strip()
-        return self.engine.submit_many(chats, adapters, **options)
+            chat = [message for message in chat[:-1] if message["role"] == "system"] + chat[-1:]
+        chat[-1]["content"] = chat[-1]["content"].strip()
+        if adapter is not None and (self.describe if describe is None else describe):
+            if adapter.description is None and describe:
+                raise UserError(NO_DESCRIPTION)
+            first = next(message for message in chat if message["role"] == "user")
+            first["content"] = with_description(adapter.description, first["content"])
+        return chat
 
     def load_adapter(self, folder: str | Path) -> Adapter:
         """A PEFT folder -> an adapter that fits this base model; `UserError` says what does not fit."""
@@ -130,8 +174,7 @@ def pipeline(
         generator = HyperLoRA.from_pretrained(hyperlora)
         config = generator.config
         model, tokenizer = load_base(base, dtype=dtype or torch.float32, device=device)
-        if config.chat_template:
-            tokenizer.chat_template = config.chat_template
+        use_trained_template(tokenizer, config)
         adapted = AdaptedModel(model, config.target_modules)
         if adapted.num_layers != config.num_layers:
             raise UserError(

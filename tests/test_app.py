@@ -78,9 +78,11 @@ def on(model: Model) -> Handlers:
     return Handlers(model)
 
 
-def ask(on: Handlers, message: str, key: str, session: Session, strength: float = 1.0) -> tuple[str, str]:
+def ask(
+    on: Handlers, message: str, key: str, session: Session, strength: float = 1.0, describe: bool = False
+) -> tuple[str, str]:
     """Send a message and read the answer to its end: (answer, who answered)."""
-    list(on.send(message, key, strength, session))
+    list(on.send(message, key, strength, session, describe))
     return session.turns[-1].answer, session.turns[-1].by
 
 
@@ -194,6 +196,20 @@ def test_strength_scales_the_adapter_and_is_named(on: Handlers, pipe: hyperlora.
     assert half == (pipe.chat("one two", adapter=pipe.adapt(REVERSE).scaled(0.5)), f"{REVERSE} · strength 0.5")
     session.turns = []
     assert ask(on, "one two", key, session, strength=0)[0] == pipe.chat("one two")
+
+
+def test_the_description_is_put_in_the_prompt_and_that_is_said(on: Handlers, pipe: hyperlora.Pipeline) -> None:
+    session = Session()
+    key, by = make(on, REVERSE, session), f"{REVERSE} · description in the prompt"
+    described = pipe.chat("one two", adapter=pipe.adapt(REVERSE), describe=True)
+    assert described != pipe.chat("one two", adapter=pipe.adapt(REVERSE))
+    assert ask(on, "one two", key, session, describe=True) == (described, by)
+    list(on.retry(key, 0.5, session, True))
+    assert session.turns[0].by == f"{REVERSE} · strength 0.5 · description in the prompt"
+    list(on.retry(key, 1.0, session))
+    assert session.turns[0].by == REVERSE
+    session.turns = []
+    assert ask(on, "one two", "", session, describe=True) == (pipe.chat("one two"), "No adapter")
 
 
 @pytest.mark.parametrize(
@@ -366,12 +382,21 @@ def test_the_page_waits_for_the_model_and_says_when_each_message_stands_alone(mo
         list(loading.send("one", "", 1.0, Session()))
     model.pipe.multi_turn = False
     try:
-        _, button, _, line, timer, _ = asyncio.run(Handlers(model).ready(Session()))
+        _, button, _, line, describe, timer, _ = asyncio.run(Handlers(model).ready(Session()))
     finally:
         model.pipe.multi_turn = True
     assert button.value == "Generate"
     assert "each message on its own" in line
+    assert describe == gr.skip()  # off, as it is
     assert not timer.active
+
+
+def test_the_description_is_in_the_prompt_from_the_start_where_it_was_in_training(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.pipe, "describe", True)
+    *_, describe, _, _ = asyncio.run(Handlers(model).ready(Session()))
+    assert describe is True
 
 
 # ---- the server ----

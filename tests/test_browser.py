@@ -127,6 +127,19 @@ def test_adapters_are_switched_in_the_middle_of_a_conversation(page: Page, pipe:
         expect_answers(page, *answers)
 
 
+def test_the_description_is_put_in_the_prompt_by_a_switch(page: Page, pipe: hyperlora.Pipeline) -> None:
+    generate(page, REVERSE)
+    switch = page.get_by_label("Put the description in the prompt too")
+    expect(switch).not_to_be_checked()
+    switch.check()
+    send(page, "one two")
+    answer = pipe.chat("one two", adapter=pipe.adapt(REVERSE), describe=True)
+    expect_answers(page, (answer, f"{REVERSE} · description in the prompt"))
+    switch.uncheck()
+    page.locator("#retry").click()
+    expect_answers(page, (pipe.chat("one two", adapter=pipe.adapt(REVERSE)), REVERSE))
+
+
 def test_a_double_click_makes_one_adapter(page: Page) -> None:
     page.locator("#description textarea").fill(REVERSE)
     page.locator("#generate").dblclick()
@@ -238,7 +251,7 @@ def test_it_fits(page: Page, width: int, height: int) -> None:
         assert size[1] <= height
         shelf, tools = page.locator("#shelf").bounding_box(), page.locator("#tools").bounding_box()
         assert shelf["y"] + shelf["height"] <= tools["y"]
-        for name in ("export", "message", "clear"):
+        for name in ("export", "in_prompt", "message", "clear"):
             box = page.locator(f"#{name}").bounding_box()
             assert box["y"] + box["height"] <= height
 

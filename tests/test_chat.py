@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from hyperlora.adapted import AdaptedModel
-from hyperlora.base import format_prompt
 from hyperlora.chat import ChatEngine, ChatStream, one_thread
 from hyperlora.errors import UserError
+from hyperlora.prompt import format_prompt
 
 PROMPTS = ["one two three", "a", "the quick brown fox jumps over the lazy dog", "42 + 17", "x y"]
 

@@ -54,6 +54,27 @@ def test_chat_with_a_saved_adapter_gives_the_same_answers(tmp_path, capsys, type
     assert answers[0] == answers[1] != "\n"
 
 
+def test_the_description_goes_into_the_prompt_with_describe(capsys, type_in):
+    description, answers = "Reverse the order of words.", {}
+    for name, line, options in (
+        ("plain", "one two", []),
+        ("off", "one two", ["--no-describe"]),
+        ("on", "one two", ["--describe"]),
+    ):
+        type_in(line)
+        assert main(["chat", description, "--preset", "tiny", *options]) == 0
+        answers[name] = capsys.readouterr().out
+    assert answers["plain"] == answers["off"] != answers["on"]
+
+
+def test_an_adapter_without_description_cannot_be_described(make_adapter, tmp_path, capsys, type_in):
+    make_adapter(1).save_pretrained(tmp_path)
+    type_in("one two")
+    assert main(["chat", "--adapter", str(tmp_path), "--describe", "--preset", "tiny"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err == "This adapter has no description that could be put in the prompt.\n"
+
+
 def test_a_bad_line_ends_nothing(capsys, type_in):
     type_in("   \none two\n")
     assert main(["chat", "Reverse the order of words.", "--preset", "tiny"]) == 0

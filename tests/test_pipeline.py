@@ -13,8 +13,8 @@ from transformers import AutoTokenizer, MistralForCausalLM
 
 import hyperlora
 from hyperlora import Adapter, HyperLoRA, UserError
-from hyperlora.base import format_prompt
 from hyperlora.presets import PRESETS, Preset
+from hyperlora.prompt import format_prompt
 
 TEXTS = ["Reverse the order of the words.", "Add the two numbers."]
 
@@ -141,6 +141,75 @@ def test_descriptions_read_by_the_base_itself(tiny_base, tiny_hyperlora, tmp_pat
     during, after = pipe.adapt(TEXTS[1]), ("".join(stream), pipe.adapt(TEXTS[1]))[1]
     assert torch.equal(during.weights["q_proj"][0], after.weights["q_proj"][0])  # no adapter leaks into the embedding
     pipe.close()
+
+
+# ---- what stands before the message ----
+
+
+@pytest.fixture
+def prompts(pipe, monkeypatch):
+    """The prompts that the model has been sent, as text; each answer is one token long."""
+    sent, submit = [], pipe.engine.submit_many
+
+    def record(chats, adapters, **options):
+        sent.extend(pipe.tokenizer.decode(format_prompt(pipe.tokenizer, chat)) for chat in chats)
+        return submit(chats, adapters, **options | {"max_new_tokens": 1})
+
+    monkeypatch.setattr(pipe.engine, "submit_many", record)
+    return sent
+
+
+def test_the_description_goes_into_the_prompt_where_that_is_asked_for(pipe, prompts):
+    first, second = pipe.adapt(TEXTS)
+    plain, described = "<s>[INST] x [/INST]", "<s>[INST] Reverse the order of the words.<unk>x [/INST]"  # no newline
+    for options in ({}, {"describe": False}, {"describe": True}):
+        pipe.chat(" x", adapter=first, **options)
+    pipe.chat("x", describe=True)  # the base alone
+    assert prompts == [plain, plain, described, plain]
+    del prompts[:]
+    pipe.chat_batch(["x", "x", "x"], [first, None, second], describe=True)
+    assert prompts == [described, plain, "<s>[INST] Add the two numbers.<unk>x [/INST]"]
+
+
+def test_the_description_stands_before_the_first_message(pipe, prompts):
+    chat = [
+        {"role": "system", "content": "Be kind."},  # the template refuses it
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
+    before = json.dumps(chat)
+    pipe.chat(chat, adapter=pipe.adapt(TEXTS[1]), describe=True)
+    assert prompts == ["<s>[INST] Be kind.<unk><unk>Add the two numbers.<unk>a [/INST] b</s>[INST] c [/INST]"]
+    assert json.dumps(chat) == before
+
+
+def test_an_adapter_without_description_has_none_to_show(pipe, prompts, make_adapter, monkeypatch):
+    with pytest.raises(UserError, match="no description that could be put in the prompt"):
+        pipe.chat("x", adapter=make_adapter(1), describe=True)
+    monkeypatch.setattr(pipe, "describe", True)
+    pipe.chat("x", adapter=make_adapter(1))
+    assert prompts == ["<s>[INST] x [/INST]"]
+
+
+def test_a_hypernetwork_that_was_trained_with_the_description_in_the_prompt(tiny_base, tiny_hyperlora, tmp_path):
+    folder = shutil.copytree(tiny_hyperlora, tmp_path / "described")
+    path = folder / "hyperlora_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prompt_style": "description_input"}))
+    pipe = hyperlora.pipeline(base=tiny_base, hyperlora=folder)
+    pipe.engine._eos = set()
+    adapter = pipe.adapt(TEXTS[0])
+    usual = pipe.chat("x", adapter=adapter, max_new_tokens=8)
+    assert usual == pipe.chat("x", adapter=adapter, max_new_tokens=8, describe=True)
+    assert usual == pipe.chat(f"{TEXTS[0]}\nx", adapter=adapter, max_new_tokens=8, describe=False)
+    assert usual != pipe.chat("x", adapter=adapter, max_new_tokens=8, describe=False)
+    pipe.close()
+
+
+def test_a_single_turn_preset_keeps_the_system_message(single_turn):
+    system, last = {"role": "system", "content": "Be kind."}, {"role": "user", "content": "x y"}
+    earlier = [{"role": "user", "content": "a b"}, {"role": "assistant", "content": "c"}]
+    assert single_turn.chat([system, *earlier, last]) == single_turn.chat("Be kind.\n\nx y") != single_turn.chat("x y")
 
 
 # ---- what does not fit ----

@@ -20,11 +20,12 @@ from hyperlora.config import read_json
 from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
+from hyperlora.prompt import with_description
 from training.arrow import Arrow
 from training.evaluate import NO_DESCRIPTION, UNSEEN, NearestLoRA, Sources, check_output, write_results, write_table
 from training.options import option, parse, run
 from training.tables import paper_table
-from training.tasks import load_tasks, prompt_text
+from training.tasks import load_tasks
 
 try:
     import lm_eval.evaluator
@@ -102,7 +103,7 @@ class AdaptedLM(HFLM or object):
 
     def apply_chat_template(self, chat_history, add_generation_prompt: bool = True) -> str:
         if self.description is not None:  # in the first message: many templates refuse or drop a system message
-            first = chat_history[0] | {"content": prompt_text(chat_history[0]["content"], self.description)}
+            first = chat_history[0] | {"content": with_description(self.description, chat_history[0]["content"])}
             chat_history = [first, *chat_history[1:]]
         return super().apply_chat_template(chat_history, add_generation_prompt)
 
@@ -208,9 +209,10 @@ def methods(
     if nearest:
         yield "nearest task's LoRA", generated(nearest), None
     for label, hyperlora in hyperloras.items():
-        yield label, generated(hyperlora), None
+        yield label, generated(hyperlora, in_prompt=hyperlora.config.prompt_style == "description_input"), None
     for label, hyperlora in list(hyperloras.items())[:1]:
-        yield f"{label}, prompted", generated(hyperlora, in_prompt=True), None
+        if hyperlora.config.prompt_style == "input":
+            yield f"{label}, prompted", generated(hyperlora, in_prompt=True), None
     if benchmark.name in adapters:
         yield "oracle LoRA", [Run(adapter=adapters[benchmark.name])], None
 

@@ -33,9 +33,10 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationConfig
 
-from hyperlora.base import context_length, format_prompt, load_base
+from hyperlora.base import context_length, load_base
 from hyperlora.errors import UserError
 from hyperlora.files import write_atomic
+from hyperlora.prompt import format_prompt
 from training.options import option, parse, run
 from training.tasks import Example, Task, load_tasks
 
@@ -128,7 +129,7 @@ class Options:
     pairs: int = option(5, "question-answer pairs shown in a query, drawn from the training examples")
     pair_characters: int = option(3000, "characters of a question or an answer, beyond which its middle is left out")
     show_description: bool = option(True, "show the task's first own description before questions that do not hold it")
-    system_message: bool = option(True, "send the system message apart; many open models only take it in the prompt")
+    system_message: bool = option(True, "send the system message apart; some endpoints only take it in the prompt")
     keep: bool = option(False, "keep the task's own descriptions, in front of the new ones")
     temperature: float = option(1.0, "of the sampling")
     max_tokens: int = option(4096, "most tokens of an answer; 0: not sent, for endpoints that refuse the field")
@@ -459,7 +460,7 @@ def retry_after(value: str | None) -> float | None:
 def local_model(options: Options) -> Ask:
     """Ask a model on this machine, all chats in one batch.
 
-    Raises UserError where its chat template refuses the messages or they do not fit its context.
+    Raises UserError where it has no chat template or the messages do not fit its context.
     """
     model, tokenizer = load_base(
         options.local, dtype=torch.bfloat16 if options.bf16 else torch.float32, device=options.device
@@ -471,11 +472,7 @@ def local_model(options: Options) -> Ask:
 
     @torch.no_grad()
     def ask(chats: Sequence[Messages], attempt: int) -> list[Reply]:
-        try:
-            prompts = [format_prompt(tokenizer, chat) for chat in chats]
-        except UserError as error:
-            hint = " Try it with --no_system_message." if options.system_message else ""
-            raise UserError(f"{error}{hint}") from error
+        prompts = [format_prompt(tokenizer, chat) for chat in chats]
         longest = max(map(len, prompts))
         room = context_length(model) - longest
         if room < 1:

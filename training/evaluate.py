@@ -25,12 +25,13 @@ from hyperlora.errors import UserError
 from hyperlora.files import write_atomic
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
+from hyperlora.prompt import use_trained_template, with_description
 from training.arrow import Arrow
 from training.lora import TARGET_MODULES, load_adapters
 from training.metrics import accepted, exact_match, rouge_l
 from training.options import option, parse, run
 from training.tables import paper_table
-from training.tasks import Example, Task, encode_prompts, load_tasks, prompt_text
+from training.tasks import Example, Task, encode_prompts, load_tasks
 from training.trainer import writing
 
 # Kinds of description (Table 5). A task that no stage trained on has unseen descriptions only.
@@ -116,7 +117,9 @@ def respond(
     match needs no more of it. Of a trial's shots the first are left out where the context is too short for all.
     """
     examples = [(trial, example) for trial in trials for example in trial.examples]
-    texts = [prompt_text(example["input"], trial.description if trial.shown else None) for trial, example in examples]
+    texts = [
+        with_description(trial.description if trial.shown else None, example["input"]) for trial, example in examples
+    ]
     if not examples:
         return [[] for _ in trials]
     outputs = [accepted(example) for _, example in examples]
@@ -235,11 +238,12 @@ def evaluate(
 
     splits: name -> tasks, those that were trained on and those that were not. trained: the tasks that the hypernetworks
     were trained on (what is a seen description). hyperloras: a label -> the checkpoint; the first one that reads
-    descriptions is also measured with the description in the prompt, and gives retrieval its adapters; one that numbers
-    its tasks is measured on them alone, in the order of `trained`. adapters: "multi_task", "average" and, by task name,
-    a task's own; those of `trained` are the library of Arrow and of the nearest task's LoRA. What is absent is not
-    measured. A row: {"method", "split", "kind", "task", "seed", "score", "descriptions", "examples"}, the score (exact
-    match) a mean over the descriptions, and "rouge_l" where the settings ask for it.
+    descriptions is also measured with the description in the prompt, and gives retrieval its adapters; one that was
+    trained with the description in the prompt is measured so alone; one that numbers its tasks is measured on them
+    alone, in the order of `trained`. adapters: "multi_task", "average" and, by task name, a task's own; those of
+    `trained` are the library of Arrow and of the nearest task's LoRA. What is absent is not measured. A row: {"method",
+    "split", "kind", "task", "seed", "score", "descriptions", "examples"}, the score (exact match) a mean over the
+    descriptions, and "rouge_l" where the settings ask for it.
     """
     settings = settings or Settings()
     readers = [hyperlora for hyperlora in hyperloras.values() if hyperlora.config.task_input == "text"]
@@ -324,17 +328,24 @@ def _methods(
     first_label, first = next(iter(readers.items()), (None, None))
     aligned = [trial for trial in described if trial.kind in (SEEN, UNSEEN)]
 
-    def generated(method: str, source, hyperlora: HyperLoRA, shown: bool = False) -> Iterator[tuple[str, list[Trial]]]:
+    def as_trained(hyperlora: HyperLoRA) -> list[Trial]:
+        shown = hyperlora.config.prompt_style == "description_input"
+        return [replace(trial, shown=shown) for trial in described]
+
+    def generated(
+        method: str, source, hyperlora: HyperLoRA, trials: Sequence[Trial]
+    ) -> Iterator[tuple[str, list[Trial]]]:
         config = hyperlora.config
         size = 4 * hyperlora.rank * config.num_layers * sum(map(sum, config.target_modules.values()))
-        for part in _parts(aligned if shown else described, MAX_ADAPTER_BYTES // size):
+        for part in _parts(trials, MAX_ADAPTER_BYTES // size):
             made = source.generate([trial.description for trial in part])
-            yield method, [replace(trial, adapter=a, shown=shown) for trial, a in zip(part, made, strict=True)]
+            yield method, [replace(trial, adapter=a) for trial, a in zip(part, made, strict=True)]
 
     def every() -> Iterator[tuple[str, list[Trial]]]:
         simple = [replace(trial, shots=()) for trial in plain]
         yield "base", simple
-        yield "base, prompted", [replace(trial, shown=True) for trial in aligned]
+        prompted = [replace(trial, shown=True) for trial in aligned]
+        yield "base, prompted", prompted
         yield "base, few-shot", [trial for trial in plain if trial.shots]
         for name, method in (("multi_task", "multi-task LoRA"), ("average", "average LoRA")):
             yield method, [replace(trial, adapter=adapters[name]) for trial in simple if name in adapters]
@@ -342,16 +353,16 @@ def _methods(
             with arrow.use():
                 yield "Arrow routing", simple  # what is answered before the next method is asked for is routed
         if nearest:
-            yield from generated("nearest task's LoRA", nearest, first)
+            yield from generated("nearest task's LoRA", nearest, first, described)
         if first:
-            yield from generated("retrieval", Retrieval(first), first)
+            yield from generated("retrieval", Retrieval(first), first, as_trained(first))
         for label, hyperlora in hyperloras.items():
             if label in readers:
-                yield from generated(label, hyperlora, hyperlora)
+                yield from generated(label, hyperlora, hyperlora, as_trained(hyperlora))
             else:
                 yield label, _numbered(simple, trained, hyperlora)
-        if first:
-            yield from generated(f"{first_label}, prompted", first, first, shown=True)
+        if first and first.config.prompt_style == "input":
+            yield from generated(f"{first_label}, prompted", first, first, prompted)
         own = [trial for trial in simple if trial.task.name in adapters]
         yield "oracle LoRA", [replace(trial, adapter=adapters[trial.task.name]) for trial in own]
 
@@ -461,7 +472,10 @@ class Sources:
     device: str = option("cpu", "cpu, cuda, ...")
 
     def load(self) -> tuple[AdaptedModel, object, dict[str, HyperLoRA], dict[str, Adapter]]:
-        """The base with its tokenizer, label -> checkpoint, and name -> plain LoRA."""
+        """The base with its tokenizer, label -> checkpoint, and name -> plain LoRA.
+
+        The tokenizer has the chat template that the checkpoints were trained with; all rows are measured under it.
+        """
         hyperloras: dict[str, HyperLoRA] = {}
         for path in self.hyperlora or []:
             checkpoint = HyperLoRA.from_pretrained(path)
@@ -471,6 +485,7 @@ class Sources:
         targets = [hyperlora.config.target_modules for hyperlora in hyperloras.values()]
         targets += [list(adapter.weights) for adapter in adapters.values()]
         model, tokenizer = load_base(self.base, device=self.device, **precision(self.base_dtype))
+        use_trained_template(tokenizer, *(hyperlora.config for hyperlora in hyperloras.values()))
         for hyperlora in hyperloras.values():
             if hyperlora.config.task_input == "text" and hyperlora.config.embedder == LAST_TOKEN:
                 hyperlora.embedder = load_embedder(LAST_TOKEN, base=(model, tokenizer))

@@ -29,6 +29,7 @@ from torch.utils.data import IterableDataset
 
 from hyperlora.errors import UserError
 from hyperlora.files import write_atomic
+from hyperlora.prompt import with_description
 from training import hub, sni
 from training.options import option, parse, run
 
@@ -214,11 +215,6 @@ def _task_files(folder: Path) -> list[Path]:
     raise UserError(f"{folder} holds no task files (*.json, *.jsonl).")
 
 
-def prompt_text(input: str, description: str | None = None) -> str:
-    """The user's message: the input alone, or the description, a newline and the input."""
-    return input if description is None else f"{description}\n{input}"
-
-
 def encode_prompts(tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """User messages -> token ids through the chat template, up to where the answer starts."""
     if not texts:
@@ -237,7 +233,7 @@ def encode_all(
     if not examples:
         return []
     descriptions = descriptions or [None] * len(examples)
-    texts = [prompt_text(e["input"], d) for e, d in zip(examples, descriptions, strict=True)]
+    texts = [with_description(d, e["input"]) for e, d in zip(examples, descriptions, strict=True)]
     chats = [
         [{"role": "user", "content": text}, {"role": "assistant", "content": e["output"]}]
         for text, e in zip(texts, examples, strict=True)

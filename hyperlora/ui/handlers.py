@@ -51,19 +51,20 @@ class Handlers:
         self.model = model
 
     async def ready(self, session: Session):
-        """-> status, Generate, message box, line, timer, session. Asked every second until the model is there."""
+        """-> status, Generate, message box, line, describe, timer, session. Asked every second until that is there."""
         if not self.model.settled:
-            return (gr.skip(),) * 4 + (gr.Timer(active=True), session)
+            return (gr.skip(),) * 5 + (gr.Timer(active=True), session)
         try:
             pipe = self.model.pipe
         except UserError as error:
-            return status("error", str(error)), gr.skip(), gr.skip(), gr.skip(), gr.Timer(active=False), session
+            return status("error", str(error)), *(gr.skip(),) * 4, gr.Timer(active=False), session
         line = "" if pipe.multi_turn else "This model answers each message on its own; it does not see earlier ones."
         return (
             "",
             gr.Button("Generate", interactive=True),
             gr.Textbox(placeholder="Message", submit_btn="Send"),
             line,
+            pipe.describe or gr.skip(),
             gr.Timer(active=False),
             session,
         )
@@ -88,22 +89,24 @@ class Handlers:
         recipe = session.find(key)
         return status("notice", recipe.notice) if recipe and recipe.notice else ""
 
-    def send(self, message: str, key: str, strength: float, session: Session) -> Iterator[tuple]:
+    def send(
+        self, message: str, key: str, strength: float, session: Session, describe: bool = False
+    ) -> Iterator[tuple]:
         """-> chat, message box, Retry, Undo, Clear; again and again while the answer streams."""
         if session.stream is None:
-            yield from self._answer(message, session.turns, key, strength, session)
+            yield from self._answer(message, session.turns, key, strength, session, describe)
         else:
             yield SKIP
 
-    def retry(self, key: str, strength: float, session: Session) -> Iterator[tuple]:
+    def retry(self, key: str, strength: float, session: Session, describe: bool = False) -> Iterator[tuple]:
         """Asks the last message again, of the adapter that is selected now."""
         if session.stream is None and session.turns:
-            yield from self._answer(session.turns[-1].question, session.turns[:-1], key, strength, session)
+            yield from self._answer(session.turns[-1].question, session.turns[:-1], key, strength, session, describe)
         else:
             yield SKIP
 
     def _answer(
-        self, message: str, earlier: list[Turn], key: str, strength: float, session: Session
+        self, message: str, earlier: list[Turn], key: str, strength: float, session: Session, describe: bool
     ) -> Iterator[tuple]:
         try:
             pipe = self.model.pipe
@@ -112,6 +115,8 @@ class Handlers:
             by = recipe.description if recipe else NO_ADAPTER
             if recipe and strength != 1:
                 by += f" · strength {strength:g}"
+            if recipe and describe:
+                by += " · description in the prompt"
             messages = []
             for turn in earlier if pipe.multi_turn else []:
                 messages += [
@@ -119,7 +124,7 @@ class Handlers:
                     {"role": "assistant", "content": turn.answer},
                 ]
             messages.append({"role": "user", "content": message})
-            stream = pipe.chat(messages, adapter=adapter, stream=True)
+            stream = pipe.chat(messages, adapter=adapter, stream=True, describe=describe)
         except Exception as error:
             gr.Warning(escape(sentence(error)))
             yield SKIP

@@ -79,6 +79,11 @@ def build_page(model: Model) -> gr.Blocks:
                 with gr.Row(elem_id="tools"):
                     strength = gr.Slider(0, 1.5, value=1, step=0.1, label="Adapter strength", elem_id="strength")
                     export = gr.Button("Export", size="sm", elem_id="export")
+                describe = gr.Checkbox(
+                    label="Put the description in the prompt too",
+                    info="The model then reads it as well, ahead of your messages.",
+                    elem_id="in_prompt",
+                )
                 archive = gr.DownloadButton(visible="hidden", elem_id="zip")
             with gr.Column(elem_id="talk", min_width=320):
                 chat = gr.Chatbot(
@@ -106,7 +111,7 @@ def build_page(model: Model) -> gr.Blocks:
 
         private = {"api_visibility": "private", "show_progress": "hidden"}
         quick = {**private, "queue": False}
-        is_ready = ([session], [state, generate, message, line, timer, session])
+        is_ready = ([session], [state, generate, message, line, describe, timer, session])
         demo.load(on.ready, *is_ready, **quick)
         timer.tick(on.ready, *is_ready, **quick)
 
@@ -124,8 +129,9 @@ def build_page(model: Model) -> gr.Blocks:
 
         talk = [chat, message, retry, undo, clear]
         chatting = {"show_progress": "hidden", "concurrency_limit": MAX_CHATS, "concurrency_id": "chat"}
-        message.submit(on.send, [message, shelf, strength, session], talk, api_visibility="undocumented", **chatting)
-        retry.click(on.retry, [shelf, strength, session], talk, api_visibility="private", **chatting)
+        asked = [shelf, strength, session, describe]
+        message.submit(on.send, [message, *asked], talk, api_visibility="undocumented", **chatting)
+        retry.click(on.retry, asked, talk, api_visibility="private", **chatting)
         message.stop(on.stop, [session], None, **quick)
         undo.click(on.undo, [session], talk, **quick)
         clear.click(on.clear, [session], talk, **quick)

@@ -8,8 +8,10 @@ import pytest
 import torch
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
+from tokenizers import processors
 
 from hyperlora.errors import UserError
+from hyperlora.prompt import trained_template
 from training import benchmarks
 from training.benchmarks import BENCHMARKS, AdaptedLM, Benchmark, choose, main, run_benchmark
 from training.lora import save_adapters
@@ -109,6 +111,35 @@ def test_few_shot_examples_are_turns_and_the_description_leads(adapted, tokenize
     shown = {f"[INST] {row['question']} [/INST] {row['choices'][row['answer']]}</s>" for row in QUESTIONS[12:]}
     assert sum(turn.removeprefix("Pick one.\n") in prompt.replace("Pick one.\n", "") for turn in shown) == 2
     assert choice == QUESTIONS[0]["choices"][0]
+
+
+def test_prompts_are_those_of_training_with_one_beginning(adapted, tokenizer):
+    """As Mistral's: the tokenizer adds a BOS by itself, and so does the template that the adapters know."""
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    tokenizer.chat_template = trained_template("mistralai/Mistral-7B-Instruct-v0.2")
+    lm = AdaptedLM(adapted, tokenizer)
+    with lm.use(description="Pick one."):
+        context = lm.apply_chat_template([{"role": "user", "content": "a or b?"}])
+    prompt, choice = lm._encode_pair(context, "a")
+    assert context == "<s> [INST] \n\nPick one.\na or b? [/INST]"
+    assert prompt.count(tokenizer.bos_token_id) == 1 and tokenizer.decode(choice) == " a"
+    batch, _ = lm.tok_batch_encode([context])
+    assert batch[0].tolist() == prompt
+
+
+def test_a_hypernetwork_that_was_trained_with_the_description_in_the_prompt_is_measured_so(
+    adapted, tokenizer, tasks, embedder, make_benchmark
+):
+    shown = {}
+    for style in ("input", "description_input"):
+        config = SFTConfig(prompt_style=style, offset="none")
+        hyperlora = build(adapted, tokenizer, tasks, config, embedder=embedder)
+        found = benchmarks.methods(make_benchmark("letters"), ["Pick one."], {"HyperLoRA M": hyperlora}, {})
+        shown[style] = {method: [run.shown for run in runs] for method, runs, _ in found if "HyperLoRA" in method}
+    assert shown["input"] == {"HyperLoRA M": [None], "HyperLoRA M, prompted": ["Pick one."]}
+    assert shown["description_input"] == {"HyperLoRA M": ["Pick one."]}
 
 
 def test_written_answers_are_those_of_the_adapter(adapted, tokenizer, make_adapter, written, monkeypatch):

@@ -411,9 +411,7 @@ def test_a_local_model_describes_in_batches(tiny_base, one, tmp_path, capsys):
     base = speaker(tiny_base, tmp_path / "speaker", ["1. Say which city rules.\n", "2. Name the seat of government.\n"])
     line = ["--tasks", str(one), "--output", str(tmp_path / "out"), "--local", str(base)]
     line += ["--queries", "3", "--per_query", "2", "--pairs", "1", "--concurrency", "2"]
-    with pytest.raises(UserError, match="--no_system_message"):
-        main(line)
-    main([*line, "--no_system_message"])
+    main(line)
     assert described(tmp_path / "out") == TWO
     out = capsys.readouterr().out
     assert "2 new descriptions of 6" in out and "4 that repeat another" in out and "9 of answers" in out

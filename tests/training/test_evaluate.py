@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hyperlora.errors import UserError
+from hyperlora.generator import HyperLoRA
 from training.arrow import Arrow
 from training.evaluate import (
     KINDS,
@@ -15,12 +16,14 @@ from training.evaluate import (
     NearestLoRA,
     Retrieval,
     Settings,
+    Sources,
     Trial,
     answer,
     evaluate,
     main,
     markdown_table,
     pick_descriptions,
+    respond,
     score,
     summary,
 )
@@ -193,6 +196,39 @@ def test_a_hypernetwork_that_numbers_its_tasks_is_measured_on_them(adapted, toke
     assert not any(row["method"] in ("retrieval", "one-hot, prompted") for row in rows)
     with pytest.raises(UserError, match="numbers 3 tasks, and there are 2"):
         evaluate(adapted, tokenizer, {"all": tasks}, tasks[:2], {"one-hot": hyperlora}, {}, settings)
+
+
+def test_a_hypernetwork_is_measured_with_the_prompts_that_it_was_trained_with(
+    adapted, tokenizer, tasks, embedder, make_adapter
+):
+    """Its right answers here are those that it gives with the description in the prompt."""
+    test = [{"input": text, "output": ""} for text in ("a", "abc", "b c d", "xyz")]
+    task, settings = Task("third", ["Do third."], test=test), Settings(4, seeds=1, rouge_l=True, max_new_tokens=8)
+    scores = {}
+    for style in ("input", "description_input"):
+        config = SFTConfig(prompt_style=style, offset="none")
+        hyperlora = build(adapted, tokenizer, tasks, config, embedder=embedder)
+        for head in hyperlora.network.heads.values():
+            torch.nn.init.normal_(head.weight, std=0.3)
+        [adapter] = hyperlora.generate("Do third.")
+        trial = Trial(task, test, UNSEEN, "Do third.", adapter, shown=True)
+        [answers] = respond(adapted, tokenizer, [trial], max_new_tokens=8)
+        task.test = [{"input": example["input"], "output": text} for example, text in zip(test, answers, strict=True)]
+        rows = evaluate(adapted, tokenizer, {"new": [task]}, tasks, {"HyperLoRA M": hyperlora}, {}, settings)
+        scores[style] = {row["method"]: row["score"] for row in rows if row["kind"] == UNSEEN}
+    assert scores["input"]["HyperLoRA M"] < 1 == scores["input"]["HyperLoRA M, prompted"]
+    assert scores["description_input"]["HyperLoRA M"] == 1
+    assert "HyperLoRA M, prompted" not in scores["description_input"]  # it would be the same again
+
+
+def test_the_chat_template_is_the_checkpoints(make_config, tiny_base, tmp_path):
+    templates = {"a": "{{ messages[0]['content'] }}=", "b": "{{ messages[0]['content'] }}:"}
+    for name, template in templates.items():
+        HyperLoRA(make_config(chat_template=template)).save_pretrained(tmp_path / name)
+    _, tokenizer, *_ = Sources(base=str(tiny_base), hyperlora=[str(tmp_path / "a")]).load()
+    assert tokenizer.decode(encode_prompts(tokenizer, ["1+1"])[0]) == "1+1="
+    with pytest.raises(UserError, match="different chat templates"):
+        Sources(base=str(tiny_base), hyperlora=[str(tmp_path / name) for name in templates]).load()
 
 
 def test_adapters_that_do_not_fit_in_memory_together_give_the_same_rows(
