@@ -1,5 +1,7 @@
 """From messages to the token ids that a model was trained on: chat templates, system messages, descriptions."""
 
+import re
+
 from transformers import PreTrainedTokenizerBase
 
 from hyperlora.config import HyperLoRAConfig
@@ -7,6 +9,7 @@ from hyperlora.errors import UserError
 
 MAX_CHARACTERS = 1_000_000  # of one conversation: more than any context, and quick to tokenize
 ROLES = ("system", "user", "assistant")
+CUT = "\ue000"  # a private character: where a text is cut, so that no control token is found in it
 
 # What the public text-to-lora hypernetworks saw, which is not what the base models' own tokenizers write: there always
 # was a system message, and it was empty. Turns after the first are as the base's own template writes them.
@@ -106,12 +109,32 @@ def format_prompt(tokenizer: PreTrainedTokenizerBase, messages: str | list[dict[
     if any(message["role"] == "system" for message in messages) and not _takes_system(tokenizer, messages):
         messages = _fold_system(messages)
     try:
-        return tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=False, sanitize_control_tokens=True
-        )
+        messages = [message | {"content": _cut(tokenizer, message["content"])} for message in messages]
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     except Exception as error:  # a template refuses what it does not know, such as two messages of one role in a row
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"The base model's chat template does not take these messages ({reason}).") from error
+    first, *others = text.split(CUT)
+    newline = tokenizer.encode("\n", add_special_tokens=False)
+    ids = tokenizer.encode(first, add_special_tokens=False)
+    for piece in others:
+        # After a newline, as SentencePiece puts a space before what it takes for the beginning of a text.
+        after = tokenizer.encode("\n" + piece, add_special_tokens=False)
+        whole = after[: len(newline)] == newline
+        ids += after[len(newline) :] if whole else tokenizer.encode(piece, add_special_tokens=False)
+    return ids
+
+
+def _cut(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """The text with a CUT inside each control token that it spells out.
+
+    `sanitize_control_tokens` of `apply_chat_template` does as much, but transformers 5.18 ignores it without a word.
+    """
+    text = text.replace(CUT, "")
+    added = [token for token in tokenizer.added_tokens_decoder.values() if token.content.strip()]
+    control = [t.content for t in added if t.special or t.content in tokenizer.chat_template]
+    starts = "|".join(re.escape(token) for token in control if token in text)  # few: the expression is slow
+    return re.sub(f"(?={starts}).", rf"\g<0>{CUT}", text, flags=re.DOTALL) if starts else text
 
 
 def _takes_system(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> bool:

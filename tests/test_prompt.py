@@ -3,7 +3,7 @@
 import string
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hyperlora.errors import UserError
@@ -61,7 +61,7 @@ def characters():
     adds a BOS to each text by itself, as those of Mistral, Llama and Gemma do."""
 
     def make(bos: str, eos: str, template: str | None, *control: str) -> PreTrainedTokenizerFast:
-        vocabulary = {token: i for i, token in enumerate(["<unk>", bos, eos, *control, *string.printable])}
+        vocabulary = {token: i for i, token in enumerate(["<unk>", bos, eos, *control, *string.printable, "▁"])}
         tokens = Tokenizer(models.BPE(vocabulary, merges=[], unk_token="<unk>"))
         tokens.decoder = decoders.Fuse()
         tokens.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, 1)])
@@ -228,6 +228,20 @@ def test_control_tokens_in_a_message_are_text(tokenizer):
     control = tokenizer.convert_tokens_to_ids(["</s>", "[INST]"])
     assert ids.count(control[0]) == 0 and ids.count(control[1]) == 1
     assert "</s>[INST] b" in tokenizer.decode(ids)
+
+
+def test_a_text_around_control_tokens_is_the_same_text(characters):
+    """Also where tokens overlap, and with a tokenizer of SentencePiece's kind, which puts a space before a text."""
+    tokenizer = characters("<s>", "</s>", trained_template(MISTRAL), "ab", "bc")
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    message = "x </s><s>abc \ue000</s"
+    ids = format_prompt(tokenizer, message)
+    special = [token for token in ids if token in tokenizer.all_special_ids]
+    assert [tokenizer.convert_ids_to_tokens(token) for token in special] == ["<s>"]
+    text = "".join(tokenizer.convert_ids_to_tokens(ids))
+    assert text == "<s>▁▁[INST]▁\n\nx▁</s><s>abc▁</s▁[/INST]"
 
 
 @pytest.mark.parametrize(
