@@ -1,4 +1,5 @@
-"""The command line: `python -m hyperlora generate "DESCRIPTION" -o DIR`, `python -m hyperlora chat "DESCRIPTION"`."""
+"""The command line: `python -m hyperlora generate "DESCRIPTION" -o DIR`, `python -m hyperlora chat "DESCRIPTION"`;
+`python -m hyperlora import SRC -o DIR` for hypernetworks in the public implementation's format."""
 
 import argparse
 import os
@@ -51,6 +52,16 @@ def _parser() -> argparse.ArgumentParser:
         help="put the description in the prompt too, or not (default: as in training)",
     )
     chat.set_defaults(run=_chat)
+
+    importing = commands.add_parser(
+        "import", help="turn a public text-to-lora checkpoint into one that HyperLoRA loads"
+    )
+    importing.add_argument("source", metavar="SRC", help="its folder, or the Hub id of its repository")
+    importing.add_argument("-o", "--output", required=True, metavar="DIR", help="the folder to write")
+    importing.add_argument("--subfolder", metavar="PATH", help="where in SRC it lies")
+    importing.add_argument("--revision", help="which commit, branch or tag of the Hub repository")
+    importing.add_argument("--order", metavar="q_proj,v_proj", help="the module types as the checkpoint numbers them")
+    importing.set_defaults(run=_import)
     return parser
 
 
@@ -102,6 +113,21 @@ def _chat(args: argparse.Namespace) -> None:
         if not pipe.multi_turn:
             messages.clear()
     pipe.close()
+
+
+def _import(args: argparse.Namespace) -> None:
+    from hyperlora.interop.text_to_lora import import_checkpoint
+
+    order = args.order.replace(" ", "").split(",") if args.order is not None else None
+    hyperlora = import_checkpoint(args.source, args.subfolder, args.revision, order)
+    hyperlora.save_pretrained(args.output)
+    print("The order of its module types is " + ", ".join(hyperlora.config.target_modules) + ".")
+    if hyperlora.config.module_order_assumed:
+        print(
+            "This is an assumption, since the checkpoint does not say it: the first load with the base model settles "
+            "it by the loss on a few examples, or name it with --order."
+        )
+    print(f"The hypernetwork is in {args.output}.", file=sys.stderr)
 
 
 def _read_line() -> str:

@@ -9,10 +9,11 @@ from typing import Any, Literal, get_args
 from hyperlora.errors import UserError
 from hyperlora.files import write_atomic
 
-Head = Literal["L", "M", "S"]
+Head = Literal["L", "M", "S", "R"]
 TaskInput = Literal["text", "one_hot", "learned"]
 Offset = Literal["none", "factors", "delta"]
 PromptStyle = Literal["input", "description_input"]
+RankEmbedding = Literal["plain", "through_mlp2"]
 
 # Far above any real model, and low enough that a damaged file cannot ask for absurd memory.
 MAX_MODULES, MAX_LAYERS, MAX_SIZE, MAX_RANK, MAX_TASKS = 64, 1024, 2**18, 1024, 10**6
@@ -28,7 +29,8 @@ class HyperLoRAConfig:
     """
 
     head: Head
-    """L gives A and B at once, M one of the two, S one rank of one of the two (§3.1)."""
+    """L gives A and B at once, M one of the two, S one rank of one of the two (§3.1); R, which only imported networks
+    have, gives one rank of both."""
     target_modules: dict[str, tuple[int, int]]
     """Module name -> (d_in, d_out). The order numbers the modules in E[m] and is kept in the file."""
     num_layers: int
@@ -47,6 +49,16 @@ class HyperLoRAConfig:
     """The network predicts z-scores of the weights (App. D)."""
     dropout: float = 0.05
     """Inside the MLP blocks (Fig. 8), in training only."""
+    latent_size: int = 128
+    """Width of the blocks' inputs (Fig. 8): half of it is the task's encoding, a quarter the module's and the layer's
+    each; inside the blocks are four times as many values."""
+    head_size: int = 512
+    """Size of a head's input (Fig. 8)."""
+    rank_embedding: RankEmbedding = "plain"
+    """Head S: whether rank embeddings are added as they are (Fig. 9), or pass through mlp2 first, as in the public
+    implementation."""
+    module_order_assumed: bool = False
+    """Whether the order of `target_modules` is a guess, because the file that was imported does not say it."""
     embedder: str = "sentence-transformers/all-MiniLM-L6-v2"
     embedder_revision: str | None = None
     base_model: str | None = None
@@ -64,10 +76,11 @@ class HyperLoRAConfig:
             "task_input": TaskInput,
             "offset": Offset,
             "prompt_style": PromptStyle,
+            "rank_embedding": RankEmbedding,
         }.items():
             if getattr(self, name) not in get_args(kind):
                 raise _bad(name, f"one of {', '.join(get_args(kind))}", getattr(self, name))
-        for name in ("use_rslora", "z_score"):
+        for name in ("use_rslora", "z_score", "module_order_assumed"):
             if type(getattr(self, name)) is not bool:
                 raise _bad(name, "true or false", getattr(self, name))
         for name in ("embedder", "embedder_revision", "base_model", "base_revision", "chat_template"):
@@ -77,6 +90,10 @@ class HyperLoRAConfig:
         self.num_layers = _integer("num_layers", self.num_layers, MAX_LAYERS)
         self.d_emb = _integer("d_emb", self.d_emb, MAX_SIZE if self.task_input != "one_hot" else MAX_TASKS)
         self.rank = _integer("rank", self.rank, MAX_RANK)
+        self.head_size = _integer("head_size", self.head_size, MAX_SIZE)
+        self.latent_size = _integer("latent_size", self.latent_size, MAX_SIZE, smallest=4)
+        if self.rank_embedding != "plain" and self.head != "S":
+            raise _bad("rank_embedding", f"plain for head {self.head}", self.rank_embedding)
         self.alpha = _number("alpha", self.alpha, 0, 1e6)
         self.dropout = _number("dropout", self.dropout, 0, 0.99)
         if self.alpha == 0:
@@ -178,9 +195,9 @@ def _bad(name: str, wanted: str, value: object) -> UserError:
     return UserError(f"The config's {name} should be {wanted}, not {str(value)[:80]!r}.")
 
 
-def _integer(name: str, value: object, largest: int) -> int:
-    if type(value) is not int or not 1 <= value <= largest:
-        raise _bad(name, f"a whole number from 1 to {largest:,}", value)
+def _integer(name: str, value: object, largest: int, smallest: int = 1) -> int:
+    if type(value) is not int or not smallest <= value <= largest:
+        raise _bad(name, f"a whole number from {smallest} to {largest:,}", value)
     return value
 
 

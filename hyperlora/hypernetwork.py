@@ -1,6 +1,7 @@
 """The hypernetwork (Eq. 3): a task in, a LoRA's A and B for every target module and layer out.
 
-The backbone is Figure 8, the A/B and rank embeddings are Figure 9, the three heads are §3.1. Only tensors in and out.
+The backbone is Figure 8, the A/B and rank embeddings are Figure 9, the heads L, M and S are §3.1; R is the public
+implementation's. Only tensors in and out.
 """
 
 import math
@@ -14,33 +15,36 @@ from hyperlora.errors import UserError
 Factors = dict[str, tuple[Tensor, Tensor]]
 """Module name -> (A [n, layers, r, d_in], B [n, layers, d_out, r]) of n adapters."""
 
-TASK, SITE, LATENT, HIDDEN = 64, 32, 128, 512  # Fig. 8: LATENT = TASK + 2 * SITE
-
 
 class HyperNetwork(nn.Module):
-    """h_θ of Eq. 3 with head L, M or S. Its parameter counts are the paper's (App. C) where `head_start` is zero."""
+    """h_θ of Eq. 3. With the config's default sizes its parameter counts are the paper's (App. C) where `head_start` is
+    zero. Shapes below are named after the config's fields: `latent` is its latent_size, `head` its head_size."""
 
     def __init__(self, config: HyperLoRAConfig) -> None:
         super().__init__()
         self.config = config
         modules, r, p = config.target_modules, config.rank, config.dropout
+        if taken := [module for module in modules if hasattr(nn.ModuleDict(), module)]:
+            raise UserError(f"A target module cannot be called {taken[0]!r}; check the config.")
         if config.task_input == "learned":
             self.task_vectors = nn.Embedding(config.num_tasks, config.d_emb)
-        self.task_encoder = nn.Sequential(nn.Linear(config.d_emb, TASK), nn.LayerNorm(TASK))
-        self.module_encoder = nn.Sequential(nn.Embedding(len(modules), SITE), nn.LayerNorm(SITE))
-        self.layer_encoder = nn.Sequential(nn.Embedding(config.num_layers, SITE), nn.LayerNorm(SITE))
-        self.mlp0 = nn.Sequential(*_mlp(LATENT, p), nn.Dropout(p))
-        self.mlp1 = nn.Sequential(nn.LayerNorm(LATENT), *_mlp(LATENT, p), nn.Dropout(p))
-        self.mlp2 = nn.Sequential(nn.LayerNorm(LATENT), *_mlp(LATENT, p), nn.Dropout(p))
-        self.mlp3 = nn.Sequential(nn.LayerNorm(LATENT), *_mlp(HIDDEN, p))
-        if config.head != "L":
-            self.ab_embedding = nn.Parameter(torch.randn(len(modules), 2, LATENT))
-            self.ab_norm = nn.LayerNorm(LATENT)  # Fig. 9 does not draw it, but the paper's counts hold only with it
-        if config.head == "S":
-            self.rank_encoder = nn.Sequential(nn.Embedding(r, LATENT), nn.LayerNorm(LATENT))
+        task, site = config.latent_size // 2, config.latent_size // 4
+        latent = task + 2 * site  # Fig. 8: what is known of the task, the module and the layer, side by side
+        self.task_encoder = nn.Sequential(nn.Linear(config.d_emb, task), nn.LayerNorm(task))
+        self.module_encoder = nn.Sequential(nn.Embedding(len(modules), site), nn.LayerNorm(site))
+        self.layer_encoder = nn.Sequential(nn.Embedding(config.num_layers, site), nn.LayerNorm(site))
+        self.mlp0 = nn.Sequential(*_mlp(latent, latent, p), nn.Dropout(p))
+        self.mlp1 = nn.Sequential(nn.LayerNorm(latent), *_mlp(latent, latent, p), nn.Dropout(p))
+        self.mlp2 = nn.Sequential(nn.LayerNorm(latent), *_mlp(latent, latent, p), nn.Dropout(p))
+        self.mlp3 = nn.Sequential(nn.LayerNorm(latent), *_mlp(latent, config.head_size, p))
+        if config.head in ("M", "S"):
+            self.ab_embedding = nn.Parameter(torch.randn(len(modules), 2, latent))
+            self.ab_norm = nn.LayerNorm(latent)  # Fig. 9 does not draw it, but the paper's counts hold only with it
+        if config.head in ("S", "R"):
+            self.rank_encoder = nn.Sequential(nn.Embedding(r, latent), nn.LayerNorm(latent))
 
         widths = {m: _head_width(config.head, r, *sizes) for m, sizes in modules.items()}
-        self.heads = nn.ModuleDict({m: nn.Linear(HIDDEN, width, bias=False) for m, width in widths.items()})
+        self.heads = nn.ModuleDict({m: nn.Linear(config.head_size, width, bias=False) for m, width in widths.items()})
         for head in self.heads.values():
             nn.init.zeros_(head.weight)  # step 0 is the offset, or the basis, exactly
         if config.head_start == "peft":
@@ -58,7 +62,7 @@ class HyperNetwork(nn.Module):
         return {m: self.factors(m, features[:, i]) for i, m in enumerate(self.config.target_modules)}
 
     def encode(self, task_input: Tensor) -> Tensor:
-        """The task encoder's output, [n, 64]."""
+        """The task encoder's output, [n, latent / 2]."""
         learned = self.config.task_input == "learned"
         if task_input.ndim != (1 if learned else 2) or not (learned or task_input.shape[1] == self.config.d_emb):
             wanted = "[n] task ids" if learned else f"[n, {self.config.d_emb}]"
@@ -66,30 +70,38 @@ class HyperNetwork(nn.Module):
         return self.task_encoder(self.task_vectors(task_input) if learned else task_input)
 
     def features(self, task_input: Tensor) -> Tensor:
-        """What the heads see, the last block's output: [n, modules, layers, 512]; M [.., 2, 512]; S [.., 2, r, 512]."""
-        task = self.encode(task_input)  # [n, 64]
-        module, layer = _every(self.module_encoder), _every(self.layer_encoder)  # [modules, 32], [layers, 32]
+        """What the heads see, the last block's output: [n, modules, layers, head]; M [.., 2, head]; S [.., 2, r, head];
+        R [.., r, head]."""
+        config, task = self.config, self.encode(task_input)
+        module, layer = _every(self.module_encoder), _every(self.layer_encoder)  # [modules, site], [layers, site]
         each = (len(task), len(module), len(layer), -1)
         phi = [task[:, None, None].expand(each), module[:, None].expand(each), layer.expand(each)]
-        phi = torch.cat(phi, dim=-1)  # Eq. 3: [n, modules, layers, 128]
+        phi = torch.cat(phi, dim=-1)  # Eq. 3: [n, modules, layers, latent]
 
         x = self.mlp0(phi)
         x = x + self.mlp1(x)
-        if self.config.head != "L":
-            x = x.unsqueeze(-2) + self.ab_norm(self.ab_embedding)[:, None]  # [n, modules, layers, 2, 128]
+        if config.head in ("M", "S"):
+            x = x.unsqueeze(-2) + self.ab_norm(self.ab_embedding)[:, None]  # [n, modules, layers, 2, latent]
+        elif config.head == "R":
+            x = x.unsqueeze(-2) + _every(self.rank_encoder)  # [n, modules, layers, r, latent]
         x = x + self.mlp2(x)
-        if self.config.head == "S":
-            x = x.unsqueeze(-2) + _every(self.rank_encoder)  # [n, modules, layers, 2, r, 128]
+        if config.head == "S":
+            rank = _every(self.rank_encoder)
+            if config.rank_embedding == "through_mlp2":
+                rank = rank + self.mlp2(rank)
+            x = x.unsqueeze(-2) + rank  # [n, modules, layers, 2, r, latent]
         return self.mlp3(x)
 
     def factors(self, module: str, features: Tensor) -> tuple[Tensor, Tensor]:
-        """One module's A [n, layers, r, d_in] and B [n, layers, d_out, r] from its features [n, layers, .., 512]."""
+        """One module's A [n, layers, r, d_in] and B [n, layers, d_out, r] from its features [n, layers, .., head]."""
         (d_in, d_out), r = self.config.target_modules[module], self.config.rank
         # As one product: a linear on a strided slice becomes many small ones.
         out = self.heads[module](features.flatten(0, -2)).unflatten(0, features.shape[:-1])
         if self.config.head == "L":
             A, Bt = out.split([r * d_in, r * d_out], dim=-1)
             A, Bt = A.unflatten(-1, (r, d_in)), Bt.unflatten(-1, (r, d_out))
+        elif self.config.head == "R":
+            A, Bt = out.split([d_in, d_out], dim=-1)
         else:
             A, Bt = (out.unflatten(-1, (r, -1)) if self.config.head == "M" else out).unbind(2)
             A, Bt = A[..., :d_in], Bt[..., :d_out]  # a shared row is cut to the size needed
@@ -99,13 +111,13 @@ class HyperNetwork(nn.Module):
         return A, B
 
 
-def _mlp(size: int, dropout: float) -> list[nn.Module]:
-    return [nn.Linear(LATENT, HIDDEN), nn.SiLU(), nn.Dropout(dropout), nn.Linear(HIDDEN, size), nn.SiLU()]
+def _mlp(d_in: int, d_out: int, dropout: float) -> list[nn.Module]:
+    return [nn.Linear(d_in, 4 * d_in), nn.SiLU(), nn.Dropout(dropout), nn.Linear(4 * d_in, d_out), nn.SiLU()]
 
 
 def _head_width(head: str, r: int, d_in: int, d_out: int) -> int:
     """Values that a head gives at once (App. C); M and S share theirs between A and B, so the wider one decides."""
-    return {"L": r * (d_in + d_out), "M": r * max(d_in, d_out), "S": max(d_in, d_out)}[head]
+    return {"L": r * (d_in + d_out), "M": r * max(d_in, d_out), "S": max(d_in, d_out), "R": d_in + d_out}[head]
 
 
 def _every(encoder: nn.Sequential) -> Tensor:

@@ -172,7 +172,7 @@ class Adapter:
 
         Raises `UserError` that names what is not plain LoRA, and any wrong shape.
         """
-        r, alpha = _check_peft_config(config)
+        r, alpha = check_peft_config(config)
         layers: dict[str, dict[str, dict[int, Tensor]]] = {}  # module -> A or B -> layer -> tensor
         for key, tensor in state.items():
             match = PEFT_KEY.fullmatch(key)
@@ -237,7 +237,7 @@ class Adapter:
         return replace(cls.from_peft(config, state), **notes)
 
 
-def _check_peft_config(config: dict[str, Any]) -> tuple[int, float]:
+def check_peft_config(config: dict[str, Any]) -> tuple[int, float]:
     """r and alpha of a config that is plain LoRA; `UserError` by name for what is not."""
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise UserError("The adapter's config does not say peft_type LORA; only LoRA adapters can be loaded.")

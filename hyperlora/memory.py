@@ -14,7 +14,7 @@ import torch
 
 from hyperlora.config import HyperLoRAConfig, read_json
 from hyperlora.errors import UserError
-from hyperlora.hypernetwork import HIDDEN, LATENT, HyperNetwork
+from hyperlora.hypernetwork import HyperNetwork
 
 GB = 1e9
 MAX_CONFIG_BYTES = 2**20
@@ -123,6 +123,8 @@ class HyperShape:
     rank: int = 8
     target_modules: tuple[str, ...] = ("q_proj", "v_proj")
     d_emb: int = 1024
+    latent_size: int = 128
+    head_size: int = 512
 
     @property
     def targets(self) -> dict[str, tuple[int, int]]:
@@ -136,20 +138,30 @@ class HyperShape:
     @cached_property
     def network(self) -> HyperNetwork:
         """The hypernetwork itself, without memory."""
-        config = HyperLoRAConfig(self.head, self.targets, self.base.layers, self.d_emb, self.rank, offset="factors")
+        config = HyperLoRAConfig(
+            self.head,
+            self.targets,
+            self.base.layers,
+            self.d_emb,
+            self.rank,
+            offset="factors",
+            latent_size=self.latent_size,
+            head_size=self.head_size,
+        )
         with torch.device("meta"):
             return HyperNetwork(config)
 
     @property
     def rows(self) -> int:
         """Rows that one adapter's heads compute, over all layers and modules."""
-        return self.base.layers * len(self.targets) * {"L": 1, "M": 2, "S": 2 * self.rank}[self.head]
+        each = {"L": 1, "M": 2, "S": 2 * self.rank, "R": self.rank}[self.head]
+        return self.base.layers * len(self.targets) * each
 
     @property
     def head_flops(self) -> float:
         """FLOPs of the heads' matrix products for one adapter."""
         widths = sum(head.out_features for head in self.network.heads.values())
-        return 2 * HIDDEN * self.rows / len(self.targets) * widths
+        return 2 * self.head_size * self.rows / len(self.targets) * widths
 
     @property
     def parameters(self) -> int:
@@ -159,15 +171,17 @@ class HyperShape:
     def saved(self, n: int) -> float:
         """Bytes that a training pass over n tasks keeps for backward, up to what the heads read (float32)."""
 
+        latent, inside = self.latent_size, 4 * self.latent_size
+
         def block(size: int, last: bool = False) -> int:
             """Inputs of the linears and of SiLU in float32, and a byte for each of a dropout's values."""
-            return 4 * (LATENT + 2 * HIDDEN + size) + HIDDEN + (0 if last else size)
+            return 4 * (latent + 2 * inside + size) + inside + (0 if last else size)
 
         early = self.base.layers * len(self.targets)
-        wide = {"L": early, "M": 2 * early, "S": 2 * early}[self.head]
-        norm = 4 * LATENT
-        total = early * (block(LATENT) * 2 + norm) + wide * (block(LATENT) + norm)
-        total += self.rows * (block(HIDDEN, last=True) + norm + 4 * HIDDEN)
+        wide = early * {"L": 1, "M": 2, "S": 2, "R": self.rank}[self.head]
+        norm = 4 * latent
+        total = early * (block(latent) * 2 + norm) + wide * (block(latent) + norm)
+        total += self.rows * (block(self.head_size, last=True) + norm + 4 * self.head_size)
         return n * total
 
 
@@ -251,7 +265,7 @@ def recon(shape: HyperShape, targets: int, piece: int = 2**24) -> Parts:
     return {
         "hypernetwork": float(ADAM * shape.parameters),
         "kept for backward": shape.saved(targets),
-        "gradient of the features": 4.0 * HIDDEN * shape.rows * targets,
+        "gradient of the features": 4.0 * shape.head_size * shape.rows * targets,
         "a piece": 5 * 4.0 * piece,
         "mean and deviation": 2 * 4.0 * shape.adapter,
         "overhead": OVERHEAD,
@@ -300,5 +314,5 @@ def training_flops(
 
 def recon_flops(shape: HyperShape, targets: int) -> float:
     """FLOPs of a step over `targets` LoRAs; each piece of the heads' output is computed once, and has two gradients."""
-    last_block = 2 * shape.rows * (LATENT * HIDDEN + HIDDEN * HIDDEN)
+    last_block = 2 * shape.rows * 4 * shape.latent_size * (shape.latent_size + shape.head_size)
     return 3 * targets * (last_block + shape.head_flops)

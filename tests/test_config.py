@@ -17,11 +17,22 @@ def test_file_there_and_back(tmp_path, make_config):
         chat_template="[INST] {{ text }} [/INST] ü",
         prompt_style="description_input",
         notice_threshold=0.42,
+        latent_size=32,
+        head_size=64,
+        rank_embedding="through_mlp2",
+        module_order_assumed=True,
     )
     config.save(tmp_path / "config.json")
     again = HyperLoRAConfig.load(tmp_path / "config.json")
     assert again == config
     assert list(again.target_modules) == ["v_proj", "q_proj"]
+
+
+def test_files_of_before_a_field_was_there_are_read(make_config):
+    values = make_config().to_dict()
+    for name in ("latent_size", "head_size", "rank_embedding", "module_order_assumed"):
+        del values[name]
+    assert HyperLoRAConfig.from_dict(values) == make_config()
 
 
 def test_target_modules_keep_their_order_when_something_sorts_the_keys(make_config):
@@ -73,6 +84,11 @@ def test_heads_start_at_zero_only_where_something_is_added(make_config, fields, 
         ({"num_tasks": 3}, "num_tasks"),
         ({"task_input": "learned"}, "num_tasks"),
         ({"task_input": "one_hot", "num_tasks": 3}, "d_emb"),
+        ({"latent_size": 3}, "latent_size"),
+        ({"head_size": 10**9}, "head_size"),
+        ({"rank_embedding": "rotary"}, "rank_embedding"),
+        ({"rank_embedding": "through_mlp2"}, "plain for head M"),
+        ({"module_order_assumed": None}, "module_order_assumed"),
         ({"learning_rate": 1e-3}, "learning_rate"),
     ],
 )

@@ -74,6 +74,14 @@ def plain_reference(network: HyperNetwork, z, m: int, layer: int, d_in: int, d_o
     if head == "L":
         out = w[f"heads.{name}.weight"] @ block(x + block(x, "mlp2"), "mlp3")
         return out[: r * d_in].view(r, d_in), out[r * d_in :].view(r, d_out).T
+    if head != "M":
+        ranks = [norm(w["rank_encoder.0.weight"][k], "rank_encoder.1") for k in range(r)]
+    if head == "R":
+        each = [x + rank for rank in ranks]
+        rows = [w[f"heads.{name}.weight"] @ block(y + block(y, "mlp2"), "mlp3") for y in each]
+        return torch.stack(rows)[:, :d_in], torch.stack(rows)[:, d_in:].T
+    if network.config.rank_embedding == "through_mlp2":
+        ranks = [rank + block(rank, "mlp2") for rank in ranks]
     matrices = []
     for side, width in enumerate((d_in, d_out)):
         y = x + norm(w["ab_embedding"][m, side], "ab_norm")
@@ -81,16 +89,25 @@ def plain_reference(network: HyperNetwork, z, m: int, layer: int, d_in: int, d_o
         if head == "M":
             rows = (w[f"heads.{name}.weight"] @ block(y, "mlp3")).view(r, max(d_in, d_out))
         else:
-            ranks = [norm(w["rank_encoder.0.weight"][k], "rank_encoder.1") for k in range(r)]
             rows = torch.stack([w[f"heads.{name}.weight"] @ block(y + rank, "mlp3") for rank in ranks])
         matrices.append(rows[:, :width])
     return matrices[0], matrices[1].T
 
 
-@pytest.mark.parametrize("head", ["L", "M", "S"])
-def test_batched_pass_equals_one_vector_at_a_time(head):
+@pytest.mark.parametrize(
+    ("head", "fields"),
+    [
+        ("L", {}),
+        ("M", {}),
+        ("M", {"latent_size": 22, "head_size": 7}),  # 11 + 5 + 5
+        ("S", {}),
+        ("S", {"rank_embedding": "through_mlp2"}),
+        ("R", {}),
+    ],
+)
+def test_batched_pass_equals_one_vector_at_a_time(head, fields):
     modules = {"q_proj": (12, 20), "v_proj": (12, 6)}
-    network = randomised(HyperLoRAConfig(head, modules, num_layers=3, d_emb=10, rank=2, offset="factors"))
+    network = randomised(HyperLoRAConfig(head, modules, num_layers=3, d_emb=10, rank=2, offset="factors", **fields))
     z = torch.randn(4, 10, dtype=torch.float64)
     with torch.no_grad():
         factors = network(z)
@@ -162,7 +179,7 @@ def test_learned_task_vectors_are_trained_and_chosen_by_id(make_config):
 
 def test_encode_gives_64_and_features_what_the_heads_see(make_config):
     z = torch.randn(3, 16)
-    for head, shape in {"L": (), "M": (2,), "S": (2, 8)}.items():
+    for head, shape in {"L": (), "M": (2,), "S": (2, 8), "R": (8,)}.items():
         network = HyperNetwork(make_config(head=head))
         assert network.encode(z).shape == (3, 64)
         assert network.features(z).shape == (3, 2, 2, *shape, 512)

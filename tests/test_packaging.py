@@ -27,6 +27,7 @@ def test_the_wheel_carries_the_bundled_model_and_nothing_of_training(tmp_path: P
     names = zipfile.ZipFile(wheel).namelist()
     bundled = [path for path in (ROOT / "assets" / "mini").rglob("*") if path.is_file()]
     assert bundled
-    for path in (*bundled, ROOT / "assets" / "examples.json", ROOT / "assets" / "style.css"):
+    more = [ROOT / "assets" / name for name in ("examples.json", "labelled.json", "style.css")]
+    for path in (*bundled, *more):
         assert f"hyperlora/_assets/{path.relative_to(ROOT / 'assets').as_posix()}" in names
     assert not any(name.startswith(("training/", "tests/")) for name in names)
