@@ -240,6 +240,8 @@ def _check_archive(path: Path) -> None:
             [pickle] = [entry for entry in entries if re.fullmatch(r"[^/]*/data\.pkl", entry.filename)]
             if pickle.file_size > MAX_PICKLE_BYTES or len(entries) > 2 * MAX_TENSORS:
                 raise UserError(f"{path} holds far more than a state dict; it is not the kind of file it should be.")
+            if flipped := archive.testzip():  # a mapped file's checksums are not looked at otherwise
+                raise zipfile.BadZipFile(flipped)
             names = {str(value) for code, value, _ in pickletools.genops(archive.read(pickle)) if "GLOBAL" in code.name}
     except UserError:
         raise

@@ -216,7 +216,7 @@ def test_adapters_other_than_plain_lora_are_refused(tmp_path):
         ({"AB_offset.A.q_proj": torch.zeros(2, 8)}, "too few dimensions"),
         ({"AB_offset.A.q_proj": torch.zeros(2, 4, 8)}, r"AB_offset\.A\.q_proj is \[2, 4, 8\]"),
         ({"out_emb.q_proj.B": torch.zeros(1, 8)}, r"out_emb\.q_proj\.B"),
-        ({"mixer.1.weight": torch.full((32, 8), float("nan"))}, r"mixer\.1\.weight holds values that are not finite"),
+        ({"mixer.1.weight": torch.full((48, 12), float("nan"))}, r"mixer\.1\.weight holds values that are not finite"),
         ({"mixer.1.weight": torch.zeros(1, 1).expand(2**40, 2**20)}, "more than the file holds"),
         ({"mixer.1.weight": torch.zeros(32, 8, dtype=torch.int64)}, "LongStorage"),
         ({"mixer.1.weight": torch.zeros(32, 8).to_sparse()}, "_rebuild_sparse_tensor|LongStorage"),
@@ -257,7 +257,7 @@ def test_missing_tensors_are_named(key, tmp_path):
         ({"target_modules": "q_proj"}, "target_modules should be"),
         ({"target_modules": ["q_proj", ["v_proj"]]}, "target_modules is nested"),
         ({"target_modules": ["q_proj", "k_proj"]}, r"lacks AB_offset\.A\.k_proj"),
-        ({"target_modules": ["q_proj"]}, r"layer_type_encoder\.0\.weight is \[2, 2\], not \[1, 2\]"),
+        ({"target_modules": ["q_proj"]}, r"layer_type_encoder\.0\.weight is \[2, 3\], not \[1, 3\]"),
         ({"model_dir": "x" * 2000}, "model_dir is nested or long"),
     ],
 )
@@ -295,6 +295,13 @@ def deflate(folder: Path) -> None:
             archive.writestr(name, content)
 
 
+def flip(folder: Path) -> None:
+    """Change one byte in the middle, where the weights are."""
+    content = bytearray((folder / "hypermod.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "hypermod.pt").write_bytes(content)
+
+
 def replace_pickle(folder: Path, pickled: bytes) -> None:
     with zipfile.ZipFile(folder / "hypermod.pt", "w") as archive:
         archive.writestr("hypermod/data.pkl", pickled)
@@ -327,6 +334,7 @@ LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" fo
         (lambda f: os.truncate(f / "hypermod.pt", 2**40), "larger than 8 GiB"),
         (lambda f: os.truncate(f / "args.yaml", 2**21), r"args\.yaml is larger"),
         (lambda f: os.truncate(f / "adapter_config.json", 2**21), r"adapter_config\.json is larger"),
+        (flip, r"hypermod\.pt is damaged"),
         (deflate, "is compressed"),
         (weights([torch.zeros(2)]), "no state dict"),
         (weights({}), "no state dict"),
