@@ -87,10 +87,8 @@ def _losses(
     if config.prompt_style == "description_input":
         text = with_description(example["description"], text)
     answer = [*tokenizer(example["output"], add_special_tokens=False).input_ids, tokenizer.eos_token_id]
-    ids, device = (
-        torch.tensor(format_prompt(tokenizer, text) + answer),
-        adapted.model.get_input_embeddings().weight.device,
-    )
+    ids = torch.tensor(format_prompt(tokenizer, text) + answer)
+    device = adapted.model.get_input_embeddings().weight.device
     if device.type != "meta":  # offloaded weights lie nowhere; their hooks move the ids themselves
         ids = ids.to(device)
     task_input = task_input.to(networks[0].network.task_encoder[0].weight.device)
