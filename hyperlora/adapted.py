@@ -12,9 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hyperlora.base import device_of
 from hyperlora.errors import UserError
 from hyperlora.hypernetwork import Factors
 from hyperlora.lora import Adapter
+
+# One linear that computes what others compute as several, as in Phi-3.
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 
 @dataclass
@@ -31,27 +35,28 @@ class _Site:
 
     @property
     def device(self) -> torch.device:
-        return self.linear.weight.device
+        return device_of(self.linear)
 
 
 @dataclass
 class _Batch:
-    """What a batch of `rows` rows adds. A and B have an entry a site; the scale is in B."""
+    """What a batch of `rows` rows adds. Each list has an entry a site, on its device; the scale is in B."""
 
     rows: int
     A: list[Tensor]  # [b, r, d_in] of the b adapted rows, [n, r, d_in] with `pick`, or [r, d_in] shared by all
     B: list[Tensor]  # [b, d_out, r], [n, d_out, r] or [d_out, r]
-    adapted: dict[torch.device, Tensor] | None  # [b], the rows with an adapter; None: all of them
-    pick: dict[torch.device, Tensor] | None = None  # [b], which of n adapters an adapted row has
+    adapted: list[Tensor] | None  # [b], the rows with an adapter; None: all of them
+    pick: list[Tensor] | None = None  # [b], which of n adapters an adapted row has
 
 
 class AdaptedModel:
     """A frozen base model whose target linears add each batch row's own LoRA, or none.
 
     The base's weights are never touched: forward hooks add to the linears' outputs while `use` or `use_factors` is
-    entered, and do nothing otherwise. Any linear with `in_features` and `out_features` will do, 4- and 8-bit ones
-    included. Up to `max_adapters` adapters of any rank wait in slots. A slot's number is never given again: one that
-    was kept for too long is an error, never somebody else's adapter. One thread at a time; contexts are not nested.
+    entered, and do nothing otherwise. Any linear with `in_features` and `out_features` will do: 4- and 8-bit ones,
+    those of a base on several devices, and those whose weights accelerate brings in for each forward. Up to
+    `max_adapters` adapters of any rank wait in slots. A slot's number is never given again: one that was kept for too
+    long is an error, never somebody else's adapter. One thread at a time; contexts are not nested.
     """
 
     lora_dropout: float = 0.0
@@ -96,13 +101,13 @@ class AdaptedModel:
         batch = self._active
         if batch is None:
             return y
-        x, A, B = args[0], batch.A[site], batch.B[site]
+        x, A, B = args[0].to(y.device), batch.A[site], batch.B[site]  # a linear's own hook may have moved its input
         if len(x) != batch.rows:
             raise UserError(f"The batch has {len(x)} rows but {batch.rows} adapters were chosen; choose one a row.")
         if batch.adapted is not None:
-            x = x.index_select(0, batch.adapted[x.device])
+            x = x.index_select(0, batch.adapted[site])
         if batch.pick is not None:
-            A, B = A.index_select(0, batch.pick[x.device]), B.index_select(0, batch.pick[x.device])
+            A, B = A.index_select(0, batch.pick[site]), B.index_select(0, batch.pick[site])
         if x.dtype != A.dtype and not torch.is_autocast_enabled(x.device.type):
             x = x.to(A.dtype)
         if self.lora_dropout and linear.training:
@@ -111,7 +116,7 @@ class AdaptedModel:
         if batch.adapted is None:
             return (y + delta).to(y.dtype)
         dtype = torch.promote_types(y.dtype, delta.dtype)
-        return y.to(dtype).index_add(0, batch.adapted[x.device], delta.to(dtype)).to(y.dtype)
+        return y.to(dtype).index_add(0, batch.adapted[site], delta.to(dtype)).to(y.dtype)
 
     def linears(self) -> Iterator[tuple[str, int, nn.Module]]:
         """Module name, layer and linear of every target."""
@@ -137,8 +142,9 @@ class AdaptedModel:
     def load(self, adapter: Adapter) -> int:
         """Put an adapter in a slot and give the slot's number; the least recently used one makes room if need be.
 
-        Its tensors keep their dtype and are shared with `adapter` where they are on the base's device already. A target
-        that it lacks stays as in the base. Raises `UserError` where it does not fit, or every slot is in use.
+        Its tensors keep their dtype and lie where the first target computes, shared with `adapter` where they are there
+        already. A target that it lacks stays as in the base. Raises `UserError` where it does not fit, or every slot is
+        in use.
         """
         self.check_fit(adapter)
         if len(self._slots) >= self.max_adapters:
@@ -234,18 +240,19 @@ class AdaptedModel:
 
     def _batch(self, size: int, adapted: list[int], factors: Factors, pick: list[int] | None = None) -> _Batch:
         """A batch of factors that start with the layers, A [layers, .., r, d_in] and B [layers, .., d_out, r]."""
-        devices = {site.device for site in self._sites}
+        devices = [site.device for site in self._sites]
 
-        def index(values: list[int]) -> dict[torch.device, Tensor]:
-            return {device: torch.tensor(values, device=device) for device in devices}
+        def index(values: list[int]) -> list[Tensor]:
+            copies = {device: torch.tensor(values, device=device) for device in set(devices)}
+            return [copies[device] for device in devices]
 
         # One unbind a module: its backward puts the layers' gradients together once, not once a layer.
         A = [A for module in self.target_modules for A in factors[module][0].unbind()]
         B = [B for module in self.target_modules for B in factors[module][1].unbind()]
         return _Batch(
             size,
-            A=[a.to(site.device) for a, site in zip(A, self._sites, strict=True)],
-            B=[b.to(site.device) for b, site in zip(B, self._sites, strict=True)],
+            A=[a.to(device) for a, device in zip(A, devices, strict=True)],
+            B=[b.to(device) for b, device in zip(B, devices, strict=True)],
             adapted=index(adapted) if len(adapted) < size else None,
             pick=index(pick) if pick is not None else None,
         )
@@ -300,6 +307,12 @@ def _find(model: PreTrainedModel, module: str) -> list[_Site]:
             )
         found[layer] = _Site(module, layer, linear)
     if not found:
+        for fused in (name for name, parts in FUSED.items() if module in parts):
+            if any(name.endswith(f".{fused}") for name, _ in model.named_modules()):
+                raise UserError(
+                    f"The base model has no {module} of its own: its layers fuse {', '.join(FUSED[fused])} into one "
+                    f"linear. Target {fused} instead."
+                )
         linears = {name.rpartition(".")[2] for name, part in model.named_modules() if hasattr(part, "in_features")}
         raise UserError(f"The base model has no {module} in its layers; its linears are {', '.join(sorted(linears))}.")
     return [found[layer] for layer in sorted(found)]

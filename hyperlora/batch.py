@@ -58,7 +58,8 @@ def select(batch: Batch[Row], keep: list[int]) -> Batch[Row]:
     pad = batch.pad[index]
     cut = int(pad.min())
     for layer in batch.cache.layers:
-        layer.replace(layer.keys[index, :, cut:], layer.values[index, :, cut:])
+        rows = index.to(layer.keys.device)  # a base may have layers on several devices
+        layer.replace(layer.keys[rows, :, cut:], layer.values[rows, :, cut:])
     return Batch([batch.rows[i] for i in keep], batch.cache, pad - cut, batch.length - cut)
 
 

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from hyperlora.adapted import AdaptedModel
-from hyperlora.base import context_length
+from hyperlora.base import context_length, device_of
 from hyperlora.batch import Batch, merge, select
 from hyperlora.errors import UserError
 from hyperlora.lora import Adapter
@@ -172,7 +172,7 @@ class ChatEngine:
         self.max_batch, self.max_waiting = max_batch, max_waiting
         self.context = context_length(adapted.model)
         self._model = adapted.model
-        self._device = adapted.model.get_input_embeddings().weight.device
+        self._device = device_of(adapted.model.get_input_embeddings())
         config = adapted.model.generation_config
         eos = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
         self._eos = {eos} if isinstance(eos, int) else set(eos or ())

@@ -1,5 +1,6 @@
 """Folders here or on the Hub, safetensors read with their shapes checked first, and writes that are whole or absent."""
 
+import errno
 import os
 import re
 import tempfile
@@ -18,10 +19,13 @@ if TYPE_CHECKING:  # the page reads its presets before torch is imported
 HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 
 
-def resolve_folder(path_or_id: str | Path, revision: str | None, patterns: list[str]) -> Path:
+def resolve_folder(
+    path_or_id: str | Path, revision: str | None, patterns: list[str], local_files_only: bool = False
+) -> Path:
     """A local folder as it is; otherwise the Hub repository of that id, of which only `patterns` are downloaded.
 
-    Raises `UserError` where there is neither.
+    With `local_files_only`, or HF_HUB_OFFLINE=1, only what this machine's cache holds. Raises `UserError` that says why
+    there is neither and what to do.
     """
     path = Path(path_or_id).expanduser()
     if path.is_dir():
@@ -32,10 +36,52 @@ def resolve_folder(path_or_id: str | Path, revision: str | None, patterns: list[
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except Exception as error:  # no network, no such repository, no access: one sentence for all
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{name!r} is neither a folder nor could it be fetched from the Hub ({reason}).") from error
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=local_files_only)
+        )
+    except Exception as error:  # whatever a network can do
+        raise UserError(_why(error, name, revision, local_files_only)) from error
+
+
+def _why(error: Exception, name: str, revision: str | None, local_files_only: bool) -> str:
+    """Why a repository could not be fetched, and what to do, in a sentence."""
+    from huggingface_hub import constants, errors, get_token
+
+    login = "log in with `hf auth login`, or set HF_TOKEN"
+    if isinstance(error, errors.GatedRepoError):
+        terms = f"{name} is gated: accept its terms on {constants.ENDPOINT}/{name}, then "
+        return terms + ("try again with a token that may read it." if get_token() else f"{login}.")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        known = "your token may not read it" if get_token() else f"{login} if it is private"
+        return f"{name!r} is neither a folder here nor a repository on the Hub: check its name, or {known}."
+    if isinstance(error, errors.RevisionNotFoundError):
+        return (
+            f"{name} has no revision {revision!r} on the Hub: leave the revision out, or take a branch or commit of it."
+        )
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        held = "only partly" if isinstance(error, errors.IncompleteSnapshotError) else "not"
+        where = f"{name!r} is no folder here and {held} in the cache ({constants.HF_HUB_CACHE})"
+        if local_files_only:
+            return f"{where}, and local_files_only forbids a download: leave that out, or give a folder."
+        if constants.HF_HUB_OFFLINE:
+            return f"{where}, and HF_HUB_OFFLINE forbids a download: unset it, or give a folder."
+        error = error.__cause__ or error  # what the Hub, or the network, said
+        if not isinstance(error, errors.HfHubHTTPError):
+            return f"{where}, and the Hub cannot be reached: check the network and try again, or give a folder."
+    if isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code
+        if status in (401, 403):
+            return f"The Hub does not let this token read {name} (error {status}): {login} of an account that may."
+        return f"The Hub cannot give {name} now (error {status}): try again in a while."
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"The disk is full: {name} does not fit into {constants.HF_HUB_CACHE}. Free some space and start again, "
+            "where it stopped, or set HF_HOME to a folder on a larger disk."
+        )
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"The cache {constants.HF_HUB_CACHE} cannot be written: set HF_HOME to a folder that can."
+    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    return f"{name!r} is no folder here, and could not be fetched from the Hub ({reason}): check the network."
 
 
 @contextmanager

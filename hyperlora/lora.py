@@ -19,6 +19,7 @@ from hyperlora.files import open_safetensors, write_atomic
 # Where a module lives inside a layer of Llama-like models (Llama, Mistral, Qwen, Gemma), so that no base is needed.
 PATHS = {f"{name}_proj": f"self_attn.{name}_proj" for name in "qkvo"}
 PATHS |= {f"{name}_proj": f"mlp.{name}_proj" for name in ("gate", "up", "down")}
+PATHS |= {"qkv_proj": "self_attn.qkv_proj", "gate_up_proj": "mlp.gate_up_proj"}  # Phi-3's
 PEFT_KEY = re.compile(r"base_model\.model\.model\.layers\.(\d{1,4})\.(\w+\.\w+)\.lora_([AB])\.weight")
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
