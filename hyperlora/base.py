@@ -93,6 +93,8 @@ def load_base(
                 f"The base model in {folder} does not fit into the memory ({reason}): use fewer bits "
                 '(dtype="bfloat16", quantize="4bit"), a device_map that offloads, or a smaller model.'
             ) from error
+        if "device_map" in reason:
+            raise UserError(f"The device_map does not fit the base model in {folder} ({reason}).") from error
         raise UserError(f"The base model in {folder} is damaged or incomplete ({reason}).") from error
     if wrong := sorted(report["missing_keys"]) or sorted(str(key) for key in report["mismatched_keys"]):
         raise UserError(f"The base model in {folder} does not fit its config.json: {wrong[0]} is missing or misshapen.")

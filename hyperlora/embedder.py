@@ -75,7 +75,9 @@ class SentenceEmbedder(Embedder):
     its weights checked against a pinned SHA-256. Raises `UserError` where the model cannot be read.
     """
 
-    def __init__(self, name: str = MINILM, revision: str | None = None, device: str = "cpu"):
+    def __init__(
+        self, name: str = MINILM, revision: str | None = None, device: str = "cpu", local_files_only: bool = False
+    ):
         from sentence_transformers import SentenceTransformer  # takes seconds to import
 
         folder = _packaged_minilm() if name in (MINILM, "all-MiniLM-L6-v2") else None
@@ -84,7 +86,7 @@ class SentenceEmbedder(Embedder):
                 str(folder or name),
                 revision=None if folder else revision,
                 device=device,
-                local_files_only=bool(folder) or Path(name).is_dir(),
+                local_files_only=local_files_only or bool(folder) or Path(name).is_dir(),
                 trust_remote_code=False,
                 model_kwargs={"use_safetensors": True},  # never a pickle
             )
@@ -105,10 +107,10 @@ class GteEmbedder(Embedder):
     Raises `UserError` where the model cannot be read, or is more than `hyperlora.gte` can represent.
     """
 
-    def __init__(self, name: str, revision: str | None = None, device: str = "cpu"):
+    def __init__(self, name: str, revision: str | None = None, device: str = "cpu", local_files_only: bool = False):
         from hyperlora.gte import load_gte  # only those who name it wait for it
 
-        self.model, self.tokenizer = load_gte(name, revision, device)
+        self.model, self.tokenizer = load_gte(name, revision, device, local_files_only)
         super().__init__(self.model.config.hidden_size)
 
     def _forward(self, texts: list[str]) -> Tensor:
@@ -146,11 +148,16 @@ class LastTokenEmbedder(Embedder):
 
 
 def load_embedder(
-    name: str, revision: str | None = None, device: str = "cpu", base: tuple[nn.Module, object] | None = None
+    name: str,
+    revision: str | None = None,
+    device: str = "cpu",
+    base: tuple[nn.Module, object] | None = None,
+    local_files_only: bool = False,
 ) -> Embedder:
     """The embedder that a hypernetwork's config names; `base` is (model, tokenizer), needed for "last_token" alone.
 
-    `device` is a sentence encoder's; the last token is read where the base is.
+    `device` is a sentence encoder's, which `local_files_only` looks up in this machine's cache alone; the last token is
+    read where the base is.
     """
     if name == LAST_TOKEN:
         if base is None:
@@ -158,7 +165,7 @@ def load_embedder(
                 "This hypernetwork reads descriptions with its base model: load it with hyperlora.pipeline."
             )
         return LastTokenEmbedder(*base)
-    return (GteEmbedder if _is_gte(name) else SentenceEmbedder)(name, revision, device)
+    return (GteEmbedder if _is_gte(name) else SentenceEmbedder)(name, revision, device, local_files_only)
 
 
 def _is_gte(name: str) -> bool:

@@ -47,13 +47,16 @@ def _why(error: Exception, name: str, revision: str | None, local_files_only: bo
     """Why a repository could not be fetched, and what to do, in a sentence."""
     from huggingface_hub import constants, errors, get_token
 
-    login = "log in with `hf auth login`, or set HF_TOKEN"
+    login, token = "log in with `hf auth login`, or set HF_TOKEN", get_token() is not None
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
     if isinstance(error, errors.GatedRepoError):
         terms = f"{name} is gated: accept its terms on {constants.ENDPOINT}/{name}, then "
-        return terms + ("try again with a token that may read it." if get_token() else f"{login}.")
-    if isinstance(error, errors.RepositoryNotFoundError):
-        known = "your token may not read it" if get_token() else f"{login} if it is private"
+        return terms + ("try again with a token that may read it." if token else f"{login}.")
+    if isinstance(error, errors.RepositoryNotFoundError) or (status in (401, 403) and not token):
+        known = "your token may not read it" if token else f"{login} if it is private"
         return f"{name!r} is neither a folder here nor a repository on the Hub: check its name, or {known}."
+    if status in (401, 403):
+        return f"The Hub does not let your token read {name} (error {status}): {login} of an account that may."
     if isinstance(error, errors.RevisionNotFoundError):
         return (
             f"{name} has no revision {revision!r} on the Hub: leave the revision out, or take a branch or commit of it."
@@ -69,10 +72,7 @@ def _why(error: Exception, name: str, revision: str | None, local_files_only: bo
         if not isinstance(error, errors.HfHubHTTPError):
             return f"{where}, and the Hub cannot be reached: check the network and try again, or give a folder."
     if isinstance(error, errors.HfHubHTTPError):
-        status = error.response.status_code
-        if status in (401, 403):
-            return f"The Hub does not let this token read {name} (error {status}): {login} of an account that may."
-        return f"The Hub cannot give {name} now (error {status}): try again in a while."
+        return f"The Hub cannot give {name} now (error {error.response.status_code}): try again in a while."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
             f"The disk is full: {name} does not fit into {constants.HF_HUB_CACHE}. Free some space and start again, "

@@ -37,14 +37,16 @@ SAME = (  # what both configurations call by one name
 )
 
 
-def load_gte(path_or_id: str | Path, revision: str | None = None, device: str = "cpu") -> tuple[GteModel, Tokenizer]:
+def load_gte(
+    path_or_id: str | Path, revision: str | None = None, device: str = "cpu", local_files_only: bool = False
+) -> tuple[GteModel, Tokenizer]:
     """A gte encoder in the published form, float32, frozen and in evaluation mode, and its tokenizer.
 
     The embedding of a text is the last layer's first token (CLS). A folder is read without any network access; anything
     else is a Hub id. Every tensor's name and shape is checked against config.json before it is read. Raises `UserError`
     for what is missing, damaged, or more than GteModel can represent.
     """
-    folder = resolve_folder(path_or_id, revision, [CONFIG, WEIGHTS, TOKENIZER])
+    folder = resolve_folder(path_or_id, revision, [CONFIG, WEIGHTS, TOKENIZER], local_files_only)
     config = gte_config(read_json(folder / CONFIG, MAX_CONFIG))
     _check_weights(folder / WEIGHTS, published_weights(config))
     tokenizer = _load_tokenizer(folder / TOKENIZER, config)

