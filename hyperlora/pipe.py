@@ -1,5 +1,7 @@
 """Everything in one object: describe a task, get its adapter, chat with the adapted model."""
 
+import hashlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, overload
 
@@ -7,11 +9,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hyperlora.adapted import AdaptedModel
-from hyperlora.base import load_base
+from hyperlora.base import DeviceMap, device_of, find_device, load_base
 from hyperlora.chat import ChatEngine, ChatStream, one_thread
+from hyperlora.config import HyperLoRAConfig
 from hyperlora.embedder import load_embedder
 from hyperlora.errors import UserError
-from hyperlora.generator import HyperLoRA
+from hyperlora.files import resolve_folder
+from hyperlora.generator import CONFIG, DESCRIPTIONS, WEIGHTS, HyperLoRA
 from hyperlora.lora import Adapter
 from hyperlora.presets import Preset, asset_or_hub, get_preset
 from hyperlora.prompt import check_messages, use_trained_template, with_description
@@ -155,25 +159,51 @@ def pipeline(
     *,
     base: str | Path | None = None,
     hyperlora: str | Path | None = None,
+    base_revision: str | None = None,
+    hyperlora_revision: str | None = None,
     device: str = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
+    quantize: Literal["4bit", "8bit"] | None = None,
+    device_map: DeviceMap | None = None,
+    attention: str | None = None,
+    embedder_device: str = "cpu",
+    local_files_only: bool = False,
 ) -> Pipeline:
     """Load a preset, or any pair of `base` and `hyperlora` (folders or Hub ids); one of the two replaces the preset's.
 
-    `dtype` is the base model's (float32 by default). Raises `UserError` where a file is missing or damaged, or where
-    the two do not belong together.
+    `hyperlora` may also be a folder in the public text-to-lora format. `device`, `quantize`, `device_map`, `attention`
+    and `local_files_only` are those of `load_base`; so is `dtype`, where None is float32 on the CPU and bfloat16 on a
+    GPU or in few bits. The hypernetwork computes where the base's embeddings do, a description's encoder on
+    `embedder_device`. Raises `UserError` where a file is missing or damaged, where an option is not possible here, or
+    where the two do not belong together.
     """
-    chosen = None
+    chosen, subfolder = None, None
     if base is None or hyperlora is None:
         if preset is None:
             raise UserError("Name a preset, or give both base and hyperlora.")
         chosen = get_preset(preset)
-        base = asset_or_hub(chosen.base) if base is None else base
-        hyperlora = asset_or_hub(chosen.hyperlora) if hyperlora is None else hyperlora
+        if base is None:
+            base, base_revision = asset_or_hub(chosen.base), chosen.base_revision
+        if hyperlora is None:
+            hyperlora, hyperlora_revision = asset_or_hub(chosen.hyperlora), chosen.hyperlora_revision
+            subfolder = chosen.hyperlora_subfolder
+    if dtype is None:
+        whole = device_map is None and quantize is None and find_device(device).type == "cpu"
+        dtype = torch.float32 if whole else torch.bfloat16
+    embedder_device = str(find_device(embedder_device))
     with one_thread():
-        generator = HyperLoRA.from_pretrained(hyperlora)
+        generator, kept = _open(hyperlora, subfolder, hyperlora_revision, f"{base}@{base_revision}", local_files_only)
         config = generator.config
-        model, tokenizer = load_base(base, dtype=dtype or torch.float32, device=device)
+        model, tokenizer = load_base(
+            base,
+            base_revision,
+            dtype=dtype,
+            device=device,
+            quantize=quantize,
+            device_map=device_map,
+            attention=attention,
+            local_files_only=local_files_only,
+        )
         use_trained_template(tokenizer, config)
         adapted = AdaptedModel(model, config.target_modules)
         if adapted.num_layers != config.num_layers:
@@ -182,8 +212,64 @@ def pipeline(
                 "use the base model that it was trained on."
             )
         if config.task_input == "text":
-            generator.embedder = load_embedder(config.embedder, config.embedder_revision, base=(model, tokenizer))
-    return Pipeline(generator.to(device), adapted, tokenizer, chosen, str(base))
+            generator.embedder = load_embedder(
+                config.embedder, config.embedder_revision, embedder_device, (model, tokenizer), local_files_only
+            )
+        generator.to(device_of(model.get_input_embeddings()))
+    pipe = Pipeline(generator, adapted, tokenizer, chosen, str(base))
+    if config.module_order_assumed:
+        from hyperlora.interop.order import choose_order
+
+        try:
+            pipe.hyperlora = pipe.engine.call(lambda: choose_order(generator, adapted, tokenizer))
+        except BaseException:
+            pipe.close()
+            raise
+        if kept is not None and not pipe.hyperlora.config.module_order_assumed:
+            with suppress(OSError):  # a disk that is full, or may not be written, only means to choose again
+                pipe.hyperlora.save_pretrained(kept)
+    return pipe
+
+
+def _open(
+    source: str | Path, subfolder: str | None, revision: str | None, base: str, local_files_only: bool
+) -> tuple[HyperLoRA, Path | None]:
+    """The hypernetwork; and, where the order of its module types is not settled, the folder to keep it in once it is.
+
+    That folder is in the user's cache, one for each checkpoint, revision and `base`.
+    """
+    from hyperlora.interop import text_to_lora
+
+    here = Path(source).expanduser()
+    public = subfolder is not None or (here / text_to_lora.WEIGHTS).is_file()
+    names = (CONFIG, WEIGHTS, DESCRIPTIONS)
+    if public:
+        names = (text_to_lora.WEIGHTS, text_to_lora.ARGS, text_to_lora.ADAPTER)
+    inside = f"{subfolder}/" if subfolder else ""
+    folder = resolve_folder(source, revision, [inside + name for name in names], local_files_only) / inside
+    generator, kept = None, None
+    if public or HyperLoRAConfig.load(folder / CONFIG).module_order_assumed:
+        kept = _kept([folder / name for name in names], base)
+        if (kept / CONFIG).is_file():
+            with suppress(UserError):  # damaged: read the original again
+                generator = HyperLoRA.from_pretrained(kept)
+    if generator is None:
+        generator = text_to_lora.import_checkpoint(folder) if public else HyperLoRA.from_pretrained(folder)
+    generator.name = folder.resolve().name if here.is_dir() else f"{source}/{inside}".rstrip("/")
+    return generator, kept
+
+
+def _kept(files: list[Path], base: str) -> Path:
+    """Where in the user's cache the native form of these files for that base is kept; nothing is written yet."""
+    from huggingface_hub import constants
+
+    facts = [base]
+    for file in files:
+        if file.is_file():
+            real = file.resolve()  # in the Hub's cache, named by what it holds
+            facts += [str(real), str(real.stat().st_size), str(real.stat().st_mtime_ns)]
+    key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
+    return Path(constants.HF_ASSETS_CACHE) / "hyperlora" / "settled" / key
 
 
 def _is_path(name: str) -> bool:

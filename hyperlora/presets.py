@@ -20,6 +20,10 @@ class Preset:
     multi_turn: bool
     """False: the model was trained on single messages, so each is answered on its own and only the last is sent."""
     max_new_tokens: int = 512
+    base_revision: str | None = None
+    hyperlora_subfolder: str | None = None
+    """Where in its repository the hypernetwork lies, in the format of `hyperlora.interop.text_to_lora`."""
+    hyperlora_revision: str | None = None
 
 
 PRESETS = {

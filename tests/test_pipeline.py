@@ -5,14 +5,17 @@ import pickle
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoTokenizer, MistralForCausalLM
+from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
 import hyperlora
 from hyperlora import Adapter, HyperLoRA, UserError
+from hyperlora.interop.order import with_order
+from hyperlora.interop.text_to_lora import import_checkpoint
 from hyperlora.presets import PRESETS, Preset
 from hyperlora.prompt import format_prompt
 
@@ -289,3 +292,104 @@ def test_the_checkpoints_chat_template_is_used(tiny_base, tiny_hyperlora, tmp_pa
     pipe = hyperlora.pipeline(base=tiny_base, hyperlora=folder)
     assert pipe.tokenizer.decode(format_prompt(pipe.tokenizer, "1+1")) == "1+1="
     pipe.close()
+
+
+# ---- options of the base, and checkpoints in the public format ----
+
+
+def test_the_options_of_the_base_are_passed_on(pipe, tiny_base, tiny_hyperlora):
+    offloaded = hyperlora.pipeline(base=tiny_base, hyperlora=tiny_hyperlora, device_map={"": "disk"}, dtype="float32")
+    offloaded.engine._eos = set()
+    assert {parameter.device.type for parameter in offloaded.adapted.model.parameters()} == {"meta"}
+    answers = [each.chat("one two", adapter=each.adapt(TEXTS[0]), max_new_tokens=8) for each in (pipe, offloaded)]
+    assert answers[0] == answers[1]
+    offloaded.close()
+    half = hyperlora.pipeline(base=tiny_base, hyperlora=tiny_hyperlora, dtype="bfloat16", attention="eager")
+    model = half.adapted.model
+    assert (model.dtype, model.config._attn_implementation) == (torch.bfloat16, "eager")
+    half.close()
+
+
+def test_options_that_are_not_possible_here(tiny_base, tiny_hyperlora):
+    pair = {"base": tiny_base, "hyperlora": tiny_hyperlora}
+    for options, sentence in [
+        ({"device": "tpu"}, "The device 'tpu' cannot be used here"),
+        ({"embedder_device": "tpu"}, "The device 'tpu' cannot be used here"),
+        ({"dtype": "int4"}, "The dtype 'int4' is not known"),
+        ({"quantize": "4bit", "dtype": "float32"}, "4bit computes in bfloat16 or float16"),
+        ({"base": "owner/base", "local_files_only": True}, "'owner/base' is no folder here and not in the cache"),
+        ({"hyperlora": "owner/hyper", "local_files_only": True}, "local_files_only forbids a download"),
+    ]:
+        with pytest.raises(UserError, match=sentence):
+            hyperlora.pipeline(**pair | options)
+
+
+class Hashed:
+    """A description encoder for the public checkpoints' small task inputs."""
+
+    d_emb = 32
+
+    def embed(self, texts: list[str]) -> torch.Tensor:
+        return torch.stack([torch.randn(32, generator=torch.Generator().manual_seed(len(text))) for text in texts])
+
+
+@pytest.fixture
+def public(tiny_base, tmp_path, monkeypatch) -> dict:
+    """A public checkpoint and a base of its shape; what is settled about it goes to an empty cache."""
+    folder = shutil.copytree(tiny_base, tmp_path / "base")
+    torch.manual_seed(0)
+    MistralForCausalLM(MistralConfig.from_pretrained(folder, num_hidden_layers=4)).save_pretrained(folder)
+    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("hyperlora.pipe.load_embedder", lambda *given: Hashed())
+    checkpoint = shutil.copytree(Path(__file__).parent / "interop" / "L-sft-bias", tmp_path / "checkpoint")
+    return {"base": folder, "hyperlora": checkpoint}
+
+
+def opened(pair: dict) -> tuple[list[str], Adapter]:
+    """The order of the module types, and an adapter."""
+    pipe = hyperlora.pipeline(**pair)
+    try:
+        assert not pipe.hyperlora.config.module_order_assumed and pipe.hyperlora.name == pair["hyperlora"].name
+        adapter = pipe.adapt(TEXTS[0])
+        assert isinstance(pipe.chat("one", adapter=adapter, max_new_tokens=3), str)
+        return list(pipe.hyperlora.config.target_modules), adapter
+    finally:
+        pipe.close()
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["public", "imported"])
+def test_the_order_of_a_public_checkpoint_is_chosen_once_for_each_base(public, native, tmp_path, monkeypatch):
+    if native:
+        import_checkpoint(public["hyperlora"]).save_pretrained(tmp_path / "imported")
+        public["hyperlora"] = tmp_path / "imported"
+    chosen = []
+
+    def choose(generator, adapted, tokenizer):
+        assert generator.embedder and tokenizer.chat_template == generator.config.chat_template
+        chosen.append(adapted)
+        return with_order(generator, ["v_proj", "q_proj"])  # not what args.yaml says
+
+    monkeypatch.setattr("hyperlora.interop.order.choose_order", choose)
+    order, first = opened(public)
+    again, second = opened(public)
+    assert order == again == ["v_proj", "q_proj"] and len(chosen) == 1
+    for module in first.weights:
+        assert all(map(torch.equal, first.weights[module], second.weights[module]))
+    opened(public | {"base": shutil.copytree(public["base"], tmp_path / "another")})
+    assert len(chosen) == 2
+
+    for file in (tmp_path / "cache").rglob("*.safetensors"):  # damaged: it is chosen again
+        file.write_bytes(file.read_bytes()[:100])
+    assert opened(public)[0] == order and len(chosen) == 3
+    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(public["base"] / "config.json"))
+    assert opened(public)[0] == order and len(chosen) == 4  # nothing can be written there
+
+
+def test_the_chosen_order_is_that_of_the_lower_loss(public):
+    order, adapter = opened(public)
+    assert sorted(order) == ["q_proj", "v_proj"]
+    right = import_checkpoint(public["hyperlora"], order=order)
+    [expected] = right.generate(embeddings=Hashed().embed(TEXTS[:1]))
+    for module in order:
+        for mine, plain in zip(adapter.weights[module], expected.weights[module], strict=True):
+            torch.testing.assert_close(mine, plain)
