@@ -3,13 +3,21 @@ TORCH := $(shell grep '^torch==' requirements.txt)
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 
-.PHONY: app test
+# The oldest transformers that the package takes, and the tests of the package alone.
+OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
+CORE := tests --ignore=tests/training --ignore=tests/test_app.py --ignore=tests/test_browser.py --ignore=tests/test_packaging.py
+
+.PHONY: app test test-oldest
 
 app: .venv/app-installed
 	$(BIN)/python app.py
 
 test: .venv/test-installed
 	$(BIN)/python -m pytest -q
+
+test-oldest: .venv/oldest-$(OLDEST)
+	PYTHONPATH="$(CURDIR)/$<" $(BIN)/python -c 'import sys, transformers as t; print(t.__version__); sys.exit(t.__version__ != sys.argv[1])' $(OLDEST)
+	PYTHONPATH="$(CURDIR)/$<" $(BIN)/python -m pytest -q $(CORE)
 
 $(BIN)/python:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -28,3 +36,9 @@ $(BIN)/python:
 .venv/test-installed: pyproject.toml .venv/app-installed
 	$(BIN)/python -m pip install --group train --group eval --group dev
 	@touch $@
+
+# In a folder of its own, which comes before the environment's.
+.venv/oldest-$(OLDEST): | .venv/test-installed
+	rm -rf $@.part
+	$(BIN)/python -m pip install -q --no-deps --target $@.part "transformers==$(OLDEST)"
+	mv $@.part $@
