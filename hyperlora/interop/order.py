@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hyperlora.adapted import AdaptedModel
+from hyperlora.base import device_of
 from hyperlora.config import read_json
 from hyperlora.generator import HyperLoRA
 from hyperlora.presets import assets_dir
@@ -87,10 +88,7 @@ def _losses(
     if config.prompt_style == "description_input":
         text = with_description(example["description"], text)
     answer = [*tokenizer(example["output"], add_special_tokens=False).input_ids, tokenizer.eos_token_id]
-    ids = torch.tensor(format_prompt(tokenizer, text) + answer)
-    device = adapted.model.get_input_embeddings().weight.device
-    if device.type != "meta":  # offloaded weights lie nowhere; their hooks move the ids themselves
-        ids = ids.to(device)
+    ids = torch.tensor(format_prompt(tokenizer, text) + answer, device=device_of(adapted.model.get_input_embeddings()))
     task_input = task_input.to(networks[0].network.task_encoder[0].weight.device)
     each = [network.factors(task_input[None]) for network in networks]
     factors = {
