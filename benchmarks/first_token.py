@@ -26,7 +26,7 @@ from hyperlora.lora import Adapter
 from hyperlora.prompt import format_prompt
 
 STARTS = 3  # of each process
-TIMEOUT = 600  # seconds, for a process to be ready
+TIMEOUT = 1800  # seconds, for a process to be ready
 PIPELINE = """
 import sys, hyperlora
 pipe = hyperlora.pipeline(None, base=sys.argv[1], hyperlora=sys.argv[2])
@@ -146,27 +146,26 @@ def start_script(script: str, *arguments: str) -> tuple[float, float]:
     raise SystemExit("A process that was to be measured failed.")
 
 
-def start_page(base: str, folder: str) -> tuple[float, float]:
-    """Run the page until it has made an adapter and answered: (seconds until the adapter, its resident MB)."""
+def start_page(arguments: list[str]) -> tuple[float, float, str]:
+    """Run the page until it has made an adapter and answers with it.
+
+    Gives (seconds until the adapter, its resident MB, the answer's beginning).
+    """
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    app = Path(__file__).parents[1] / "app.py"
-    address = ["--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, str(Path(__file__).parents[1] / "app.py"), "--host", "127.0.0.1", "--port", str(port)]
     start = time.perf_counter()
-    with subprocess.Popen(
-        [sys.executable, str(app), *address, "--base", base, "--hyperlora", folder],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
+    with subprocess.Popen([*command, *arguments], stdout=subprocess.DEVNULL) as process:
         try:
-            return use_page(f"http://127.0.0.1:{port}", process, start), resident_mb(process.pid)
+            seconds, answer = use_page(f"http://127.0.0.1:{port}", process, start)
+            return seconds, resident_mb(process.pid), answer
         finally:
             process.terminate()
 
 
-def use_page(url: str, process: subprocess.Popen, start: float) -> float:
-    """Wait until the page makes an adapter, then chat with it; the seconds until the adapter."""
+def use_page(url: str, process: subprocess.Popen, start: float) -> tuple[float, str]:
+    """Wait until the page makes an adapter, then chat: (seconds until the adapter, the answer's beginning)."""
     client = None
     while time.perf_counter() - start < TIMEOUT and process.poll() is None:
         time.sleep(0.1)
@@ -177,19 +176,24 @@ def use_page(url: str, process: subprocess.Popen, start: float) -> float:
             continue
         if "Made in" in status:
             seconds = time.perf_counter() - start
-            client.predict("one two three", shelf["value"], 1, api_name="/send")
-            return seconds
+            for chat, *_ in client.submit("one two three", shelf["value"], 1, api_name="/send"):
+                answer = chat[-1]["content"][0]["text"]
+                if answer != "…":
+                    return seconds, answer
+        if "error" in status and "still loading" not in status:
+            raise SystemExit(f"The page shows: {status}")
     raise SystemExit("The page did not become ready.")
 
 
 def processes(args) -> None:
     """Print the table of processes: all of them in turn, so that each finds the files in memory."""
+    app = ["--base", args.base, "--hyperlora", args.hyperlora]
     plain, plain_page = PLAIN.format(page=""), PLAIN.format(page=EMPTY_PAGE)
     ways = {
         "transformers and sentence-transformers alone": lambda: start_script(plain, args.base),
         "`hyperlora.pipeline`": lambda: start_script(PIPELINE, args.base, args.hyperlora),
         "transformers, sentence-transformers and an empty Gradio page": lambda: start_script(plain_page, args.base),
-        "`app.py`, until it has made an adapter": lambda: start_page(args.base, args.hyperlora),
+        "`app.py`, until it has made an adapter": lambda: start_page(app)[:2],
     }
     found = {name: [] for name in ways}
     for _ in range(1 + STARTS):

@@ -7,7 +7,7 @@ alone, which no way of generating escapes.
 import torch
 from torch import Tensor
 
-from benchmarks.measure import medians, parser, print_table
+from benchmarks.measure import add_device, medians, parser, print_table
 from hyperlora.config import HyperLoRAConfig
 from hyperlora.hypernetwork import HyperNetwork
 
@@ -19,17 +19,21 @@ def site_by_site(network: HyperNetwork, task_input: Tensor) -> list[tuple[Tensor
     """(A [1, 1, r, d_in], B [1, 1, d_out, r]) of each layer of each module, in that order."""
     head, rank = network.config.head, network.config.rank
     task = network.encode(task_input)[0]
+    modules, layers, ranks = (
+        torch.arange(count, device=task.device)
+        for count in (len(network.config.target_modules), network.config.num_layers, rank)
+    )
     sites = []
     for m, module in enumerate(network.config.target_modules):
         for layer in range(network.config.num_layers):
-            site = network.module_encoder(torch.tensor(m)), network.layer_encoder(torch.tensor(layer))
+            site = network.module_encoder(modules[m]), network.layer_encoder(layers[layer])
             x = network.mlp0(torch.cat([task, *site]))
             x = x + network.mlp1(x)
             if head != "L":
                 x = x + network.ab_norm(network.ab_embedding[m])
             x = x + network.mlp2(x)
             if head == "S":
-                x = x[:, None] + network.rank_encoder(torch.arange(rank))
+                x = x[:, None] + network.rank_encoder(ranks)
             sites.append(network.factors(module, network.mlp3(x)[None, None]))
     return sites
 
@@ -43,10 +47,10 @@ def make_network(head: str) -> HyperNetwork:
     return network
 
 
-def compare(network: HyperNetwork, dtype: torch.dtype, repetitions: int) -> list[str]:
+def compare(network: HyperNetwork, dtype: torch.dtype, device: str, repetitions: int) -> list[str]:
     """The table's row for one network in one dtype."""
-    network.to(dtype)
-    task_input = torch.randn(1, D_EMB, dtype=dtype)
+    network.to(device, dtype)
+    task_input = torch.randn(1, D_EMB, device=device, dtype=dtype)
     features = {module: x.flatten(0, -2) for module, x in zip(TARGETS, network.features(task_input)[0], strict=True)}
     seconds = medians(
         {
@@ -68,11 +72,14 @@ def compare(network: HyperNetwork, dtype: torch.dtype, repetitions: int) -> list
 
 @torch.inference_mode()
 def main() -> None:
-    args = parser(__doc__, repetitions=20).parse_args()
+    options = parser(__doc__, repetitions=20)
+    add_device(options)
+    args = options.parse_args()
     rows = []
     for head in "LMS":
         network = make_network(head)
-        rows += [compare(network, dtype, args.repetitions) for dtype in (torch.float32, torch.bfloat16)]
+        for dtype in (torch.float32, torch.bfloat16):
+            rows.append(compare(network, dtype, args.device, args.repetitions))
     print_table(["one adapter, in ms", "HyperLoRA", "loop over sites", "of ours", "the heads' products alone"], rows)
 
 

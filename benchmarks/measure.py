@@ -1,10 +1,13 @@
-"""What the benchmarks share: interleaved timing, resident memory, and a table to print."""
+"""What the benchmarks share: interleaved timing, memory, the difference of two results, and a table to print."""
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from hyperlora.presets import asset_or_hub, get_preset
 
@@ -29,17 +32,30 @@ TASKS = {
 }
 
 
-def parser(description: str, repetitions: int) -> argparse.ArgumentParser:
+def parser(description: str, repetitions: int | None = None) -> argparse.ArgumentParser:
+    """A parser; with the option `repetitions` where a number is given, its default."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=repetitions, help=f"of each way (default: {repetitions})")
+    if repetitions is not None:
+        parser.add_argument(
+            "--repetitions", type=int, default=repetitions, help=f"of each way (default: {repetitions})"
+        )
     return parser
 
 
-def arguments(description: str, repetitions: int) -> argparse.Namespace:
-    """The command line: `repetitions`, and the folders `base` and `hyperlora`, the bundled mini model's by default."""
+def add_device(options: argparse.ArgumentParser) -> None:
+    options.add_argument("--device", default="cpu", help="cpu, or cuda (default: cpu)")
+
+
+def arguments(description: str, repetitions: int, device: bool = False) -> argparse.Namespace:
+    """The command line: `repetitions`, and the folders `base` and `hyperlora`, the bundled mini model's by default.
+
+    `device`: with that option too.
+    """
     options = parser(description, repetitions)
     options.add_argument("--base", help="the folder of a base model instead of the bundled one")
     options.add_argument("--hyperlora", help="the folder of a hypernetwork for it")
+    if device:
+        add_device(options)
     args = options.parse_args()
     if (args.base is None) != (args.hyperlora is None):
         options.error("give both --base and --hyperlora, or neither")
@@ -54,16 +70,24 @@ def medians(
 ) -> dict[str, float]:
     """Median seconds of each run: all of them once to warm up, then all in turn, `repetitions` times.
 
-    `after` comes after each run and is not timed.
+    A run ends when the GPU has done what it asked for. `after` comes after each run and is not timed.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(1 + repetitions):
         for name, run in runs.items():
             start = time.perf_counter()
             run()
+            synchronize()
             seconds[name].append(time.perf_counter() - start)
             after()
+            synchronize()
     return {name: statistics.median(times[1:]) for name, times in seconds.items()}
+
+
+def synchronize() -> None:
+    """Wait until the GPU has done what it was asked for, where one is in use."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def resident_mb(pid: int | str = "self", field: str = "VmRSS") -> float:
@@ -72,6 +96,30 @@ def resident_mb(pid: int | str = "self", field: str = "VmRSS") -> float:
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024 / 1e6
     raise ValueError(f"The process {pid} has no resident memory.")
+
+
+def held_mb(device: str, peak: bool = False) -> float:
+    """What this process holds on the device, or held at its peak, in MB: resident memory, or a GPU's tensors."""
+    if device != "cpu":
+        return (torch.cuda.max_memory_allocated(device) if peak else torch.cuda.memory_allocated(device)) / 1e6
+    return resident_mb(field="VmHWM" if peak else "VmRSS")
+
+
+def added_mb(run: Callable[[], object], device: str) -> float:
+    """The most memory that `run` takes beyond what is held before it, in MB (on the CPU: Linux only)."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
+    before = held_mb(device)
+    run()
+    synchronize()
+    return held_mb(device, peak=True) - before
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """The largest difference of two tensors, as a part of the largest value in `b`."""
+    return ((a - b).abs().max() / b.abs().max()).item()
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

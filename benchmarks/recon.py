@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.hypernetwork import D_EMB, LAYERS, TARGETS
-from benchmarks.measure import medians, parser, print_table, resident_mb
+from benchmarks.measure import added_mb, medians, parser, print_table
 from hyperlora.config import HyperLoRAConfig
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
@@ -49,19 +49,6 @@ def make_step(model: ReconModel, device: str) -> Callable[[], float]:
         return loss.item()
 
     return step
-
-
-def added_mb(run: Callable[[], object], device: str) -> float:
-    """The most memory that `run` takes beyond what is held before it, in MB (on the CPU: Linux only)."""
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
-    before = resident_mb()
-    run()
-    return resident_mb(field="VmHWM") - before
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """From an adapter in memory to a model that is ready to chat with it, and what a hundred such swaps leave in memory.
 
 Ours is `AdaptedModel.load` and `use`. PEFT's two ways are a folder (written with no fsync, then `load_adapter` and
-`set_adapter`) and a hot swap of the tensors in place. All get tensors in the form that they take, made beforehand.
+`set_adapter`) and a hot swap of the tensors in place. All get tensors in the form that they take, made beforehand. The
+second table starts at a task embedding: one hypernetwork (head M), each of the three ways behind it.
 """
 
 import tempfile
@@ -16,42 +17,48 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 
-from benchmarks.measure import arguments, medians, print_table, resident_mb
+from benchmarks.hypernetwork import D_EMB
+from benchmarks.measure import arguments, held_mb, medians, print_table, synchronize
+from benchmarks.real_shapes import TARGETS, random_adapter
 from hyperlora.adapted import AdaptedModel
 from hyperlora.base import load_base
+from hyperlora.config import HyperLoRAConfig
+from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
 
 SWAPS = 100
 
 
 @cache
-def shared_weight(shape: torch.Size) -> nn.Parameter:
-    return nn.Parameter(torch.zeros(shape), requires_grad=False)
+def shared_weight(shape: torch.Size, device: str) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(shape, device=device), requires_grad=False)
 
 
-def attention_of_mistral_7b() -> PreTrainedModel:
+def attention_of_mistral_7b(device: str) -> PreTrainedModel:
     """32 layers with Mistral-7B's attention sizes that share their weights: a place to put LoRAs, not to run them."""
     config = MistralConfig(num_hidden_layers=32, hidden_size=4096, intermediate_size=8, vocab_size=8)
     with torch.device("meta"):
         model = MistralForCausalLM(config)
     for module in list(model.modules()):
         for name, weight in list(module.named_parameters(recurse=False)):
-            setattr(module, name, shared_weight(weight.shape))
+            setattr(module, name, shared_weight(weight.shape, device))
     return model
 
 
-def random_adapter(adapted: AdaptedModel) -> Adapter:
-    """Rank 8 on every target."""
-    weights = {
-        module: (torch.randn(adapted.num_layers, 8, d_in), torch.randn(adapted.num_layers, d_out, 8))
-        for module, (d_in, d_out) in adapted.target_modules.items()
-    }
-    return Adapter(weights, alpha=16.0, use_rslora=True)
+def random_hyperlora(adapted: AdaptedModel, device: str) -> HyperLoRA:
+    """For that base, with the offset of an SFT hypernetwork."""
+    config = HyperLoRAConfig("M", dict(adapted.target_modules), adapted.num_layers, D_EMB, offset="factors")
+    hyperlora = HyperLoRA(config)
+    for head in hyperlora.network.heads.values():
+        nn.init.normal_(head.weight, std=0.02)
+    return hyperlora.to(device)
 
 
-def compare(base: str, models: list[PreTrainedModel], repetitions: int) -> list[list[str]]:
-    """The table's rows for one base; `models` are three of it."""
-    adapted = AdaptedModel(models[0], ["q_proj", "v_proj"])
+def compare(
+    base: str, models: list[PreTrainedModel], device: str, repetitions: int
+) -> tuple[list[list[str]], list[list[str]]]:
+    """The rows of both tables for one base; `models` are three of it."""
+    adapted = AdaptedModel(models[0], TARGETS)
     adapter = random_adapter(adapted)
     settings, state = adapter.to_peft()
     config = LoraConfig(**settings)
@@ -75,7 +82,10 @@ def compare(base: str, models: list[PreTrainedModel], repetitions: int) -> list[
     def in_place(state: dict[str, torch.Tensor]) -> None:
         hotswap_adapter_from_state_dict(hot, state, "first", config)
 
-    in_place_state = {key.replace(".weight", ".first.weight"): tensor for key, tensor in state.items()}
+    def renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {key.replace(".weight", ".first.weight"): tensor for key, tensor in state.items()}
+
+    in_place_state = renamed(state)
 
     def forget() -> None:
         folders.set_adapter("first")
@@ -89,6 +99,18 @@ def compare(base: str, models: list[PreTrainedModel], repetitions: int) -> list[
     }
     seconds = medians(ways, repetitions, after=forget)
 
+    hyperlora, embedding = random_hyperlora(adapted, device), torch.randn(1, D_EMB, device=device)
+
+    def generated() -> Adapter:
+        return hyperlora.generate(embeddings=embedding)[0]
+
+    generating = {
+        "HyperLoRA": lambda: ours(generated()),
+        "PEFT, a folder": lambda: by_folder(generated().to_peft()[1]),
+        "PEFT, in place": lambda: in_place(renamed(generated().to_peft()[1])),
+    }
+    from_embedding = medians(generating, repetitions, after=forget)
+
     # Each swap has tensors of its own here, as each new description would.
     def copy_ours() -> None:
         ours(Adapter({m: (A.clone(), B.clone()) for m, (A, B) in adapter.weights.items()}, alpha=16.0, use_rslora=True))
@@ -100,23 +122,29 @@ def compare(base: str, models: list[PreTrainedModel], repetitions: int) -> list[
         lambda: in_place({key: tensor.clone() for key, tensor in in_place_state.items()}),
     ):
         swap()
-        before = resident_mb()
+        synchronize()
+        before = held_mb(device)
         for _ in range(SWAPS):
             swap()
-        growth.append(resident_mb() - before)
+        growth.append(held_mb(device) - before)
 
-    first = next(iter(seconds.values()))
-    return [
-        [f"{base}; {way}", f"{1000 * taken:,.2f}", f"{taken / first:.1f} x", f"{grown:,.1f}"]
-        for (way, taken), grown in zip(seconds.items(), growth, strict=True)
-    ]
+    def rows(seconds: dict[str, float]) -> list[list[str]]:
+        first = next(iter(seconds.values()))
+        return [[f"{base}; {way}", f"{1000 * taken:,.2f}", f"{taken / first:.1f} x"] for way, taken in seconds.items()]
+
+    swaps = [[*row, f"{grown:,.1f}"] for row, grown in zip(rows(seconds), growth, strict=True)]
+    return swaps, rows(from_embedding)
 
 
 def main() -> None:
-    args = arguments(__doc__, repetitions=20)
-    rows = compare("mini", [load_base(args.base)[0] for _ in range(3)], args.repetitions)
-    rows += compare("7B shapes", [attention_of_mistral_7b() for _ in range(3)], args.repetitions)
-    print_table(["base; way", "ms a swap", "of ours", f"MB more after {SWAPS} swaps"], rows)
+    args = arguments(__doc__, repetitions=20, device=True)
+    mini = [load_base(args.base, device=args.device)[0] for _ in range(3)]
+    large = [attention_of_mistral_7b(args.device) for _ in range(3)]
+    tables = [compare(base, models, args.device, args.repetitions) for base, models in (("mini", mini), ("7B", large))]
+    swaps, from_embedding = ([row for rows in kind for row in rows] for kind in zip(*tables, strict=True))
+    print_table(["base; way", "ms a swap", "of ours", f"MB more after {SWAPS} swaps"], swaps)
+    print()
+    print_table(["from a task embedding to ready", "ms", "of ours"], from_embedding)
 
 
 if __name__ == "__main__":
