@@ -12,7 +12,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from benchmarks.measure import held_mb, parser, print_table, synchronize
@@ -32,16 +32,23 @@ def write_hyperlora(folder: Path, shape: BaseShape) -> None:
     HyperLoRA(HyperLoRAConfig("L", shape.targets(TARGETS), shape.layers, d_emb=1024)).save_pretrained(folder)
 
 
+@torch.no_grad()
+def use(model: PreTrainedModel) -> None:
+    """One forward pass: weights that are mapped from a file are in memory once they have been read."""
+    model(torch.ones(1, 1, dtype=torch.long, device=model.device))
+
+
 def transformers_alone(folder: Path, device: str) -> Iterator[str]:
     yield "transformers: imports"
     model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.bfloat16).to(device)
+    use(model)
     yield "transformers: the base"
-    del model
 
 
 def ours(folder: Path, device: str) -> Iterator[str]:
     yield "HyperLoRA: imports"
     model, _ = load_base(folder / "base", dtype=torch.bfloat16, device=device)
+    use(model)
     yield "HyperLoRA: the base"
     hyperlora = HyperLoRA.from_pretrained(folder / "hyperlora").to(device)
     adapted = AdaptedModel(model, hyperlora.config.target_modules, ADAPTERS)

@@ -24,6 +24,7 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
+from transformers.utils import logging
 
 import hyperlora
 from benchmarks.first_token import start_page
@@ -138,7 +139,7 @@ def write_tokenizer(folder: Path) -> None:
     Half of its merges are learnt from Python's own documentation, the rest are made up.
     """
     learnt = Tokenizer(models.BPE())
-    learnt.pre_tokenizer = pre_tokenizers.Metaspace()
+    learnt.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
     byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY, special_tokens=["<unk>", "<s>", "</s>", *byte_tokens], show_progress=False
@@ -300,8 +301,9 @@ def rehearse(folder: Path, device: str, name: Precision, tokens: int) -> list[li
             note(f"GPU memory {when}", held_mb(device), "MB")
             note(f"GPU memory {when}, peak so far", held_mb(device, peak=True), "MB")
 
+    logging.disable_progress_bar()
     start = time.perf_counter()
-    options = precision(name)
+    options = {key: value for key, value in precision(name).items() if value is not None}
     pipe = hyperlora.pipeline(None, base=folder / "base", hyperlora=folder / "hyperlora", device=device, **options)
     synchronize()
     note("load", time.perf_counter() - start, "s")
@@ -387,8 +389,10 @@ def main(argv: list[str] | None = None) -> None:
         if not args.checkpoint_only:
             write_base(args.folder / "base", shape)
     elif args.app:
-        paths = ["--base", str(args.folder / "base"), "--hyperlora", str(args.folder / "hyperlora")]
-        taken, mb, answer = start_page([*paths, "--device", args.device])
+        held = precision(args.precision)
+        command = {"base": args.folder / "base", "hyperlora": args.folder / "hyperlora", "device": args.device}
+        command |= {"dtype": str(held["dtype"]).removeprefix("torch."), "quantize": held["quantize"]}
+        taken, mb, answer = start_page([f"--{name}={value}" for name, value in command.items() if value is not None])
         rows = [["start, until it has made an adapter", f"{taken:,.1f} s"], ["resident memory", f"{mb:,.0f} MB"]]
         print_table(["`app.py`", ""], [*rows, ["the answer begins with", repr(answer)]])
     else:
