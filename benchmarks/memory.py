@@ -32,23 +32,23 @@ def write_hyperlora(folder: Path, shape: BaseShape) -> None:
     HyperLoRA(HyperLoRAConfig("L", shape.targets(TARGETS), shape.layers, d_emb=1024)).save_pretrained(folder)
 
 
-@torch.no_grad()
-def use(model: PreTrainedModel) -> None:
-    """One forward pass: weights that are mapped from a file are in memory once they have been read."""
-    model(torch.ones(1, 1, dtype=torch.long, device=model.device))
+def read(model: PreTrainedModel) -> None:
+    """Weights that are mapped from a file are in memory only once they have been read."""
+    for weight in model.parameters():
+        weight.detach().sum()
 
 
 def transformers_alone(folder: Path, device: str) -> Iterator[str]:
     yield "transformers: imports"
     model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.bfloat16).to(device)
-    use(model)
+    read(model)
     yield "transformers: the base"
 
 
 def ours(folder: Path, device: str) -> Iterator[str]:
     yield "HyperLoRA: imports"
     model, _ = load_base(folder / "base", dtype=torch.bfloat16, device=device)
-    use(model)
+    read(model)
     yield "HyperLoRA: the base"
     hyperlora = HyperLoRA.from_pretrained(folder / "hyperlora").to(device)
     adapted = AdaptedModel(model, hyperlora.config.target_modules, ADAPTERS)
