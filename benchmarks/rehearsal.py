@@ -30,7 +30,7 @@ import hyperlora
 from benchmarks.first_token import start_page
 from benchmarks.measure import TASKS, difference, held_mb, print_table, resident_mb, synchronize
 from benchmarks.real_shapes import TARGETS
-from hyperlora.base import Precision, format_prompt, precision
+from hyperlora.base import Precision, precision
 from hyperlora.embedder import MINILM
 from hyperlora.export import export_zip
 from hyperlora.lora import Adapter
@@ -343,7 +343,7 @@ def rehearse(folder: Path, device: str, name: Precision, tokens: int) -> list[li
             note(f"{what}, decoding", chats * (len(times) - 2) / (times[-1] - times[1]), "tokens/s")
 
     adapter = adapters[1]
-    ids = format_prompt(pipe.tokenizer, messages[0])
+    ids = pipe.tokenizer(messages[0]).input_ids
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "adapter.zip"
         note("export as a zip", seconds(lambda: export_zip(adapter, path)), "s")

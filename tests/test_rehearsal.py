@@ -5,18 +5,26 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
+from jinja2 import TemplateError
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
 from benchmarks import rehearsal
 from benchmarks.first_token import start_page
-from hyperlora.base import format_prompt, load_base
-from hyperlora.errors import UserError
+from hyperlora.base import load_base
 from hyperlora.export import export_zip
 from hyperlora.memory import SHAPES
 
 SHAPE = rehearsal.base_shape(layers=2, hidden=128)
 SHARD = 8_200_000  # bytes: one of the two large matrices, and a layer
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hypernetwork in the public format is kept in the cache as a native one once it has been imported."""
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_ASSETS_CACHE", str(tmp_path))  # of the page's process
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +73,16 @@ def test_the_tokenizer_is_of_llamas_kind(folder: Path) -> None:
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
     assert len(tokenizer) == len(plain.get_vocab()) == 32000
     assert tokenizer.convert_tokens_to_ids("[INST]") == tokenizer.unk_token_id  # plain text, no token of its own
-    assert tokenizer.decode(format_prompt(tokenizer, "Hello.")) == "<s> [INST] Hello. [/INST]"
-    with pytest.raises(UserError, match="take turns"):
-        format_prompt(tokenizer, [{"role": "user", "content": "One."}] * 2)
+
+
+def test_the_chat_template_has_mistrals_form(folder: Path) -> None:
+    _, tokenizer = load_base(folder / "base", dtype=torch.bfloat16)
+    chat = [("user", "One."), ("assistant", "Two."), ("user", "Three.")]
+    messages = [{"role": role, "content": content} for role, content in chat]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert text == "<s>[INST] One. [/INST]Two.</s>[INST] Three. [/INST]"
+    with pytest.raises(TemplateError, match="take turns"):
+        tokenizer.apply_chat_template(messages[:1] * 2, tokenize=False)
 
 
 def test_a_rehearsal_ends_with_peft_giving_the_same_logits(folder: Path) -> None:
