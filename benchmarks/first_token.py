@@ -176,10 +176,12 @@ def use_page(url: str, process: subprocess.Popen, start: float) -> tuple[float, 
             continue
         if "Made in" in status:
             seconds = time.perf_counter() - start
-            for chat, *_ in client.submit("one two three", shelf["value"], 1, api_name="/send"):
+            # the message, which adapter, its strength, whether the description is in the prompt
+            for chat, *_ in client.submit("one two three", shelf["value"], 1, False, api_name="/send"):
                 answer = chat[-1]["content"][0]["text"]
                 if answer != "…":
                     return seconds, answer
+            raise SystemExit("The page gave no answer.")
         if "error" in status and "still loading" not in status:
             raise SystemExit(f"The page shows: {status}")
     raise SystemExit("The page did not become ready.")
