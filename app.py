@@ -4,6 +4,9 @@ import argparse
 import os
 import sys
 
+from hyperlora.choice import add_options, choose, named, open_pipeline
+from hyperlora.errors import UserError
+
 
 def port_number(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 65535:
@@ -11,12 +14,9 @@ def port_number(text: str) -> int:
     return int(text)
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--preset", default="mini", help="a named pair of base model and hypernetwork (default: mini)")
-    parser.add_argument("--base", help="a base model instead of the preset's: a folder or a Hub id")
-    parser.add_argument("--hyperlora", help="a hypernetwork instead of the preset's: a folder or a Hub id")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    add_options(parser)
     parser.add_argument(
         "--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), help="default: this machine only"
     )
@@ -26,21 +26,27 @@ def parse_arguments() -> argparse.Namespace:
         default=os.environ.get("GRADIO_SERVER_PORT"),
         help="default: the first free one from 7860 on",
     )
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
-def main() -> int:
-    args = parse_arguments()
+def say(line: str) -> None:
+    print(line, flush=True)
 
-    def load():
-        import hyperlora
 
-        return hyperlora.pipeline(args.preset, base=args.base, hyperlora=args.hyperlora, device=args.device)
+def main(arguments: list[str] | None = None) -> int:
+    """Serve the page until Ctrl-C; returns the exit code: 1 where it cannot be opened, 2 for a mistake in options."""
+    args = parse_arguments(arguments)
+    try:
+        # What was named and cannot be ends the command; looking for the best takes a while, so the page comes first.
+        choice = choose(args) if named(args) else None
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
 
     from hyperlora.ui.model import Model
     from hyperlora.ui.page import build_page, launch
 
-    model = Model(load)
+    model = Model(lambda: open_pipeline(args, model.ask, say, model.report, choice))
     demo = build_page(model)
     try:
         url = launch(demo, args.host, args.port)

@@ -5,6 +5,7 @@ import argparse
 import os
 import sys
 
+from hyperlora.choice import add_options, choose, named, named_pair, open_pipeline
 from hyperlora.errors import UserError
 
 
@@ -34,8 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--preset", default="mini", help="which base model and hypernetwork (default: mini)")
-    common.add_argument("--device", default="cpu", help="where they run: cpu, cuda, mps (default: cpu)")
+    add_options(common)
 
     generate = commands.add_parser("generate", parents=[common], help="write a description's adapter as a PEFT folder")
     generate.add_argument("description", metavar="DESCRIPTION")
@@ -69,16 +69,23 @@ def _generate(args: argparse.Namespace) -> None:
     from hyperlora.base import to_device
     from hyperlora.embedder import LAST_TOKEN
     from hyperlora.generator import HyperLoRA, check_description
-    from hyperlora.pipe import pipeline
-    from hyperlora.presets import asset_or_hub, get_preset
 
     check_description(args.description)  # before seconds of loading
     _quiet()
-    hyperlora = HyperLoRA.from_pretrained(asset_or_hub(get_preset(args.preset).hyperlora))
-    if hyperlora.config.embedder == LAST_TOKEN:  # only then is the base model needed
-        adapter = pipeline(args.preset, device=args.device).adapt(args.description)
+    choice = None
+    if named(args):
+        pair = named_pair(args.preset, args.base, args.hyperlora)
     else:
-        [adapter] = to_device(hyperlora, args.device).generate(args.description)
+        choice = choose(args)
+        pair = choice.pair
+    hyperlora = HyperLoRA.from_pretrained(*pair.native) if pair.native else None
+    if hyperlora is None or hyperlora.config.embedder == LAST_TOKEN:  # only then is the base model needed
+        adapter = open_pipeline(args, _ask, _say, choice=choice).adapt(args.description)
+    else:
+        if choice is not None:
+            _say(choice.why)
+        device = "cpu" if args.device == "auto" else args.device
+        [adapter] = to_device(hyperlora, device).generate(args.description)
     adapter.save_pretrained(args.output)
     _notice(adapter)
     print(f"The adapter is in {args.output}.", file=sys.stderr)
@@ -90,9 +97,9 @@ def _chat(args: argparse.Namespace) -> None:
     if args.description is not None:
         check_description(args.description)
     _quiet()
-    from hyperlora.pipe import NO_DESCRIPTION, pipeline
+    from hyperlora.pipe import NO_DESCRIPTION
 
-    pipe = pipeline(args.preset, device=args.device)
+    pipe = open_pipeline(args, _ask, _say)
     adapter = pipe.load_adapter(args.adapter) if args.description is None else pipe.adapt(args.description)
     if args.describe and adapter.description is None:
         raise UserError(NO_DESCRIPTION)
@@ -135,6 +142,19 @@ def _read_line() -> str:
     if sys.stdin.isatty():
         print("> ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _ask(question: str) -> None:
+    """Whether a large download is wanted; `UserError` where it is not, or nobody is there to say so."""
+    if not sys.stdin.isatty():
+        raise UserError(f"{question} Allow it with --yes.")
+    print(f"{question} Download it now? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UserError("Nothing was downloaded.")
 
 
 def _notice(adapter) -> None:

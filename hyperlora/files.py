@@ -20,12 +20,16 @@ HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 
 
 def resolve_folder(
-    path_or_id: str | Path, revision: str | None, patterns: list[str], local_files_only: bool = False
+    path_or_id: str | Path,
+    revision: str | None,
+    patterns: list[str],
+    local_files_only: bool = False,
+    bar: type | None = None,
 ) -> Path:
     """A local folder as it is; otherwise the Hub repository of that id, of which only `patterns` are downloaded.
 
-    With `local_files_only`, or HF_HUB_OFFLINE=1, only what this machine's cache holds. Raises `UserError` that says why
-    there is neither and what to do.
+    With `local_files_only`, or HF_HUB_OFFLINE=1, only what this machine's cache holds. `bar`: the class of a download's
+    progress bars, where it is not the library's own. Raises `UserError` that says why there is neither and what to do.
     """
     path = Path(path_or_id).expanduser()
     if path.is_dir():
@@ -37,13 +41,15 @@ def resolve_folder(
 
     try:
         return Path(
-            snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=local_files_only)
+            snapshot_download(
+                name, revision=revision, allow_patterns=patterns, local_files_only=local_files_only, tqdm_class=bar
+            )
         )
     except Exception as error:  # whatever a network can do
-        raise UserError(_why(error, name, revision, local_files_only)) from error
+        raise UserError(why_not_fetched(error, name, revision, local_files_only)) from error
 
 
-def _why(error: Exception, name: str, revision: str | None, local_files_only: bool) -> str:
+def why_not_fetched(error: Exception, name: str, revision: str | None, local_files_only: bool = False) -> str:
     """Why a repository could not be fetched, and what to do, in a sentence."""
     from huggingface_hub import constants, errors, get_token
 

@@ -21,7 +21,7 @@ MAX_CONFIG_BYTES = 2**20
 OVERHEAD = 1.2 * GB  # a CUDA context, the libraries' workspaces and the allocator's gaps
 ADAM = 16  # bytes a trained float32 parameter: itself, its gradient, AdamW's two moments
 # Bytes a weight of the layers' linears. 4 bits: NF4 in blocks of 64 with 8-bit constants, themselves in blocks of 256.
-BYTES = {"float32": 4.0, "bfloat16": 2.0, "8bit": 1.0, "4bit": 0.5 + 1 / 64 + 4 / (64 * 256)}
+BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "8bit": 1.0, "4bit": 0.5 + 1 / 64 + 4 / (64 * 256)}
 
 Parts = dict[str, float]
 """What takes memory -> bytes."""
@@ -292,6 +292,22 @@ def chat(shape: HyperShape, rows: int, tokens: int, dtype: str = "bfloat16", slo
         "work": rows * (tokens * element * 3 * base.intermediate + 8.0 * base.vocab),
         "overhead": OVERHEAD,
     }
+
+
+def loading(base: BaseShape, dtype: str = "bfloat16") -> Parts:
+    """Reading the base onto its device, a tensor at a time, as transformers does.
+
+    A linear that gets few bits lies there in bfloat16 until it has them, and for 8 bits in float16 too.
+    """
+    largest = max(d_in * d_out for d_in, d_out in base.linears.values())
+    twice = {"4bit": 2.0, "8bit": 4.0}.get(dtype, 0.0) * largest
+    return {"base": base.bytes(dtype), "a linear before its bits": twice, "overhead": OVERHEAD}
+
+
+def serving(shape: HyperShape, dtype: str = "bfloat16", rows: int = 1, tokens: int = 2048, slots: int = 64) -> float:
+    """Bytes that the device must have free to load the pipeline and chat: the greater of the two peaks."""
+    parts = loading(shape.base, dtype), chat(shape, rows, tokens, dtype, slots)
+    return max(sum(peak.values()) for peak in parts)
 
 
 def forward_flops(base: BaseShape, rows: int, tokens: int, answers: int) -> float:

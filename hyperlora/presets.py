@@ -9,6 +9,12 @@ from hyperlora.errors import UserError
 MAX_EXAMPLES_FILE = 2**20  # bytes
 
 
+TEXT_TO_LORA = "SakanaAI/text-to-lora"  # hypernetworks that the paper's authors trained
+TEXT_TO_LORA_REVISION = "6e571eda2188b216f027263cd28c99c0fdcf2fa3"
+GTE = "Alibaba-NLP/gte-large-en-v1.5"
+GTE_REVISION = "104333d6af6f97649377c2afbde10a7704870c7b"
+
+
 @dataclass(frozen=True)
 class Preset:
     """What `hyperlora.pipeline(name)` loads. `base` and `hyperlora` are folders in `assets/`, or Hub ids."""
@@ -17,17 +23,57 @@ class Preset:
     description: str
     base: str
     hyperlora: str
-    multi_turn: bool
+    multi_turn: bool = True
     """False: the model was trained on single messages, so each is answered on its own and only the last is sent."""
     max_new_tokens: int = 512
     base_revision: str | None = None
     hyperlora_subfolder: str | None = None
     """Where in its repository the hypernetwork lies, in the format of `hyperlora.interop.text_to_lora`."""
     hyperlora_revision: str | None = None
+    embedder: str | None = None
+    """The Hub id of the description encoder, where it does not come with the package."""
+    embedder_revision: str | None = None
 
 
-PRESETS = {
-    "mini": Preset(
+def _text_to_lora(name: str, description: str, base: str, base_revision: str, folder: str) -> Preset:
+    """A base model with the authors' hypernetwork for it."""
+    return Preset(
+        name=name,
+        description=description,
+        base=base,
+        hyperlora=TEXT_TO_LORA,
+        base_revision=base_revision,
+        hyperlora_subfolder=f"trained_t2l/{folder}",
+        hyperlora_revision=TEXT_TO_LORA_REVISION,
+        embedder=GTE,
+        embedder_revision=GTE_REVISION,
+    )
+
+
+# The best first: `hyperlora.choice` takes the first that the machine can run.
+_PRESETS = (
+    _text_to_lora(
+        "mistral-7b",
+        "Mistral-7B-Instruct, the paper's base model, with the hypernetwork that its authors trained.",
+        "mistralai/Mistral-7B-Instruct-v0.2",
+        "63a8b081895390a26e140280378bc85ec8bce07a",
+        "mistral_7b_t2l",
+    ),
+    _text_to_lora(
+        "llama-3.1-8b",
+        "Llama-3.1-8B-Instruct with the authors' hypernetwork; Meta's licence has to be accepted on the Hub.",
+        "meta-llama/Llama-3.1-8B-Instruct",
+        "0e9e39f249a16976918f6564b8830bc894c89659",
+        "llama_8b_t2l",
+    ),
+    _text_to_lora(
+        "gemma-2-2b",
+        "Gemma-2-2B-it, the smallest, with the authors' hypernetwork; Google's licence has to be accepted on the Hub.",
+        "google/gemma-2-2b-it",
+        "299a8560bedf22ed1c72a8a11e7dce4a7f9f51f8",
+        "gemma_2b_t2l",
+    ),
+    Preset(
         name="mini",
         description=(
             "A tiny model that comes with HyperLoRA. It knows operations on text (letters, words, lists, numbers), "
@@ -38,7 +84,8 @@ PRESETS = {
         multi_turn=False,
         max_new_tokens=128,
     ),
-}
+)
+PRESETS = {preset.name: preset for preset in _PRESETS}
 
 
 def get_preset(name: str) -> Preset:

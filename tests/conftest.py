@@ -1,12 +1,18 @@
 """What many tests share: a tiny base model on disk, small configs, random adapters."""
 
+import hashlib
 import string
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import errors
+from huggingface_hub.utils import filter_repo_objects
 from tokenizers import Tokenizer, decoders, models
+from tqdm import tqdm
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 from hyperlora.config import HyperLoRAConfig
@@ -122,3 +128,94 @@ def tiny_hyperlora(minilm: SentenceEmbedder, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("tiny_hyperlora")
     hyperlora.save_pretrained(folder)
     return folder
+
+
+RESPONSE = SimpleNamespace(status_code=404, headers={}, request=None)
+
+
+class FakeHub:
+    """Stands for huggingface_hub's functions: repositories by name, of which a file is its size or its text."""
+
+    def __init__(self, cache: Path):
+        self.cache = cache
+        self.repos: dict[str, dict[str, float | str]] = {}
+        self.gated: set[str] = set()
+        self.asked: list[str] = []
+        self.down: Exception | None = None
+
+    def add(self, name: str, files: dict[str, float | str], gated: bool = False) -> None:
+        self.repos.setdefault(name, {}).update(files)
+        self.gated |= {name} if gated else set()
+
+    def commit(self, name: str, revision: str | None = None) -> str:
+        return revision or hashlib.sha1(name.encode()).hexdigest()
+
+    def folder(self, name: str, revision: str | None = None) -> Path:
+        return self.cache / name / self.commit(name, revision)
+
+    def fetch(self, name: str, file: str, revision: str | None = None) -> None:
+        """Into the cache; a file that is a size is empty there."""
+        path = self.folder(name, revision) / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = self.repos[name][file]
+        path.write_text(content if isinstance(content, str) else "")
+
+    def check(self, name: str) -> None:
+        self.asked.append(name)
+        if self.down is not None:
+            raise self.down
+        if name not in self.repos:
+            raise errors.RepositoryNotFoundError(f"404: {name}", response=RESPONSE)
+
+    def sizes(self, name: str, patterns: list[str]) -> dict[str, float]:
+        names = filter_repo_objects(self.repos[name], allow_patterns=patterns)
+        files = {file: self.repos[name][file] for file in names}
+        return {file: len(content) if isinstance(content, str) else content for file, content in files.items()}
+
+    # ---- what is replaced ----
+
+    def model_info(self, name: str, *, revision: str | None, files_metadata: bool, timeout: float) -> SimpleNamespace:
+        self.check(name)
+        siblings = [SimpleNamespace(rfilename=file, size=size) for file, size in self.sizes(name, ["*"]).items()]
+        return SimpleNamespace(sha=self.commit(name, revision), gated=name in self.gated, siblings=siblings)
+
+    def auth_check(self, name: str) -> None:
+        if name in self.gated:
+            raise errors.GatedRepoError(f"403: {name}", response=RESPONSE)
+
+    def try_to_load_from_cache(self, name: str, file: str, revision: str | None = None) -> str | None:
+        path = self.folder(name, revision) / file
+        return str(path) if path.is_file() else None
+
+    def snapshot_download(
+        self, name: str, *, revision: str | None, allow_patterns: list[str], local_files_only: bool, tqdm_class: type
+    ) -> str:
+        folder = self.folder(name, revision)
+        if local_files_only:
+            if not folder.is_dir():
+                raise errors.LocalEntryNotFoundError(f"{name} is not in the cache")
+            return str(folder)
+        self.check(name)
+        self.auth_check(name)
+        if tqdm_class is None:  # the library's own bar
+            tqdm_class = partial(tqdm, disable=True)
+        bar = tqdm_class(total=0, unit="B", desc="bytes")
+        with tqdm_class(total=0, desc="files") as files:
+            for file, size in self.sizes(name, allow_patterns).items():
+                if not (folder / file).is_file():
+                    for _ in range(10):
+                        bar.update(size / 10)
+                    self.fetch(name, file, revision)
+                files.update()
+        return str(folder)
+
+
+@pytest.fixture
+def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    """An empty Hub that can be reached, and an empty cache."""
+    hub = FakeHub(tmp_path / "hub")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
+    for name in ("snapshot_download", "try_to_load_from_cache"):
+        monkeypatch.setattr(f"huggingface_hub.{name}", getattr(hub, name))
+    return hub

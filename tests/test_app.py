@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -20,8 +21,11 @@ from gradio_client import Client
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+import app
 import hyperlora
-from hyperlora.ui.handlers import SKIP, Handlers, bubbles
+from hyperlora.errors import UserError
+from hyperlora.hub import Cancelled
+from hyperlora.ui.handlers import SKIP, Handlers, bubbles, progress
 from hyperlora.ui.model import MAX_ADAPTERS, Model
 from hyperlora.ui.page import build_page, launch
 from hyperlora.ui.session import MAX_SHELF, MAX_TURNS, Session, Turn
@@ -399,6 +403,93 @@ def test_the_description_is_in_the_prompt_from_the_start_where_it_was_in_trainin
     assert describe is True
 
 
+# ---- a download ----
+
+
+def offer(model: Model) -> tuple[bool, str, list[str]]:
+    """What the page shows of a download: whether anything, the text, and the buttons that are there."""
+    panel, text, allow, refuse, *_ = asyncio.run(Handlers(model).offer())
+    buttons = ["Download"] if getattr(allow, "visible", False) else []
+    return panel.visible, text, [*buttons, getattr(refuse, "value", None)]
+
+
+def asking(pipe: hyperlora.Pipeline, heard: list) -> Model:
+    """A model that asks before it loads, and downloads 10 GB in 5 steps, for each of which it waits."""
+    steps = threading.Semaphore(0)
+
+    def load() -> hyperlora.Pipeline:
+        try:
+            model.ask("Big <b> needs a download of 10.0 GB.")
+            for done in range(0, 12, 2):
+                assert steps.acquire(timeout=300)
+                model.report(done * 1e9, 10e9)
+                heard.append(done)
+        except Cancelled:
+            heard.append("cancelled")
+        return pipe
+
+    model = Model(load)
+    model.start()
+    wait_until(lambda: model.question)
+    model.step = steps.release
+    return model
+
+
+def test_a_download_is_asked_for_on_the_page_and_shown_while_it_runs(pipe: hyperlora.Pipeline) -> None:
+    heard: list = []
+    model = asking(pipe, heard)
+    text = "<p>Big &lt;b&gt; needs a download of 10.0&nbsp;GB.</p>"
+    assert offer(model) == (True, text, ["Download", "Use the mini model instead"])
+    *_, generate, message = asyncio.run(Handlers(model).offer())
+    assert generate.value == message.placeholder == "Waiting for your choice…"
+    asyncio.run(Handlers(model).allow())
+    assert "The download begins." in offer(model)[1]
+    for _ in range(3):
+        model.step()
+    wait_until(lambda: heard == [0, 2, 4])
+    shown, text, buttons = offer(model)
+    assert shown and buttons == ["Cancel"] and "4.0 GB of 10.0 GB" in text and "width: 40.0%" in text
+    for _ in range(3):
+        model.step()
+    wait_until(lambda: model.settled)
+    assert heard == [0, 2, 4, 6, 8, 10] and model.pipe is pipe
+    assert not offer(model)[0]
+
+
+def test_a_visitor_may_take_the_mini_model_before_and_while_it_downloads(pipe: hyperlora.Pipeline) -> None:
+    before: list = []
+    model = asking(pipe, before)
+    asyncio.run(Handlers(model).refuse())
+    wait_until(lambda: model.settled)
+    during: list = []
+    model = asking(pipe, during)
+    asyncio.run(Handlers(model).allow())
+    model.step()
+    wait_until(lambda: during == [0])
+    asyncio.run(Handlers(model).refuse())
+    asyncio.run(Handlers(model).allow())  # a page that is a moment late
+    assert not offer(model)[0]
+    model.step()
+    wait_until(lambda: model.settled)
+    assert (before, during) == (["cancelled"], [0, "cancelled"])
+
+
+def test_nobody_can_answer_what_is_not_asked(pipe: hyperlora.Pipeline) -> None:
+    model = Model(lambda: pipe)
+    model.answer(True)
+    model.answer(False)
+    model.report(1.0, 2.0)
+    assert offer(model)[0]
+    with pytest.raises(UserError, match="still loading"):
+        model.pipe  # noqa: B018
+
+
+def test_progress_says_how_long_it_will_take() -> None:
+    assert "about 2 minutes left" in progress(1e9, 5e9, 30)
+    assert "about a minute left" in progress(9e9, 10e9, 60)
+    assert "left" not in progress(1e9, 5e9, 2)
+
+
 # ---- the server ----
 
 
@@ -455,7 +546,17 @@ def run_app(*arguments: str) -> subprocess.CompletedProcess:
 
 def test_help_names_every_option() -> None:
     text = run_app("--help").stdout
-    for option in ("--preset", "--base", "--hyperlora", "--device", "--host", "--port"):
+    for option in (
+        "--preset",
+        "--base",
+        "--hyperlora",
+        "--device",
+        "--dtype",
+        "--quantize",
+        "--yes",
+        "--host",
+        "--port",
+    ):
         assert option in text
 
 
@@ -469,6 +570,13 @@ def test_a_port_in_use_is_one_sentence() -> None:
     assert result.stderr.strip().splitlines() == [
         f"The page cannot be opened: port {port} on 127.0.0.1 cannot be used; choose another with --port or --host."
     ]
+
+
+def test_what_is_named_and_cannot_be_ends_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["--base", "Qwen/Qwen3-8B"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "python -m training.plan --base Qwen/Qwen3-8B" in err
+    assert app.main(["--preset", "maxi"]) == 2
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "many"])

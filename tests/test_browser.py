@@ -3,6 +3,7 @@
 import os
 import shutil
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import hyperlora
 from hyperlora.errors import UserError
+from hyperlora.hub import Cancelled
 from hyperlora.presets import load_examples
 from hyperlora.ui.model import Model
 from tests.test_app import ADD, REVERSE, serving, slow, wait_until
@@ -275,6 +277,35 @@ def test_the_page_is_there_before_the_model_and_becomes_ready_by_itself(
         loaded.set()
         expect(page.locator("#generate")).to_have_text("Generate")
         expect(page.locator("#generate")).to_be_enabled()
+        page.close()
+
+
+def test_a_large_download_is_asked_for_and_can_be_cancelled(browser: Browser, pipe: hyperlora.Pipeline) -> None:
+    def load() -> hyperlora.Pipeline:
+        model.ask("Big-7B needs a download of 14.5 GB; 120.0 GB of the disk are free.")
+        with pytest.raises(Cancelled):
+            for i in range(100_000):
+                model.report(6e9 + i, 14.5e9)
+                time.sleep(0.05)
+        return pipe
+
+    model = Model(load)
+    with serving(model) as url:
+        model.start()
+        page = browser.new_page()
+        page.goto(url)
+        panel = page.locator("#download")
+        expect(panel).to_contain_text("Big-7B needs a download of 14.5 GB")
+        expect(page.locator("#generate")).to_have_text("Waiting for your choice…")
+        expect(page.locator("#refuse")).to_have_text("Use the mini model instead")
+        page.locator("#allow").click()
+        expect(panel).to_contain_text("6.0 GB of 14.5 GB")
+        expect(page.locator("#allow")).to_have_count(0)
+        expect(page.locator("#generate")).to_have_text("Downloading the model…")
+        expect(page.locator("#refuse")).to_have_text("Cancel")
+        page.locator("#refuse").click()
+        expect(page.locator("#generate")).to_have_text("Generate")
+        expect(panel).to_be_hidden()
         page.close()
 
 

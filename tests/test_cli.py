@@ -6,7 +6,10 @@ import sys
 
 import pytest
 
+from hyperlora import choice, hub
 from hyperlora.__main__ import main
+from hyperlora.choice import Choice, Pair
+from hyperlora.hub import Repo
 from hyperlora.lora import Adapter
 from hyperlora.presets import PRESETS, Preset
 
@@ -91,6 +94,7 @@ def test_a_bad_line_ends_nothing(capsys, type_in):
         (["generate", "Sort.", "-o", "x", "--preset", "nonsense"], "no preset 'nonsense'"),
         (["generate", "Sort.", "-o", "x", "--preset", "tiny", "--device", "tpu9"], "The device 'tpu9' cannot be used"),
         (["chat", "Sort.", "--preset", "tiny", "--device", "tpu9"], "The device 'tpu9' cannot be used"),
+        (["chat", "Sort.", "--base", "Qwen/Qwen3-8B"], "python -m training.plan --base Qwen/Qwen3-8B"),
         (["chat", " "], "The description is empty"),
         (["chat", "--adapter", "nowhere", "--preset", "tiny"], "nowhere"),
     ],
@@ -125,6 +129,58 @@ def test_ctrl_c_ends_quietly(capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", Interrupted())
     assert main(["chat", "Sort.", "--preset", "tiny"]) == 130
     assert "Traceback" not in capsys.readouterr().err
+
+
+# ---- which model ----
+
+
+@pytest.fixture
+def large(monkeypatch, tiny_base, tiny_hyperlora):
+    """What is chosen needs a download of 14.5 GB; fetching it does nothing. Its name is that of the preset "tiny"."""
+    chosen = Choice(Pair(PRESETS["tiny"]), why="This is why.", repos=(Repo("o/base", ()),), size=14.5e9)
+    monkeypatch.setattr(choice, "choose", lambda args: chosen)
+    monkeypatch.setattr(choice, "mini", lambda reason: Choice(Pair(PRESETS["tiny"]), why=f"The mini model. {reason}"))
+    fetched = []
+    monkeypatch.setattr(hub, "download", lambda repos, report: fetched.extend(repos))
+    monkeypatch.setattr(hub, "check_disk", lambda size: 100e9)
+    return fetched
+
+
+def on_a_terminal(text):
+    stdin = io.StringIO(text)
+    stdin.isatty = lambda: True
+    return stdin
+
+
+def test_a_large_download_is_asked_for_on_a_terminal(large, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", on_a_terminal("y\none two\n"))
+    assert main(["chat", "Reverse the order of words.", "--preset", "tiny"]) == 0
+    out, err = capsys.readouterr()
+    assert "needs a download of 14.5 GB; 100 GB of the disk are free. Download it now? [y/N] " in err
+    assert large and out.count("\n") == 1
+
+
+def test_a_refusal_ends_the_command_where_the_model_was_named(large, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", on_a_terminal("\n"))
+    assert main(["chat", "Sort.", "--preset", "tiny"]) == 2
+    assert "Nothing was downloaded." in capsys.readouterr().err and not large
+
+
+def test_a_script_has_to_say_yes(large, capsys, type_in):
+    type_in("one two\n")
+    assert main(["chat", "Sort.", "--preset", "tiny"]) == 2
+    err = capsys.readouterr().err
+    assert err.splitlines()[-1].endswith("Allow it with --yes.") and not large
+    assert main(["chat", "Reverse the order of words.", "--preset", "tiny", "--yes"]) == 0 and large
+
+
+def test_with_none_named_a_script_gets_the_mini_model(large, capsys, type_in, tiny_base):
+    type_in("one two\n")
+    assert main(["chat", "Reverse the order of words."]) == 0
+    out, err = capsys.readouterr()
+    question = f"{tiny_base.name} needs a download of 14.5 GB; 100 GB of the disk are free."
+    assert err.splitlines() == ["This is why.", f"The mini model. {question} Allow it with --yes."]
+    assert out.count("\n") == 1 and not large
 
 
 def test_as_a_module():

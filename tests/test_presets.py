@@ -1,18 +1,30 @@
 """Presets name what is bundled; what is missing or damaged is said in a sentence."""
 
 import json
+import re
 
 import pytest
 
 from hyperlora import presets
 from hyperlora.errors import UserError
+from hyperlora.memory import SHAPES
 
 
 def test_mini_answers_each_message_on_its_own():
     mini = presets.get_preset("mini")
     assert not mini.multi_turn and "each message on its own" in mini.description
-    with pytest.raises(UserError, match="no preset 'maxi'; there is mini"):
+    with pytest.raises(UserError, match=r"no preset 'maxi'; there is mistral-7b, .*, mini"):
         presets.get_preset("maxi")
+
+
+def test_what_comes_from_the_hub_is_pinned_and_the_mini_model_is_the_last_resort():
+    *large, mini = presets.PRESETS.values()
+    assert mini.name == "mini"
+    for preset in large:
+        assert preset.name in SHAPES
+        assert preset.hyperlora_subfolder.startswith("trained_t2l/")
+        for revision in (preset.base_revision, preset.hyperlora_revision, preset.embedder_revision):
+            assert re.fullmatch("[0-9a-f]{40}", revision)
 
 
 def test_assets_lie_beside_the_package_or_in_the_wheel(monkeypatch, tmp_path):

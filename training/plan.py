@@ -13,6 +13,7 @@ from typing import Literal
 from hyperlora import memory
 from hyperlora.base import Precision
 from hyperlora.errors import UserError
+from hyperlora.files import resolve_folder
 from hyperlora.memory import GB, SHAPES, BaseShape, HyperShape, Parts
 from training.options import option, parse, run
 
@@ -45,7 +46,7 @@ BUS = 20e9  # bytes a second from the host's memory to a GPU
 class Options:
     """A run at paper scale (Table 7); a row is one example, a pass one forward."""
 
-    base: str = option("mistral-7b", f"{', '.join(SHAPES)}, or the folder of a base model (its config.json is read)")
+    base: str = option("mistral-7b", f"{', '.join(SHAPES)}, or a folder or Hub id, of which config.json is read")
     base_dtype: Precision = option("bfloat16", "how the frozen base is held")
     head: Literal["L", "M", "S"] = option("M", "the hypernetwork's head")
     rank: int = option(8, "rank of the adapters")
@@ -92,12 +93,12 @@ class Stage:
 
 
 def base_shape(name: str) -> BaseShape:
-    """A named base, or one that lies in a folder. Raises `UserError` where there is neither."""
+    """A named base, or one that lies in a folder or on the Hub. Raises `UserError` where there is none."""
     if name in SHAPES:
         return SHAPES[name]
-    if not Path(name).is_dir():
-        raise UserError(f"There is no base {name!r}: give a folder, or one of {', '.join(SHAPES)}.")
-    return BaseShape.from_folder(name)
+    if "/" not in name and not Path(name).is_dir():
+        raise UserError(f"There is no base {name!r}: give a folder, a Hub id, or one of {', '.join(SHAPES)}.")
+    return BaseShape.from_folder(resolve_folder(name, None, ["config.json"]))
 
 
 def stages(options: Options) -> dict[str, Stage]:

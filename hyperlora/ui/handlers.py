@@ -9,10 +9,11 @@ from html import escape
 import gradio as gr
 
 from hyperlora.errors import UserError
+from hyperlora.hub import gigabytes
 from hyperlora.ui.model import Model
 from hyperlora.ui.session import MAX_TURNS, Session, Turn
 
-NO_ADAPTER = "No adapter"
+NO_ADAPTER, LOADING, INSTEAD = "No adapter", "Loading the model…", "Use the mini model instead"
 SKIP = (
     gr.skip(),
 ) * 5  # for the chat, the message box, Retry, Undo and Clear; a generator that yields nothing empties them
@@ -46,6 +47,16 @@ def sentence(error: Exception) -> str:
     return UNEXPECTED
 
 
+def progress(done: float, size: float, seconds: float) -> str:
+    """A download so far, as a line and a bar."""
+    part = done / size if size else 0.0
+    text = f"{gigabytes(done)} of {gigabytes(size)}" if size else "The download begins."
+    if part > 0.01 and seconds > 5:
+        minutes = seconds * (1 - part) / part / 60
+        text += f", about {minutes:.0f} minutes left" if minutes >= 1.5 else ", about a minute left"
+    return f'<p>{text}</p><div class="bar"><div style="width: {100 * part:.1f}%"></div></div>'
+
+
 class Handlers:
     def __init__(self, model: Model):
         self.model = model
@@ -68,6 +79,31 @@ class Handlers:
             gr.Timer(active=False),
             session,
         )
+
+    async def offer(self) -> tuple:
+        """-> panel, its text, its two buttons, Generate, message box: a download that is asked for, or that runs."""
+        question, download = self.model.question, self.model.download
+        if self.model.settled:
+            return gr.Column(visible=False), *(gr.skip(),) * 5
+        if question is not None:
+            text, other, waiting = (
+                f"<p>{escape(question).replace(' GB', '&nbsp;GB')}</p>",
+                INSTEAD,
+                "Waiting for your choice…",
+            )
+        elif download is not None:
+            text, other, waiting = progress(*download), "Cancel", "Downloading the model…"
+        else:
+            return gr.Column(visible=False), *(gr.skip(),) * 3, gr.Button(LOADING), gr.Textbox(placeholder=LOADING)
+        buttons = gr.Button(visible=question is not None), gr.Button(other)
+        return gr.Column(visible=True), text, *buttons, gr.Button(waiting), gr.Textbox(placeholder=waiting)
+
+    async def allow(self) -> None:
+        self.model.answer(True)
+
+    async def refuse(self) -> None:
+        """No download, or no more of it: the mini model."""
+        self.model.answer(False)
 
     def generate(self, description: str, session: Session):
         """-> status, shelf, session."""

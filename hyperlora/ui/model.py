@@ -2,11 +2,13 @@
 
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hyperlora.errors import UserError
+from hyperlora.hub import Cancelled
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, and the page opens before that
     from hyperlora.lora import Adapter
@@ -17,10 +19,20 @@ log = logging.getLogger(__name__)
 
 
 class Model:
-    """`load()` runs in the background after `start()`; `error` is the sentence to show if it failed."""
+    """`load()` runs in the background after `start()`; `error` is the sentence to show if it failed.
+
+    Before a large download it may `ask`, which waits until a visitor of the page says something.
+    """
 
     def __init__(self, load: Callable[[], "Pipeline"]):
         self.error: str | None = None
+        self.question: str | None = None
+        """The download that waits for a visitor's answer."""
+        self.download: tuple[float, float, float] | None = None
+        """The one that runs: bytes so far, bytes in all (0 at first), seconds since it began."""
+        self._answered = threading.Event()
+        self._wanted = True
+        self._began: float | None = None
         self._pipe: Pipeline | None = None
         self._load = load
         self._adapters: OrderedDict[str, Adapter] = OrderedDict()
@@ -52,6 +64,33 @@ class Model:
         except Exception:
             log.exception("The model could not be loaded")
             self.error = "The model could not be loaded; the server's log says why."
+
+    # ---- a download, while it is loaded ----
+
+    def ask(self, question: str) -> None:
+        """Wait for a visitor's answer; `Cancelled` where it is no."""
+        self.question = question
+        self._answered.wait()
+        if not self._wanted:
+            raise Cancelled
+
+    def answer(self, yes: bool) -> None:
+        """A visitor's answer; no also ends a download that runs, and is final."""
+        if self.question is None and (yes or self.download is None):
+            return  # a page that is a moment late
+        self.question = None
+        self._wanted = self._wanted and yes
+        self.download = (0.0, 0.0, 0.0) if self._wanted else None
+        self._answered.set()
+
+    def report(self, done: float, size: float) -> None:
+        """Bytes of the download so far and in all; `Cancelled` where it is not wanted any more."""
+        if not self._wanted:
+            raise Cancelled
+        self._began = self._began or time.monotonic()
+        self.download = (done, size, time.monotonic() - self._began) if done < size else None
+
+    # ---- adapters ----
 
     def adapt(self, description: str) -> "Adapter":
         """The description's adapter, generated anew; `UserError` for a bad description."""

@@ -6,7 +6,7 @@ import gradio as gr
 
 from hyperlora.errors import UserError
 from hyperlora.presets import assets_dir, load_examples
-from hyperlora.ui.handlers import NO_ADAPTER, Handlers
+from hyperlora.ui.handlers import INSTEAD, LOADING, NO_ADAPTER, Handlers
 from hyperlora.ui.model import Model
 from hyperlora.ui.session import Session
 
@@ -58,6 +58,11 @@ def build_page(model: Model) -> gr.Blocks:
         with gr.Row(elem_id="page"):
             with gr.Column(elem_id="describe", min_width=320):
                 gr.HTML("<h1>HyperLoRA</h1><p>Describe a task, get an adapter, chat with it.</p>", elem_id="title")
+                with gr.Column(visible=False, elem_id="download") as panel:
+                    about = gr.HTML()
+                    with gr.Row():
+                        allow = gr.Button("Download", size="sm", variant="primary", elem_id="allow")
+                        refuse = gr.Button(INSTEAD, size="sm", elem_id="refuse")
                 description = gr.Textbox(
                     label="What should the model do?",
                     placeholder="Reverse the order of the words.",
@@ -73,7 +78,7 @@ def build_page(model: Model) -> gr.Blocks:
                     visible=bool(examples),
                     elem_id="examples",
                 )
-                generate = gr.Button("Loading the model…", variant="primary", interactive=False, elem_id="generate")
+                generate = gr.Button(LOADING, variant="primary", interactive=False, elem_id="generate")
                 state = gr.HTML(elem_id="status")
                 shelf = gr.Radio([(NO_ADAPTER, "")], value="", label="Your adapters", elem_id="shelf")
                 with gr.Row(elem_id="tools"):
@@ -98,7 +103,7 @@ def build_page(model: Model) -> gr.Blocks:
                 message = gr.Textbox(
                     label="Message",
                     show_label=False,
-                    placeholder="Loading the model…",
+                    placeholder=LOADING,
                     max_lines=6,
                     elem_id="message",
                 )
@@ -112,8 +117,12 @@ def build_page(model: Model) -> gr.Blocks:
         private = {"api_visibility": "private", "show_progress": "hidden"}
         quick = {**private, "queue": False}
         is_ready = ([session], [state, generate, message, line, describe, timer, session])
-        demo.load(on.ready, *is_ready, **quick)
-        timer.tick(on.ready, *is_ready, **quick)
+        offer = (None, [panel, about, allow, refuse, generate, message])
+        # One after the other: what `ready` finds settled when it stops the timer, `offer` finds settled too.
+        demo.load(on.ready, *is_ready, **quick).then(on.offer, *offer, **quick)
+        timer.tick(on.ready, *is_ready, **quick).then(on.offer, *offer, **quick)
+        allow.click(on.allow, None, None, **quick).then(on.offer, *offer, **quick)
+        refuse.click(on.refuse, None, None, **quick).then(on.offer, *offer, **quick)
 
         chips.click(use_example, [chips, message], [description, message], **quick)
         gr.on(

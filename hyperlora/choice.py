@@ -1,0 +1,428 @@
+"""What to load, where and in what precision: what the options name, or the best preset that this machine can run."""
+
+import argparse
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from hyperlora import hub
+from hyperlora.errors import UserError
+from hyperlora.files import resolve_folder
+from hyperlora.hub import Repo, gigabytes
+from hyperlora.presets import PRESETS, Preset, asset_or_hub, get_preset
+
+if TYPE_CHECKING:  # torch takes seconds to import, and the bundled model's page opens before that
+    from hyperlora.memory import BaseShape
+    from hyperlora.pipe import Pipeline
+
+ASK = 200e6  # bytes: a larger download is asked for
+SMALL = 1e9  # weights under which a base runs in float32 on the CPU
+MARGIN = 1.05  # on the memory that is computed
+DTYPES = ("bfloat16", "float16", "float32")
+BITS = ("8bit", "4bit")
+WORDS = {"8bit": "8 bits", "4bit": "4 bits"}
+FOREIGN = ("hypermod.pt", "adapter_config.json", "args.yaml")  # files of a text-to-lora checkpoint
+
+
+class TooLarge(UserError):
+    """A base model does not fit into the memory."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a base model can run. `free`: bytes, None where nobody can say."""
+
+    name: str
+    free: float | None
+    bfloat16: bool = True
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A base model and its hypernetwork, each a folder or a Hub id; None: the preset's."""
+
+    preset: Preset | None = None
+    base: str | None = None
+    base_revision: str | None = None
+    hyperlora: str | None = None
+    hyperlora_revision: str | None = None
+
+    @property
+    def base_name(self) -> str:
+        return self.base or self.preset.base
+
+    @property
+    def title(self) -> str:
+        """The base model's name for people."""
+        if self.preset is not None and self.preset.name == "mini" and self.base is None:
+            return "mini"
+        return self.base_name.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def native(self) -> tuple[str, str | None] | None:
+        """Where the hypernetwork lies and its revision; None where it has another format and is imported at loading."""
+        if self.hyperlora is not None:
+            foreign = os.path.isfile(os.path.join(os.path.expanduser(self.hyperlora), FOREIGN[0]))
+            return None if foreign else (self.hyperlora, self.hyperlora_revision)
+        if self.preset.hyperlora_subfolder is not None:
+            return None
+        return asset_or_hub(self.preset.hyperlora), self.preset.hyperlora_revision
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What `load` loads, and in a line why. `repos` are not here yet: a download of `size` bytes."""
+
+    pair: Pair
+    device: str = "cpu"
+    dtype: str = "float32"
+    quantize: str | None = None
+    why: str = ""
+    repos: tuple[Repo, ...] = ()
+    size: float = 0.0
+
+    def load(self) -> "Pipeline":
+        """The pipeline, once `repos` are here."""
+        import torch
+
+        from hyperlora.pipe import pipeline
+
+        pair = self.pair
+        options = {"base": pair.base, "hyperlora": pair.hyperlora, "quantize": self.quantize}
+        for part, revision in (("base", pair.base_revision), ("hyperlora", pair.hyperlora_revision)):
+            options[f"{part}_revision"] = revision
+        try:
+            return pipeline(
+                pair.preset.name if pair.preset else None,
+                device=self.device,
+                dtype=getattr(torch, self.dtype),
+                **{name: value for name, value in options.items() if value is not None},
+            )
+        except torch.OutOfMemoryError as error:
+            raise TooLarge(f"The memory of {self.device} ran out while {pair.title} was loaded.") from error
+
+
+# ---- the options, shared by the page and the command line ----
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """--preset, --base, --hyperlora, --device, --dtype, --quantize, --yes."""
+    group = parser.add_argument_group("models (with none named: the best preset that this machine can run)")
+    group.add_argument("--preset", metavar="NAME", help=f"a base model with its hypernetwork: {', '.join(PRESETS)}")
+    group.add_argument("--base", metavar="MODEL", help="a base model: a folder, a Hub id, or ID@REVISION")
+    group.add_argument("--hyperlora", metavar="MODEL", help="a hypernetwork for it, named in the same way")
+    group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto is the best for the model")
+    group.add_argument("--dtype", choices=DTYPES, help="of the base model (default: the best that fits)")
+    group.add_argument("--quantize", choices=BITS, help="the base model's linears in few bits (default: if need be)")
+    group.add_argument("--yes", action="store_true", help="download without asking, however much it is")
+
+
+def named(args: argparse.Namespace) -> bool:
+    """Whether the options say what to load, so that nothing else will do."""
+    return bool(args.preset or args.base or args.hyperlora)
+
+
+def choose(args: argparse.Namespace) -> Choice:
+    """What the options name, or the best preset. Raises `UserError` where what they name cannot be."""
+    options = (args.device, args.dtype, args.quantize)
+    return (
+        consider(named_pair(args.preset, args.base, args.hyperlora), *options) if named(args) else best_preset(*options)
+    )
+
+
+def open_pipeline(
+    args: argparse.Namespace,
+    ask: Callable[[str], None],
+    say: Callable[[str], None],
+    report: Callable[[float, float], None] = lambda done, size: None,
+    choice: Choice | None = None,
+) -> "Pipeline":
+    """Choose (unless `choice` says what), download, load.
+
+    `ask` is given a sentence on a large download and returns where it is allowed; else it raises `UserError`, or
+    `hub.Cancelled` as `report` may: then it is the mini model. `report` hears of the bytes so far and in all. `say` is
+    given each line for people. Whatever fails is the mini model's turn where nothing was named, and a `UserError` else.
+    """
+    try:
+        choice = choice or choose(args)
+        if choice.why:
+            say(choice.why)
+        if choice.size > ASK and not args.yes:
+            free = gigabytes(hub.check_disk(choice.size))
+            ask(f"{choice.pair.title} needs a download of {gigabytes(choice.size)}; {free} of the disk are free.")
+        if choice.repos:
+            with hub.on_terminal(choice.size) as draw:
+
+                def both(done: float) -> None:
+                    draw(done)
+                    report(done, choice.size)
+
+                hub.download(choice.repos, both)
+                both(choice.size)
+        return choice.load()
+    except hub.Cancelled:
+        reason = "Nothing was downloaded." if choice is None else f"{choice.pair.title} was not downloaded."
+    except UserError as error:
+        if named(args):
+            raise
+        reason = str(error)
+    choice = mini(reason)
+    say(choice.why)
+    return choice.load()
+
+
+# ---- choosing ----
+
+
+def best_preset(device: str = "auto", dtype: str | None = None, quantize: str | None = None) -> Choice:
+    """The first preset that fits into the GPU's free memory, and whose weights are here or can be had; else mini."""
+    place = find_device(device)
+    if place.name == "cpu":
+        return mini(_no_gpu() if device == "auto" else "", "cpu")
+    errors: list[UserError] = []
+    reachable = True
+    for preset in PRESETS.values():
+        if preset.name == "mini":
+            break
+        try:
+            return consider(Pair(preset), place.name, dtype, quantize, reachable)
+        except UserError as error:
+            errors.append(error)
+            reachable = reachable and not isinstance(error, hub.Unreachable)
+    # Memory is the last thing to blame: it is the one that people can change least.
+    reason = next((error for error in errors if not isinstance(error, TooLarge)), errors[-1])
+    return mini(str(reason), "cpu" if device == "auto" else place.name)
+
+
+def mini(reason: str, device: str = "cpu") -> Choice:
+    """The bundled model, which runs everywhere; `reason` is why it is no better one, with what to do."""
+    return Choice(Pair(PRESETS["mini"]), device, why=f"This is the mini model. {reason}".strip())
+
+
+def consider(
+    pair: Pair, device: str = "auto", dtype: str | None = None, quantize: str | None = None, reachable: bool = True
+) -> Choice:
+    """That pair, on the best device, in the best precision that fits. Raises `UserError` where it cannot run here.
+
+    `device` "auto" is the GPU with the most free memory, and the CPU where there is none or the base is small.
+    `reachable` False: the Hub is known not to answer.
+    """
+    shape = _shape(pair, reachable)
+    small = shape is not None and shape.parameters < SMALL
+    place = find_device("cpu" if small and device == "auto" else device)
+    dtype, quantize, why = _fit(pair.title, shape, place, dtype, quantize)
+    repos, size = [], 0.0
+    for repo in _repos(pair):
+        if folder := hub.cached(repo):
+            commit = folder.name
+        elif not reachable:
+            raise hub.Unreachable(f"{repo.name} is not whole in the cache, and the Hub cannot be reached.")
+        else:
+            more, commit = hub.missing(repo)
+            repos, size = [*repos, replace(repo, revision=commit)], size + more
+        # What is loaded is what was looked at: without a revision, the newest may be another one by then.
+        if repo.name == pair.base:
+            pair = replace(pair, base_revision=commit)
+        elif repo.name == pair.hyperlora:
+            pair = replace(pair, hyperlora_revision=commit)
+    hub.check_disk(size)
+    if repos:
+        why += f", and a download of {gigabytes(size)}"
+    return Choice(pair, place.name, dtype, quantize, "" if small else why + ".", tuple(repos), size)
+
+
+def named_pair(preset: str | None, base: str | None, hyperlora: str | None) -> Pair:
+    """What --preset, --base and --hyperlora mean together. Raises `UserError` where something is missing."""
+    (base, base_revision), (hyperlora, hyperlora_revision) = _revision(base), _revision(hyperlora)
+    chosen = get_preset(preset) if preset else None
+    if chosen is None and hyperlora is None:
+        chosen = next((preset for preset in PRESETS.values() if preset.base == base), None)
+        if chosen is None:
+            raise UserError(
+                f"There is no hypernetwork for {base}: train one (python -m training.sft --base {base} --tasks TASKS "
+                f"--output DIR; python -m training.plan --base {base} says what that takes) and name it with "
+                "--hyperlora, or take a preset."
+            )
+        base = None if base_revision is None else base
+    elif chosen is None and base is None:
+        from hyperlora.config import HyperLoRAConfig
+        from hyperlora.generator import CONFIG
+
+        file = resolve_folder(hyperlora, hyperlora_revision, [CONFIG]) / CONFIG
+        if file.is_file():
+            config = HyperLoRAConfig.load(file)
+            base, base_revision = config.base_model, config.base_revision
+        if base is None:
+            raise UserError(f"{hyperlora} does not say which base model it is for: name that with --base.")
+    return Pair(chosen, base, base_revision, hyperlora, hyperlora_revision)
+
+
+def _revision(name: str | None) -> tuple[str | None, str | None]:
+    """ID@REVISION -> both; a folder's name is taken as it is."""
+    if name is None or "@" not in name or os.path.isdir(os.path.expanduser(name)):
+        return name, None
+    name, _, revision = name.rpartition("@")
+    return name, revision or None
+
+
+def _repos(pair: Pair) -> list[Repo]:
+    """The parts of a pair that come from the Hub: the base model, the hypernetwork, its encoder of descriptions.
+
+    An encoder other than gte is the sentence-transformers library's to fetch.
+    """
+    from hyperlora import gte
+    from hyperlora.base import PATTERNS
+    from hyperlora.config import HyperLoRAConfig
+    from hyperlora.embedder import GTE
+    from hyperlora.generator import CONFIG, DESCRIPTIONS, WEIGHTS
+
+    preset = pair.preset
+    if pair.base is not None:
+        found = [Repo(pair.base, tuple(PATTERNS), pair.base_revision)]
+    else:
+        found = [Repo(asset_or_hub(preset.base), tuple(PATTERNS), preset.base_revision)]
+    if pair.native is not None:
+        name, revision = pair.native
+        found.append(Repo(name, (CONFIG, WEIGHTS, DESCRIPTIONS), revision, WEIGHTS))
+        config = HyperLoRAConfig.load(resolve_folder(name, revision, [CONFIG]) / CONFIG)
+        encoder = (config.embedder, config.embedder_revision)
+    elif pair.hyperlora is None:
+        files = [f"{preset.hyperlora_subfolder}/{name}" for name in FOREIGN]
+        found.append(Repo(preset.hyperlora, tuple(files), preset.hyperlora_revision, files[0]))
+        encoder = (preset.embedder, preset.embedder_revision)
+    else:  # a folder in the public format: its importer reads which, and may find it in a folder too
+        encoder = (None, None)
+    if encoder[0] in GTE:
+        found.append(Repo(encoder[0], (gte.CONFIG, gte.WEIGHTS, gte.TOKENIZER), encoder[1], gte.WEIGHTS))
+    return [repo for repo in found if not os.path.isdir(os.path.expanduser(repo.name))]
+
+
+def _shape(pair: Pair, reachable: bool) -> "BaseShape | None":
+    """The base model's shape; None where its config.json tells of no dense decoder, so that no memory is computed."""
+    from hyperlora.memory import SHAPES, BaseShape
+
+    if pair.base is None and pair.preset.name in SHAPES:
+        return SHAPES[pair.preset.name]
+    base = pair.base or asset_or_hub(pair.preset.base)
+    folder = resolve_folder(base, pair.base_revision, ["config.json"], local_files_only=not reachable)
+    try:
+        return BaseShape.from_folder(folder)
+    except UserError:  # the loader will say what is wrong with it, if anything is
+        return None
+
+
+def _fit(
+    title: str, shape: "BaseShape | None", device: Device, dtype: str | None, quantize: str | None
+) -> tuple[str, str | None, str]:
+    """The best (dtype, bits) that fits, and why; `TooLarge` where none does, `UserError` where a package is missing."""
+    if quantize and device.name == "mps":
+        raise UserError("bitsandbytes does not support mps: leave --quantize out.")
+    tries = _precisions(shape, device, dtype, quantize)
+    for dtype, bits in tries:
+        words = WORDS.get(bits, dtype)
+        if shape is None:
+            return dtype, bits, f"{title} in {words} on {device.name}"
+        need = _need(shape, bits or dtype, device.name)
+        if device.free is not None and need > device.free:
+            continue
+        if bits and find_spec("bitsandbytes") is None:
+            raise UserError(
+                f"{title} in {words} on {device.name} needs a package that is not here: pip install bitsandbytes."
+            )
+        free = "" if device.free is None else f" of the {gigabytes(device.free)} that are free"
+        return dtype, bits, f"{title} in {words} on {device.name} takes {gigabytes(need)}{free}"
+    raise TooLarge(
+        f"{title} in {words} needs {gigabytes(need)} of memory, and {device.name} has {gigabytes(device.free)} free: "
+        "close what else uses it, or take a larger one."
+    )
+
+
+def _need(shape: "BaseShape", precision: str, device: str) -> float:
+    """Bytes that must be free there to load that base with a hypernetwork for it, and chat."""
+    from hyperlora.memory import OVERHEAD, HyperShape, serving
+
+    return MARGIN * (serving(HyperShape(shape, "L"), precision) - (OVERHEAD if device == "cpu" else 0))
+
+
+def _precisions(
+    shape: "BaseShape | None", device: Device, dtype: str | None, quantize: str | None
+) -> list[tuple[str, str | None]]:
+    """(dtype, bits) that may be tried, the best first."""
+    half = "bfloat16" if device.bfloat16 else "float16"
+    if quantize is not None:
+        return [(dtype or half, quantize)]
+    if dtype is not None:
+        return [(dtype, None)]
+    if shape is not None and shape.parameters < SMALL:
+        return [("float32", None)]
+    # bitsandbytes is fast on CUDA alone
+    return [(half, None), *((half, bits) for bits in BITS if device.name.startswith("cuda"))]
+
+
+# ---- devices ----
+
+
+def devices() -> list[Device]:
+    """The GPUs that this PyTorch can use, the one with the most free memory first."""
+    import torch
+
+    found = []
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            capability = torch.cuda.get_device_capability(i)
+            if _compiled_for(capability, torch.cuda.get_arch_list()):
+                # An AMD card's numbers start higher; all that ROCm supports know bfloat16.
+                found.append(Device(f"cuda:{i}", float(torch.cuda.mem_get_info(i)[0]), capability >= (8, 0)))
+    elif torch.backends.mps.is_available():
+        free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+        found.append(Device("mps", float(free)))
+    return sorted(found, key=lambda device: device.free, reverse=True)
+
+
+def find_device(name: str) -> Device:
+    """The device of that name; "auto": the best GPU, or else the CPU. Raises `UserError` where there is none."""
+    if name == "cpu":
+        return Device("cpu", _free_memory())
+    found = devices()
+    if name == "auto":
+        return found[0] if found else find_device("cpu")
+    for device in found:
+        if name in (device.name, device.name.removesuffix(":0")):
+            return device
+    others = ", ".join([*(device.name for device in found), "cpu"])
+    raise UserError(f"The device {name!r} cannot be used here: PyTorch can use {others}.")
+
+
+def _compiled_for(capability: tuple[int, int], architectures: list[str]) -> bool:
+    """Whether a build for such architectures (sm_80, compute_90, ...) runs on a GPU of that compute capability."""
+    for architecture in architectures:
+        kind, _, number = architecture.partition("_")
+        digits = "".join(filter(str.isdigit, number))
+        if kind not in ("sm", "compute") or not digits:
+            return True  # AMD's names; what ROCm lists it can use
+        major, minor = int(digits[:-1]), int(digits[-1])
+        if (major, minor) <= capability and (kind == "compute" or major == capability[0]):
+            return True
+    return False
+
+
+def _free_memory() -> float | None:
+    """Bytes of main memory that programs can still have; None where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return next((float(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:")), None)
+    except OSError:
+        return None
+
+
+def _no_gpu() -> str:
+    """Why the best is the mini model where there is no GPU, and what would be needed for more."""
+    from hyperlora.memory import SHAPES
+
+    few, full = (_need(SHAPES["mistral-7b"], *where) for where in (("4bit", "cuda"), ("bfloat16", "cpu")))
+    return (
+        f"PyTorch finds no GPU that it can use: with one, {gigabytes(few)} of free memory are enough for --preset "
+        f"mistral-7b, which also runs on the CPU, slowly, in {gigabytes(full)}."
+    )
