@@ -230,7 +230,7 @@ def test_bad_descriptions_and_messages(pipe):
 
 
 def test_presets_and_folders_that_are_not_there(tiny_base, tiny_hyperlora, tmp_path):
-    with pytest.raises(UserError, match="no preset 'nonsense'; there is mini"):
+    with pytest.raises(UserError, match="no preset 'nonsense'; there is mistral-7b, .*mini"):
         hyperlora.pipeline("nonsense")
     with pytest.raises(UserError, match="give both base and hyperlora"):
         hyperlora.pipeline(None, base=tiny_base)
