@@ -35,6 +35,7 @@ from hyperlora.embedder import MINILM
 from hyperlora.export import export_zip
 from hyperlora.lora import Adapter
 from hyperlora.memory import BaseShape
+from training.options import run
 
 MODEL = "mistralai/Mistral-7B-Instruct-v0.2"
 INDEX = "model.safetensors.index.json"
@@ -375,12 +376,12 @@ def main(argv: list[str] | None = None) -> None:
         "--last_token", action="store_true", help="the base model reads descriptions, not all-MiniLM-L6-v2"
     )
     make.add_argument("--checkpoint-only", action="store_true", help="the hypernetwork alone, no base model")
-    run = commands.add_parser("run", help="start from the folders and measure")
-    run.add_argument("--device", default="cpu", help="cpu, or cuda (default: cpu)")
-    run.add_argument("--precision", choices=get_args(Precision), default="bfloat16", help="the base's")
-    run.add_argument("--tokens", type=int, default=32, help="of each answer (default: 32)")
-    run.add_argument("--app", action="store_true", help="start the page and use it over HTTP instead")
-    for command in (make, run):
+    measure = commands.add_parser("run", help="start from the folders and measure")
+    measure.add_argument("--device", default="cpu", help="cpu, or cuda (default: cpu)")
+    measure.add_argument("--precision", choices=get_args(Precision), default="bfloat16", help="the base's")
+    measure.add_argument("--tokens", type=int, default=32, help="of each answer (default: 32)")
+    measure.add_argument("--app", action="store_true", help="start the page and use it over HTTP instead")
+    for command in (make, measure):
         command.add_argument("folder", type=Path, metavar="DIR")
     args = options.parse_args(argv)
     if args.command == "make":
@@ -400,4 +401,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
