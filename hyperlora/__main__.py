@@ -79,7 +79,8 @@ def _generate(args: argparse.Namespace) -> None:
         choice = choose(args)
         pair = choice.pair
     hyperlora = HyperLoRA.from_pretrained(*pair.native) if pair.native else None
-    if hyperlora is None or hyperlora.config.embedder == LAST_TOKEN:  # only then is the base model needed
+    # Only then is the base model needed: to read the description, or to settle the order of the module types.
+    if hyperlora is None or hyperlora.config.embedder == LAST_TOKEN or hyperlora.config.module_order_assumed:
         adapter = open_pipeline(args, _ask, _say, choice=choice).adapt(args.description)
     else:
         if choice is not None:

@@ -23,7 +23,6 @@ MARGIN = 1.05  # on the memory that is computed
 DTYPES = ("bfloat16", "float16", "float32")
 BITS = ("8bit", "4bit")
 WORDS = {"8bit": "8 bits", "4bit": "4 bits"}
-FOREIGN = ("hypermod.pt", "adapter_config.json", "args.yaml")  # files of a text-to-lora checkpoint
 
 
 class TooLarge(UserError):
@@ -63,8 +62,10 @@ class Pair:
     @property
     def native(self) -> tuple[str, str | None] | None:
         """Where the hypernetwork lies and its revision; None where it has another format and is imported at loading."""
+        from hyperlora.interop import text_to_lora
+
         if self.hyperlora is not None:
-            foreign = os.path.isfile(os.path.join(os.path.expanduser(self.hyperlora), FOREIGN[0]))
+            foreign = os.path.isfile(os.path.join(os.path.expanduser(self.hyperlora), text_to_lora.WEIGHTS))
             return None if foreign else (self.hyperlora, self.hyperlora_revision)
         if self.preset.hyperlora_subfolder is not None:
             return None
@@ -127,9 +128,9 @@ def named(args: argparse.Namespace) -> bool:
 def choose(args: argparse.Namespace) -> Choice:
     """What the options name, or the best preset. Raises `UserError` where what they name cannot be."""
     options = (args.device, args.dtype, args.quantize)
-    return (
-        consider(named_pair(args.preset, args.base, args.hyperlora), *options) if named(args) else best_preset(*options)
-    )
+    if named(args):
+        return consider(named_pair(args.preset, args.base, args.hyperlora), *options)
+    return best_preset(*options)
 
 
 def open_pipeline(
@@ -163,7 +164,7 @@ def open_pipeline(
                 both(choice.size)
         return choice.load()
     except hub.Cancelled:
-        reason = "Nothing was downloaded." if choice is None else f"{choice.pair.title} was not downloaded."
+        reason = f"{choice.pair.title} was not downloaded."
     except UserError as error:
         if named(args):
             raise
@@ -277,6 +278,7 @@ def _repos(pair: Pair) -> list[Repo]:
     from hyperlora.config import HyperLoRAConfig
     from hyperlora.embedder import GTE
     from hyperlora.generator import CONFIG, DESCRIPTIONS, WEIGHTS
+    from hyperlora.interop import text_to_lora
 
     preset = pair.preset
     if pair.base is not None:
@@ -289,8 +291,9 @@ def _repos(pair: Pair) -> list[Repo]:
         config = HyperLoRAConfig.load(resolve_folder(name, revision, [CONFIG]) / CONFIG)
         encoder = (config.embedder, config.embedder_revision)
     elif pair.hyperlora is None:
-        files = [f"{preset.hyperlora_subfolder}/{name}" for name in FOREIGN]
-        found.append(Repo(preset.hyperlora, tuple(files), preset.hyperlora_revision, files[0]))
+        names = (text_to_lora.WEIGHTS, text_to_lora.ARGS, text_to_lora.ADAPTER)
+        files = tuple(f"{preset.hyperlora_subfolder}/{name}" for name in names)
+        found.append(Repo(preset.hyperlora, files, preset.hyperlora_revision, files[0]))
         encoder = (preset.embedder, preset.embedder_revision)
     else:  # a folder in the public format: its importer reads which, and may find it in a folder too
         encoder = (None, None)

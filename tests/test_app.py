@@ -384,6 +384,7 @@ def test_the_page_waits_for_the_model_and_says_when_each_message_stands_alone(mo
     assert "The model is still loading" in status
     with pytest.warns(UserWarning, match="The model is still loading"):
         list(loading.send("one", "", 1.0, Session()))
+    assert asyncio.run(Handlers(model).ready(Session()))[3] == "tiny-base"
     model.pipe.multi_turn = False
     try:
         _, button, _, line, describe, timer, _ = asyncio.run(Handlers(model).ready(Session()))

@@ -41,6 +41,16 @@ def single_turn(tiny_base, tiny_hyperlora, monkeypatch):
     pipe.close()
 
 
+def test_a_preset_pins_the_encoder_where_its_checkpoint_does_not(tiny_base, tiny_hyperlora, minilm, monkeypatch):
+    preset = Preset("tiny", "For tests.", str(tiny_base), str(tiny_hyperlora), embedder=MINILM, embedder_revision="abc")
+    monkeypatch.setitem(PRESETS, "tiny", preset)
+    asked = []
+    monkeypatch.setattr("hyperlora.pipe.load_embedder", lambda name, revision, *_: asked.append(revision) or minilm)
+    hyperlora.pipeline("tiny").close()
+    hyperlora.pipeline(None, base=tiny_base, hyperlora=tiny_hyperlora).close()
+    assert asked == ["abc", None]
+
+
 def test_importing_hyperlora_is_light():
     code = (
         "import sys, hyperlora; heavy = {'torch', 'transformers', 'gradio', 'sentence_transformers', 'peft'};"
@@ -230,7 +240,7 @@ def test_bad_descriptions_and_messages(pipe):
 
 
 def test_presets_and_folders_that_are_not_there(tiny_base, tiny_hyperlora, tmp_path):
-    with pytest.raises(UserError, match="no preset 'nonsense'; there is mistral-7b, .*mini"):
+    with pytest.raises(UserError, match=r"no preset 'nonsense'; there is mistral-7b, .*mini"):
         hyperlora.pipeline("nonsense")
     with pytest.raises(UserError, match="give both base and hyperlora"):
         hyperlora.pipeline(None, base=tiny_base)

@@ -69,7 +69,9 @@ class Handlers:
             pipe = self.model.pipe
         except UserError as error:
             return status("error", str(error)), *(gr.skip(),) * 4, gr.Timer(active=False), session
-        line = "" if pipe.multi_turn else "This model answers each message on its own; it does not see earlier ones."
+        line = "This model answers each message on its own; it does not see earlier ones."
+        if pipe.multi_turn:
+            line = escape((pipe.base_name or "").rstrip("/").rpartition("/")[2])
         return (
             "",
             gr.Button("Generate", interactive=True),
@@ -86,11 +88,8 @@ class Handlers:
         if self.model.settled:
             return gr.Column(visible=False), *(gr.skip(),) * 5
         if question is not None:
-            text, other, waiting = (
-                f"<p>{escape(question).replace(' GB', '&nbsp;GB')}</p>",
-                INSTEAD,
-                "Waiting for your choice…",
-            )
+            question = escape(question).replace(" GB", "&nbsp;GB")
+            text, other, waiting = f"<p>{question}</p>", INSTEAD, "Waiting for your choice…"
         elif download is not None:
             text, other, waiting = progress(*download), "Cancel", "Downloading the model…"
         else:
