@@ -15,7 +15,6 @@ from contextlib import closing
 from itertools import count
 from pathlib import Path
 
-import httpx
 from gradio_client import Client
 from peft import PeftModel
 
@@ -158,22 +157,27 @@ def start_page(arguments: list[str]) -> tuple[float, float, str]:
     start = time.perf_counter()
     with subprocess.Popen([*command, *arguments], stdout=subprocess.DEVNULL) as process:
         try:
-            seconds, answer = use_page(f"http://127.0.0.1:{port}", process, start)
+            seconds, answer = use_page(port, process, start)
             return seconds, resident_mb(process.pid), answer
         finally:
             process.terminate()
 
 
-def use_page(url: str, process: subprocess.Popen, start: float) -> tuple[float, str]:
+def listening(port: int) -> bool:
+    """Whether somebody listens there; a client of Gradio would ask for far more of the cores that the start needs."""
+    with closing(socket.socket()) as other:
+        return other.connect_ex(("127.0.0.1", port)) == 0
+
+
+def use_page(port: int, process: subprocess.Popen, start: float) -> tuple[float, str]:
     """Wait until the page makes an adapter, then chat: (seconds until the adapter, the answer's beginning)."""
     client = None
     while time.perf_counter() - start < TIMEOUT and process.poll() is None:
         time.sleep(0.1)
-        try:
-            client = client or Client(url, verbose=False)
-            status, shelf, *_ = client.predict(next(iter(TASKS)), api_name="/generate")
-        except httpx.TransportError:  # nobody listens there yet
+        if client is None and not listening(port):
             continue
+        client = client or Client(f"http://127.0.0.1:{port}", verbose=False)
+        status, shelf, *_ = client.predict(next(iter(TASKS)), api_name="/generate")
         if "Made in" in status:
             seconds = time.perf_counter() - start
             # the message, which adapter, its strength, whether the description is in the prompt
