@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
 import hyperlora
 from hyperlora import Adapter, HyperLoRA, UserError
+from hyperlora.embedder import MINILM
 from hyperlora.interop.order import with_order
 from hyperlora.interop.text_to_lora import import_checkpoint
 from hyperlora.presets import PRESETS, Preset
