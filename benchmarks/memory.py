@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
-from benchmarks.measure import held_mb, parser, print_table, synchronize
+from benchmarks.measure import held_mb, parser, print_table, resident_mb, synchronize
 from benchmarks.real_shapes import TARGETS, add_shape, chosen_shape
 from benchmarks.rehearsal import INDEX, write_base
 from hyperlora.adapted import AdaptedModel
@@ -59,8 +59,8 @@ def ours(folder: Path, device: str) -> Iterator[str]:
         yield f"and {ROWS} of them gathered for a batch"
 
 
-def stages(way: str, folder: Path, device: str) -> list[tuple[str, float, float]]:
-    """Each stage of one way with what is held then and what was held at most until then, in MB."""
+def stages(way: str, folder: Path, device: str) -> list[tuple[str, float, float, float]]:
+    """Each stage of one way with what the device holds then, and it and the host at most until then, in MB."""
     logging.disable_progress_bar()
     torch.manual_seed(0)
     if device != "cpu":
@@ -68,11 +68,11 @@ def stages(way: str, folder: Path, device: str) -> list[tuple[str, float, float]
     found = []
     for stage in {"transformers": transformers_alone, "ours": ours}[way](folder, device):
         synchronize()
-        found.append((stage, held_mb(device), held_mb(device, peak=True)))
+        found.append((stage, held_mb(device), held_mb(device, peak=True), resident_mb(field="VmHWM")))
     return found
 
 
-def in_a_process(way: str, folder: Path, device: str) -> list[tuple[str, float, float]]:
+def in_a_process(way: str, folder: Path, device: str) -> list[tuple[str, float, float, float]]:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return process.submit(stages, way, folder, device).result()
 
@@ -89,15 +89,16 @@ def main(argv: list[str] | None = None) -> None:
         found = {way: in_a_process(way, Path(folder), args.device) for way in ("transformers", "ours")}
     rows = []
     for way in found.values():
-        _, imports, _ = way[0]
-        for stage, held, peak in way:
-            above = held - imports - base if stage != way[0][0] else 0
-            rows.append([stage, f"{held:,.0f}", f"{above:,.0f}", f"{peak:,.0f}", f"{(peak - imports) / base:.2f} x"])
-    print_table(
-        [f"{args.shape}, {shape.layers} layers, {base:,.0f} MB", "MB held", "above", "peak", "of the base"], rows
-    )
-    _, alone, _ = found["transformers"][-1]
-    held = {stage: held for stage, held, _ in found["ours"]}[f"and {ADAPTERS} adapters"]
+        _, imports, _, _ = way[0]
+        for stage, held, peak, host in way:
+            above = f"{held - imports - base:,.0f}" if stage != way[0][0] else "-"
+            rows.append([stage, f"{held:,.0f}", above, f"{peak:,.0f}", f"{(peak - imports) / base:.2f} x"])
+            if args.device != "cpu":
+                rows[-1].append(f"{host:,.0f}")
+    columns = ["MB held", "above the weights", "peak", "of the weights", *["host's peak"] * (args.device != "cpu")]
+    print_table([f"{args.shape}, {shape.layers} layers: {base:,.0f} MB", *columns], rows)
+    _, alone, *_ = found["transformers"][-1]
+    held = {stage: held for stage, held, *_ in found["ours"]}[f"and {ADAPTERS} adapters"]
     print(f"\nBeyond transformers with the base: {held - alone:,.0f} MB; the goal is {GOAL:,} MB at most.")
 
 
