@@ -52,9 +52,9 @@ class Options:
     instruction_induction: str | None = option(
         None, "folder of the benchmark's tasks, to be evaluated on (never trained)"
     )
-    base_steps: int = option(10000, "optimizer steps of the base model")
-    hyperlora_steps: int = option(5000, "optimizer steps of the hypernetwork with head M")
-    other_head_steps: int = option(400, "optimizer steps of the hypernetworks with heads S and L")
+    base_steps: int = option(14000, "optimizer steps of the base model")
+    hyperlora_steps: int = option(8000, "optimizer steps of the hypernetwork with head M")
+    other_head_steps: int = option(800, "optimizer steps of the hypernetworks with heads S and L")
     lora_steps: int = option(200, "optimizer steps of the multi-task LoRA and of the tasks' own")
     examples: int = option(400, "training examples a task for the adapters")
     until: str = option("assets", "the last stage to run")

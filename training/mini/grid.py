@@ -109,7 +109,7 @@ def picks(d: Domain) -> list[Entry]:
 
 def drops(d: Domain) -> list[Entry]:
     found = []
-    for name in ("first", "second", "third", "last", "next_to_last"):
+    for name in ("first", "second", "third", "fourth", "last", "next_to_last"):
         i, said, varied = PLACES[name]
         u, whole, eu, ewhole = d.unit, d.whole, d.varied_unit, d.varied_whole
         do = lambda xs, i=i: [x for k, x in enumerate(xs) if k != i % len(xs)]  # noqa: E731
@@ -143,7 +143,7 @@ def drops(d: Domain) -> list[Entry]:
 
 def repeats(d: Domain) -> list[Entry]:
     found = []
-    for name in ("first", "second", "third", "last"):
+    for name in ("first", "second", "third", "last", "next_to_last"):
         i, said, varied = PLACES[name]
         u, whole, eu, ewhole = d.unit, d.whole, d.varied_unit, d.varied_whole
         do = lambda xs, i=i: [*xs[:i], xs[i], *xs[i:]]  # noqa: E731
@@ -174,7 +174,7 @@ def repeats(d: Domain) -> list[Entry]:
 def stars_for(d: Domain) -> list[Entry]:
     """One star in place of a unit; of a word, in place of each of its letters."""
     found = []
-    for name in ("first", "second", "third", "last"):
+    for name in ("first", "second", "third", "last", "next_to_last"):
         i, said, varied = PLACES[name]
         u, whole, eu, ewhole = d.unit, d.whole, d.varied_unit, d.varied_whole
         star = "{stars|asterisks}" if d is WORD else "{a star|an asterisk}"
@@ -425,10 +425,10 @@ WRAPS = {
 
 def wraps(d: Domain) -> list[Entry]:
     """Marks around the whole text, around each of its units, or around one."""
-    places = {name: PLACES[name][1:] for name in ("first", "second", "last")}
+    places = {name: PLACES[name][1:] for name in ("first", "second", "third", "last")}
     places["each"] = "{each|every}", "{each|every single}"
     if d is WORD:
-        places |= {name: PLACES[name][1:] for name in ("third", "next_to_last")} | {"whole": ("", "")}
+        places |= {name: PLACES[name][1:] for name in ("next_to_last",)} | {"whole": ("", "")}
     found = []
     for mark, (left, right, many) in list(WRAPS.items())[: {"letter": 4, "item": 5, "word": 6}[d.name]]:
         for place, (said, varied) in places.items():
@@ -482,7 +482,7 @@ def cases(d: Domain) -> list[Entry]:
     for case, (do, said_case, varied_case) in CASES.items():
         if case == "reversed" and d is not WORD and d is not ITEM:
             continue
-        for place in ("whole", "first", "second", "third", "last"):
+        for place in ("whole", "first", "second", "third", "last", "next_to_last"):
             if place == "whole" and (d is not WORD or case == "reversed"):
                 continue
             make = (lambda r: d.make(r).upper()) if case == "lower" else d.make

@@ -5,6 +5,7 @@ trained apart (the third word, where first and second word, third letter and thi
 `operation`, something that no trained task does. The last two are held out of every stage of the training.
 """
 
+import re
 from dataclasses import dataclass
 from random import Random
 
@@ -33,20 +34,15 @@ class TextTask:
 # Spread over the grid so that every part, and almost every pair of parts, of a held-out task is trained.
 COMBINATIONS = frozenset(
     """
-    third_word fourth_item second_digit next_to_last_letter
-    drop_second_word drop_last_item drop_third_letter drop_first_digit
-    repeat_third_word repeat_second_item repeat_first_letter repeat_last_digit
-    stars_for_last_word stars_for_third_item stars_for_second_letter stars_for_first_digit
-    first_three_words last_two_items last_three_letters first_two_digits
-    swap_ends_item first_word_to_end last_digit_to_front
-    slash_between_words underscore_between_items plus_between_letters hyphen_between_digits
-    parentheses_second_letter brackets_last_word quotes_first_item stars_each_word angles_second_item
-    braces_first_word brackets_last_letter
-    upper_last_word lower_first_word reversed_second_word upper_third_item lower_second_letter
+    third_word fourth_item second_digit drop_second_word drop_last_item repeat_third_word repeat_first_letter
+    stars_for_last_word first_three_words last_two_items swap_ends_item slash_between_words plus_between_letters
+    hyphen_between_digits brackets_last_word stars_each_word quotes_first_item upper_last_word lower_first_word
+    reversed_second_word
     """.split()  # noqa: SIM905
 )
 
 # tasks that take the base more practice: their weights
+HARDER = re.compile(r"drop_|repeat_|reverse|swap_ends_|add_|subtract_|.*_to_(end|front)$")
 HARD = {"sum": 8.0, "diff": 8.0, "digit_sum": 4.0, "double": 4.0, "half": 4.0}
 
 
@@ -55,7 +51,7 @@ def suite() -> list[TextTask]:
     tasks = []
     for name, make, plain, varied in grid():
         group = "combination" if name in COMBINATIONS else "trained"
-        tasks.append(_worded(name, group, make, plain + varied, [], 1.0))
+        tasks.append(_worded(name, group, make, plain + varied, [], 2.0 if HARDER.match(name) else 1.0))
     for name, group, make, plain, varied, more in SINGLES:
         tasks.append(_worded(name, group, make, plain + varied, more, HARD.get(name, 2.0)))
     return tasks
