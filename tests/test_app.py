@@ -513,7 +513,9 @@ def test_visitors_have_their_own_shelves_and_their_own_adapters_answers_at_the_s
             keys.append(shelf["value"])
             if text:
                 assert [label for label, _ in shelf["choices"]] == ["No adapter", text]
-        jobs = [client.submit("one two", key, 1, api_name="/send") for client, key in zip(clients, keys, strict=True)]
+        jobs = [
+            client.submit("one two", key, 1, False, api_name="/send") for client, key in zip(clients, keys, strict=True)
+        ]
         wait_until(lambda: len(pipe.engine._batch.rows) == len(jobs))  # they are decoded together
         late = Client(url, verbose=False)
         late.predict("Repeat the text.", api_name="/generate")  # while the others are answered
