@@ -110,6 +110,7 @@ def write_base(folder: Path, shape: BaseShape, shard: int = SHARD) -> None:
         weights = {name: _weight(dims, random) for name, dims in tensors}
         save_file(weights, folder / file, metadata={"format": "pt"})
         places |= dict.fromkeys(weights, file)
+        del weights  # before the next ones are made
     total = 2 * sum(torch.Size(dims).numel() for _, dims in tensor_shapes(shape))
     _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
 
