@@ -179,7 +179,8 @@ class ChatEngine:
         names = [option.name for option in fields(Options)]
         self._defaults = {name: value for name in names if (value := getattr(config, name, None)) is not None}
         only_last = "logits_to_keep" in signature(adapted.model.forward).parameters
-        self._prefill_options = {"logits_to_keep": 1} if only_last else {}
+        # An index copies the states; with a slice of them a bfloat16 product on a CPU copies the matrix for each row.
+        self._prefill_options = {"logits_to_keep": torch.tensor([-1])} if only_last else {}
 
         self._wake = threading.Condition()
         self._waiting: deque[_Row] = deque()

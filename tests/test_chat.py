@@ -82,6 +82,16 @@ def test_one_chat_is_what_generate_gives(start, alone):
     assert list(stream) == []  # it is read once
 
 
+def test_the_output_matrix_reads_contiguous_states(start, tiny_model):
+    """With a slice of the prompt's states PyTorch copies the matrix for each row, in bfloat16 on a CPU."""
+    found = []
+    tiny_model.lm_head.register_forward_pre_hook(lambda module, args: found.append(args[0]))
+    for stream in start().submit_many(PROMPTS, [None] * len(PROMPTS), max_new_tokens=2):
+        "".join(stream)
+    assert [list(states.shape[:2]) for states in found] == [[len(PROMPTS), 1]] * 2
+    assert all(states.is_contiguous() for states in found)
+
+
 def test_rows_with_different_adapters_prompts_and_lengths(start, alone, make_adapter):
     adapters = [make_adapter(0), None, make_adapter(1, rank=3), make_adapter(2).scaled(0.5), make_adapter(0)]
     lengths = [12, 5, 30, 1, 17]
