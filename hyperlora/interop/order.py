@@ -97,6 +97,8 @@ def _losses(
     }
     rows = torch.arange(len(networks))
     with adapted.use_factors(factors, rows, networks[0].scale):
-        logits = adapted.model(ids.expand(len(rows), -1), use_cache=False, logits_to_keep=len(answer) + 1).logits
+        # An index: with a slice a bfloat16 product on a CPU copies the output matrix for each row.
+        last = torch.arange(-len(answer) - 1, 0)
+        logits = adapted.model(ids.expand(len(rows), -1), use_cache=False, logits_to_keep=last).logits
     targets = ids[-len(answer) :].to(logits.device).expand(len(rows), -1)
     return F.cross_entropy(logits[:, :-1].float().mT, targets, reduction="none").mean(dim=1)
