@@ -128,7 +128,8 @@ def test_a_disk_that_takes_no_more(hub, monkeypatch, code, sentence):
         resolve_folder("owner/model", None, ["*.json"])
 
 
-def test_names_that_are_no_hub_ids(tmp_path):
+def test_names_that_are_no_hub_ids(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for name in (tmp_path / "nowhere", "a/b/c", "../x", "owner/name?"):
         with pytest.raises(UserError, match="There is no folder"):
             resolve_folder(name, None, ["*.json"])
