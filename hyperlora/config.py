@@ -12,7 +12,7 @@ from hyperlora.files import write_atomic
 Head = Literal["L", "M", "S", "R"]
 TaskInput = Literal["text", "one_hot", "learned"]
 Offset = Literal["none", "factors", "delta"]
-PromptStyle = Literal["input", "description_input"]
+PromptStyle = Literal["input", "description_input", "definition_input"]
 RankEmbedding = Literal["plain", "through_mlp2"]
 
 # Far above any real model, and low enough that a damaged file cannot ask for absurd memory.
@@ -66,7 +66,8 @@ class HyperLoRAConfig:
     chat_template: str | None = None
     """The template that the adapters were trained with; None: the base model's own."""
     prompt_style: PromptStyle = "input"
-    """Whether the prompts in training held the input alone or the description before it."""
+    """What the prompts in training held: the input alone, the description on the line before it, or, as in the public
+    implementation, a definition of the task, a blank line and the input."""
     notice_threshold: float | None = None
     """Cosine to the nearest training description under which a notice is shown; None: never."""
 

@@ -45,7 +45,8 @@ class Pipeline:
         self.preset = preset
         self.base_name = hyperlora.config.base_model or base_name
         self.multi_turn = preset.multi_turn if preset else True
-        self.describe = hyperlora.config.prompt_style == "description_input"
+        self.describe = hyperlora.config.prompt_style != "input"
+        self._style = hyperlora.config.prompt_style if self.describe else "description_input"
         self.engine = ChatEngine(adapted, tokenizer)
 
     @overload
@@ -136,7 +137,7 @@ class Pipeline:
             if adapter.description is None and describe:
                 raise UserError(NO_DESCRIPTION)
             first = next(message for message in chat if message["role"] == "user")
-            first["content"] = with_description(adapter.description, first["content"])
+            first["content"] = with_description(adapter.description, first["content"], self._style)
         return chat
 
     def load_adapter(self, folder: str | Path) -> Adapter:

@@ -4,7 +4,7 @@ import re
 
 from transformers import PreTrainedTokenizerBase
 
-from hyperlora.config import HyperLoRAConfig
+from hyperlora.config import HyperLoRAConfig, PromptStyle
 from hyperlora.errors import UserError
 
 MAX_CHARACTERS = 1_000_000  # of one conversation: more than any context, and quick to tokenize
@@ -71,9 +71,11 @@ def use_trained_template(tokenizer: PreTrainedTokenizerBase, *configs: HyperLoRA
         tokenizer.chat_template = templates.pop()
 
 
-def with_description(description: str | None, message: str) -> str:
-    """The user's message with the description, where there is one, on the line before it."""
-    return message if description is None else f"{description}\n{message}"
+def with_description(description: str | None, message: str, style: PromptStyle = "description_input") -> str:
+    """The user's message with the description, where there is one, before it as in prompts of that style."""
+    if description is None or style == "input":
+        return message
+    return f"{description}\n{message}" if style == "description_input" else f"{description}\n\n{message}"
 
 
 def check_messages(messages: str | list[dict[str, str]]) -> list[dict[str, str]]:

@@ -170,6 +170,8 @@ def test_the_template_of_the_hypernetworks_is_the_tokenizers_from_then_on(tokeni
 
 def test_a_description_stands_on_the_line_before_the_message():
     assert with_description("Count the words.", "one two") == "Count the words.\none two"
+    assert with_description("Count the words.", "one two", "definition_input") == "Count the words.\n\none two"
+    assert with_description("Count the words.", "one two", "input") == "one two"
     assert with_description(None, "one two") == "one two"
 
 

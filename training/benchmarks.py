@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperlora.adapted import AdaptedModel
-from hyperlora.config import read_json
+from hyperlora.config import PromptStyle, read_json
 from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
@@ -78,14 +78,19 @@ class AdaptedLM(HFLM or object):
         if not tokenizer.chat_template:
             raise UserError("The base model's tokenizer has no chat template: use an instruction-tuned base model.")
         super().__init__(pretrained=adapted.model, tokenizer=tokenizer, batch_size=batch_size)
-        self.adapted, self.slot, self.description = adapted, None, None
+        self.adapted, self.slot, self.description, self.style = adapted, None, None, "input"
         self.before_answer = _before_answer(tokenizer)
 
     @contextmanager
-    def use(self, adapter: Adapter | None = None, description: str | None = None) -> Iterator[None]:
-        """Inside, all rows have this adapter, and prompts start with the description."""
+    def use(
+        self,
+        adapter: Adapter | None = None,
+        description: str | None = None,
+        style: PromptStyle = "description_input",
+    ) -> Iterator[None]:
+        """Inside, all rows have this adapter, and prompts hold the description in that style."""
         self.slot = None if adapter is None else self.adapted.load(adapter)
-        self.description = description
+        self.description, self.style = description, style
         try:
             yield
         finally:
@@ -103,7 +108,8 @@ class AdaptedLM(HFLM or object):
 
     def apply_chat_template(self, chat_history, add_generation_prompt: bool = True) -> str:
         if self.description is not None:  # in the first message: many templates refuse or drop a system message
-            first = chat_history[0] | {"content": with_description(self.description, chat_history[0]["content"])}
+            text = with_description(self.description, chat_history[0]["content"], self.style)
+            first = chat_history[0] | {"content": text}
             chat_history = [first, *chat_history[1:]]
         return super().apply_chat_template(chat_history, add_generation_prompt)
 
@@ -174,12 +180,8 @@ class Run:
 
     description: str | None = None
     adapter: Adapter | None = None
-    in_prompt: bool = False  # the description
+    style: PromptStyle = "input"  # whether the description is in the prompt too
     shots: int = 0
-
-    @property
-    def shown(self) -> str | None:
-        return self.description if self.in_prompt else None
 
 
 def methods(
@@ -193,12 +195,12 @@ def methods(
 ) -> Iterator[tuple[str, list[Run], Arrow | None]]:
     """(method, its runs on a benchmark, what routes them), the methods being those of `training.evaluate.evaluate`."""
 
-    def generated(source, in_prompt: bool = False) -> list[Run]:
+    def generated(source, style: PromptStyle = "input") -> list[Run]:
         made = source.generate(list(descriptions))
-        return [Run(text, adapter, in_prompt) for text, adapter in zip(descriptions, made, strict=True)]
+        return [Run(text, adapter, style) for text, adapter in zip(descriptions, made, strict=True)]
 
     yield "base", [Run()], None
-    yield "base, prompted", [Run(text, in_prompt=True) for text in descriptions], None
+    yield "base, prompted", [Run(text, style="description_input") for text in descriptions], None
     if benchmark.few_shot and shots:
         yield "base, few-shot", [Run(shots=shots)], None
     for name, method in (("average", "average LoRA"), ("multi_task", "multi-task LoRA")):
@@ -209,10 +211,10 @@ def methods(
     if nearest:
         yield "nearest task's LoRA", generated(nearest), None
     for label, hyperlora in hyperloras.items():
-        yield label, generated(hyperlora, in_prompt=hyperlora.config.prompt_style == "description_input"), None
+        yield label, generated(hyperlora, hyperlora.config.prompt_style), None
     for label, hyperlora in list(hyperloras.items())[:1]:
         if hyperlora.config.prompt_style == "input":
-            yield f"{label}, prompted", generated(hyperlora, in_prompt=True), None
+            yield f"{label}, prompted", generated(hyperlora, "description_input"), None
     if benchmark.name in adapters:
         yield "oracle LoRA", [Run(adapter=adapters[benchmark.name])], None
 
@@ -319,7 +321,7 @@ def _row(
     """A method's row on a benchmark, in the form of `training.evaluate.evaluate`; "scores" are those of its runs."""
     scores, examples = [], 0
     for each in runs:
-        with lm.use(each.adapter, each.shown), router.use() if router else nullcontext():
+        with lm.use(each.adapter, each.description, each.style), router.use() if router else nullcontext():
             value, examples = run_benchmark(lm, benchmark, each.shots, options.limit, options.allow_code_execution)
         scores.append(value)
     described = runs[0].description is not None

@@ -20,6 +20,7 @@ from transformers import GenerationConfig
 
 from hyperlora.adapted import AdaptedModel
 from hyperlora.base import Precision, context_length, load_base, precision
+from hyperlora.config import PromptStyle
 from hyperlora.embedder import LAST_TOKEN, load_embedder
 from hyperlora.errors import UserError
 from hyperlora.files import write_atomic
@@ -104,7 +105,7 @@ class Trial:
     kind: str = NO_DESCRIPTION
     description: str | None = None
     adapter: Adapter | None = None
-    shown: bool = False  # the description is in the prompt too
+    style: PromptStyle = "input"  # whether the description is in the prompt too
     shots: Sequence[Example] = ()  # examples in front of the prompt, as turns of the chat
 
 
@@ -117,9 +118,7 @@ def respond(
     match needs no more of it. Of a trial's shots the first are left out where the context is too short for all.
     """
     examples = [(trial, example) for trial in trials for example in trial.examples]
-    texts = [
-        with_description(trial.description if trial.shown else None, example["input"]) for trial, example in examples
-    ]
+    texts = [with_description(trial.description, example["input"], trial.style) for trial, example in examples]
     if not examples:
         return [[] for _ in trials]
     outputs = [accepted(example) for _, example in examples]
@@ -329,8 +328,7 @@ def _methods(
     aligned = [trial for trial in described if trial.kind in (SEEN, UNSEEN)]
 
     def as_trained(hyperlora: HyperLoRA) -> list[Trial]:
-        shown = hyperlora.config.prompt_style == "description_input"
-        return [replace(trial, shown=shown) for trial in described]
+        return [replace(trial, style=hyperlora.config.prompt_style) for trial in described]
 
     def generated(
         method: str, source, hyperlora: HyperLoRA, trials: Sequence[Trial]
@@ -344,7 +342,7 @@ def _methods(
     def every() -> Iterator[tuple[str, list[Trial]]]:
         simple = [replace(trial, shots=()) for trial in plain]
         yield "base", simple
-        prompted = [replace(trial, shown=True) for trial in aligned]
+        prompted = [replace(trial, style="description_input") for trial in aligned]
         yield "base, prompted", prompted
         yield "base, few-shot", [trial for trial in plain if trial.shots]
         for name, method in (("multi_task", "multi-task LoRA"), ("average", "average LoRA")):

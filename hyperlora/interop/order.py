@@ -84,9 +84,8 @@ def _losses(
     task_input: Tensor,
 ) -> Tensor:
     """The answer's mean loss a token under each network's adapter, [networks]; one forward pass."""
-    config, text = networks[0].config, example["input"]
-    if config.prompt_style == "description_input":
-        text = with_description(example["description"], text)
+    config = networks[0].config
+    text = with_description(example["description"], example["input"], config.prompt_style)
     answer = [*tokenizer(example["output"], add_special_tokens=False).input_ids, tokenizer.eos_token_id]
     ids = torch.tensor(format_prompt(tokenizer, text) + answer, device=device_of(adapted.model.get_input_embeddings()))
     task_input = task_input.to(networks[0].network.task_encoder[0].weight.device)

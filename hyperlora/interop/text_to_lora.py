@@ -298,7 +298,7 @@ def _config(
         embedder=embedder or LAST_TOKEN,
         base_model=base,
         chat_template=base and trained_template(base),
-        prompt_style="description_input",
+        prompt_style="definition_input",
     )
 
 

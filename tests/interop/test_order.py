@@ -51,7 +51,8 @@ def loss_of_merged(tiny_base, hyperlora: HyperLoRA, order) -> float:
         [adapter] = network.generate(example["description"])
         for name, layer, linear in AdaptedModel(model, list(adapter.weights)).linears():
             linear.weight += adapter.delta_w(name, layer)
-        described = f"{example['description']}\n" if hyperlora.config.prompt_style == "description_input" else ""
+        between = {"input": None, "description_input": "\n", "definition_input": "\n\n"}[hyperlora.config.prompt_style]
+        described = example["description"] + between if between else ""
         prompt = f"<s>[INST] {described}{example['input']} [/INST]"
         prompt, answer = (tokenizer(part, add_special_tokens=False).input_ids for part in (prompt, example["output"]))
         answer = [*answer, tokenizer.eos_token_id]
@@ -61,7 +62,7 @@ def loss_of_merged(tiny_base, hyperlora: HyperLoRA, order) -> float:
     return total
 
 
-@pytest.mark.parametrize("prompt_style", ["input", "description_input"])
+@pytest.mark.parametrize("prompt_style", ["input", "description_input", "definition_input"])
 @pytest.mark.parametrize("names", [["q_proj", "v_proj"], ["up_proj", "q_proj", "v_proj"]])
 def test_the_order_with_the_lowest_loss_is_chosen(names, prompt_style, tiny_base, minilm):
     hyperlora = random_hyperlora(minilm, names, prompt_style=prompt_style)

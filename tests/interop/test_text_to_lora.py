@@ -83,7 +83,7 @@ def test_every_head_and_option_generates_what_it_should(name, tmp_path):
 def test_the_config_carries_what_adapters_need():
     config = import_checkpoint(HERE / "L-sft-bias").config
     assert config.base_model == MISTRAL and config.embedder == "Alibaba-NLP/gte-large-en-v1.5"
-    assert config.chat_template == trained_template(MISTRAL) and config.prompt_style == "description_input"
+    assert config.chat_template == trained_template(MISTRAL) and config.prompt_style == "definition_input"
     assert (config.rank, config.alpha, config.use_rslora) == (8, 16.0, True)
     assert (config.latent_size, config.head_size, config.d_emb, config.num_layers) == (32, 64, 32, 4)
     assert config.target_modules == {"q_proj": (64, 64), "v_proj": (64, 32)}

@@ -137,9 +137,11 @@ def test_a_hypernetwork_that_was_trained_with_the_description_in_the_prompt_is_m
         config = SFTConfig(prompt_style=style, offset="none")
         hyperlora = build(adapted, tokenizer, tasks, config, embedder=embedder)
         found = benchmarks.methods(make_benchmark("letters"), ["Pick one."], {"HyperLoRA M": hyperlora}, {})
-        shown[style] = {method: [run.shown for run in runs] for method, runs, _ in found if "HyperLoRA" in method}
-    assert shown["input"] == {"HyperLoRA M": [None], "HyperLoRA M, prompted": ["Pick one."]}
-    assert shown["description_input"] == {"HyperLoRA M": ["Pick one."]}
+        ours = {method: runs for method, runs, _ in found if "HyperLoRA" in method}
+        shown[style] = {method: [(run.description, run.style) for run in runs] for method, runs in ours.items()}
+    prompted = [("Pick one.", "description_input")]
+    assert shown["input"] == {"HyperLoRA M": [("Pick one.", "input")], "HyperLoRA M, prompted": prompted}
+    assert shown["description_input"] == {"HyperLoRA M": prompted}
 
 
 def test_written_answers_are_those_of_the_adapter(adapted, tokenizer, make_adapter, written, monkeypatch):

@@ -211,7 +211,7 @@ def test_a_hypernetwork_is_measured_with_the_prompts_that_it_was_trained_with(
         for head in hyperlora.network.heads.values():
             torch.nn.init.normal_(head.weight, std=0.3)
         [adapter] = hyperlora.generate("Do third.")
-        trial = Trial(task, test, UNSEEN, "Do third.", adapter, shown=True)
+        trial = Trial(task, test, UNSEEN, "Do third.", adapter, style="description_input")
         [answers] = respond(adapted, tokenizer, [trial], max_new_tokens=8)
         task.test = [{"input": example["input"], "output": text} for example, text in zip(test, answers, strict=True)]
         rows = evaluate(adapted, tokenizer, {"new": [task]}, tasks, {"HyperLoRA M": hyperlora}, {}, settings)
