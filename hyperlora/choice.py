@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from hyperlora import hub
+from hyperlora.devices import Device, device_named
 from hyperlora.errors import UserError
 from hyperlora.files import resolve_folder
 from hyperlora.hub import Repo, gigabytes
@@ -27,15 +28,6 @@ WORDS = {"8bit": "8 bits", "4bit": "4 bits"}
 
 class TooLarge(UserError):
     """A base model does not fit into the memory."""
-
-
-@dataclass(frozen=True)
-class Device:
-    """Where a base model can run. `free`: bytes, None where nobody can say."""
-
-    name: str
-    free: float | None
-    bfloat16: bool = True
 
 
 @dataclass(frozen=True)
@@ -179,7 +171,7 @@ def open_pipeline(
 
 def best_preset(device: str = "auto", dtype: str | None = None, quantize: str | None = None) -> Choice:
     """The first preset that fits into the GPU's free memory, and whose weights are here or can be had; else mini."""
-    place = find_device(device)
+    place = device_named(device)
     if place.name == "cpu":
         return mini(_no_gpu() if device == "auto" else "", "cpu")
     errors: list[UserError] = []
@@ -212,7 +204,7 @@ def consider(
     """
     shape = _shape(pair, reachable)
     small = shape is not None and shape.parameters < SMALL
-    place = find_device("cpu" if small and device == "auto" else device)
+    place = device_named("cpu" if small and device == "auto" else device)
     dtype, quantize, why = _fit(pair.title, shape, place, dtype, quantize)
     repos, size = [], 0.0
     for repo in _repos(pair):
@@ -362,62 +354,6 @@ def _precisions(
         return [("float32", None)]
     # bitsandbytes is fast on CUDA alone
     return [(half, None), *((half, bits) for bits in BITS if device.name.startswith("cuda"))]
-
-
-# ---- devices ----
-
-
-def devices() -> list[Device]:
-    """The GPUs that this PyTorch can use, the one with the most free memory first."""
-    import torch
-
-    found = []
-    if torch.cuda.is_available():
-        for i in range(torch.cuda.device_count()):
-            capability = torch.cuda.get_device_capability(i)
-            if _compiled_for(capability, torch.cuda.get_arch_list()):
-                # An AMD card's numbers start higher; all that ROCm supports know bfloat16.
-                found.append(Device(f"cuda:{i}", float(torch.cuda.mem_get_info(i)[0]), capability >= (8, 0)))
-    elif torch.backends.mps.is_available():
-        free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-        found.append(Device("mps", float(free)))
-    return sorted(found, key=lambda device: device.free, reverse=True)
-
-
-def find_device(name: str) -> Device:
-    """The device of that name; "auto": the best GPU, or else the CPU. Raises `UserError` where there is none."""
-    if name == "cpu":
-        return Device("cpu", _free_memory())
-    found = devices()
-    if name == "auto":
-        return found[0] if found else find_device("cpu")
-    for device in found:
-        if name in (device.name, device.name.removesuffix(":0")):
-            return device
-    others = ", ".join([*(device.name for device in found), "cpu"])
-    raise UserError(f"The device {name!r} cannot be used here: PyTorch can use {others}.")
-
-
-def _compiled_for(capability: tuple[int, int], architectures: list[str]) -> bool:
-    """Whether a build for such architectures (sm_80, compute_90, ...) runs on a GPU of that compute capability."""
-    for architecture in architectures:
-        kind, _, number = architecture.partition("_")
-        digits = "".join(filter(str.isdigit, number))
-        if kind not in ("sm", "compute") or not digits:
-            return True  # AMD's names; what ROCm lists it can use
-        major, minor = int(digits[:-1]), int(digits[-1])
-        if (major, minor) <= capability and (kind == "compute" or major == capability[0]):
-            return True
-    return False
-
-
-def _free_memory() -> float | None:
-    """Bytes of main memory that programs can still have; None where the system does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            return next((float(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:")), None)
-    except OSError:
-        return None
 
 
 def _no_gpu() -> str:

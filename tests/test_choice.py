@@ -8,9 +8,10 @@ import torch
 from huggingface_hub import errors
 
 import app
-from hyperlora import choice, hub, memory
+from hyperlora import choice, devices, hub, memory
 from hyperlora.__main__ import _parser
-from hyperlora.choice import Choice, Device, Pair
+from hyperlora.choice import Choice, Pair
+from hyperlora.devices import Device, device_named
 from hyperlora.errors import UserError
 from hyperlora.presets import PRESETS
 
@@ -29,7 +30,7 @@ def gpu(monkeypatch):
 
     def set_gpu(free: float | None, bfloat16: bool = True) -> None:
         found = [] if free is None else [Device("cuda:0", free * 1e9, bfloat16)]
-        monkeypatch.setattr(choice, "devices", lambda: found)
+        monkeypatch.setattr(devices, "gpus", lambda: found)
 
     set_gpu(24)
     monkeypatch.setattr(choice, "find_spec", lambda name: object())  # bitsandbytes is installed
@@ -217,10 +218,10 @@ def test_the_options_fix_the_precision(online, gpu):
 
 def test_without_a_gpu_a_named_preset_runs_on_the_cpu_if_there_is_room(online, gpu, monkeypatch):
     gpu(None)
-    monkeypatch.setattr(choice, "_free_memory", lambda: 32e9)
+    monkeypatch.setattr(devices, "free_memory", lambda: 32e9)
     chosen = choice.choose(options("--preset", "mistral-7b"))
     assert (chosen.device, chosen.dtype, chosen.quantize) == ("cpu", "bfloat16", None)
-    monkeypatch.setattr(choice, "_free_memory", lambda: 8e9)
+    monkeypatch.setattr(devices, "free_memory", lambda: 8e9)
     with pytest.raises(UserError, match=r"cpu has 8\.0 GB free"):
         choice.choose(options("--preset", "mistral-7b"))
 
@@ -277,21 +278,7 @@ def test_what_was_looked_at_is_what_is_loaded(online, gpu, loads, tiny_hyperlora
 def test_a_device_that_is_not_there(gpu):
     with pytest.raises(UserError, match="The device 'cuda:1' cannot be used here: PyTorch can use cuda:0, cpu"):
         choice.choose(options("--device", "cuda:1"))
-    assert choice.find_device("cuda").name == "cuda:0"
-
-
-@pytest.mark.parametrize(
-    ("capability", "architectures", "runs"),
-    [
-        ((8, 9), ["sm_80", "sm_90"], True),
-        ((7, 5), ["sm_80", "sm_90", "compute_90"], False),
-        ((12, 0), ["sm_80", "compute_90"], True),
-        ((9, 0), ["sm_90a"], True),
-        ((11, 0), ["gfx1100"], True),
-    ],
-)
-def test_a_gpu_that_this_pytorch_was_not_built_for_is_left_alone(capability, architectures, runs):
-    assert choice._compiled_for(capability, architectures) is runs
+    assert device_named("cuda").name == "cuda:0"
 
 
 # ---- opening it ----
