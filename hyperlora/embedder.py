@@ -3,6 +3,7 @@
 import hashlib
 import math
 import threading
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def scale_embedding(embedding: Tensor) -> Tensor:
     return F.normalize(embedding.float(), dim=-1) * math.sqrt(embedding.shape[-1])
 
 
-class Embedder:
+class Embedder(ABC):
     """Texts -> task inputs, the last `KEPT` of them remembered; for several threads. A kind says how in `_forward`."""
 
     def __init__(self, d_emb: int):
@@ -63,9 +64,9 @@ class Embedder:
         self._kept.move_to_end(text)
         return self._kept[text]
 
+    @abstractmethod
     def _forward(self, texts: list[str]) -> Tensor:
         """texts, normalised -> [n, d_emb] float32 on the CPU, of any length."""
-        raise NotImplementedError
 
 
 class SentenceEmbedder(Embedder):
@@ -133,16 +134,16 @@ class LastTokenEmbedder(Embedder):
         super().__init__(model.config.get_text_config().hidden_size)
 
     def _forward(self, texts: list[str]) -> Tensor:
-        device = self.model.get_input_embeddings().weight.device
-        rows = []
+        from hyperlora.base import device_of  # whoever has a base model has transformers; the other kinds do without
+
+        device, rows = device_of(self.model.get_input_embeddings()), []
         for text in texts:  # one a pass: padding on the left would need masks that not every base takes alike
             read = self.tokenizer(text, return_special_tokens_mask=True)
             length = len(read.input_ids)
             while length > 1 and read.special_tokens_mask[length - 1]:  # a </s> that some tokenizers add
                 length -= 1
-            ids = torch.tensor([read.input_ids[:length]])  # in a causal model, what came later changed nothing
-            if device.type != "meta":  # offloaded weights lie nowhere; their hooks move the ids themselves
-                ids = ids.to(device)
+            # In a causal model, what came later changed nothing.
+            ids = torch.tensor([read.input_ids[:length]], device=device)
             rows.append(self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, -1].float().cpu())
         return torch.stack(rows)
 
