@@ -12,7 +12,7 @@ from training.evaluate import KINDS, NO_DESCRIPTION, OTHER, RANDOM, SEEN, UNSEEN
 from training.tables import MULTI_TASK, ORACLE, paper_table
 from training.trainer import writing
 
-FLAT = 0.05  # a loss is flat where its line changes by less than this part of it, over each of the last two fifths
+FLAT = 0.05  # flat is a loss whose line changes by less than this part of its fall over each of the last two fifths
 CLOSE = 0.05  # scores this near to each other count as equal
 HELD_OUT, TRAINED = "held-out tasks", "trained tasks"
 
@@ -22,13 +22,15 @@ Scores = dict[str, float]  # task -> exact match, 0 to 1
 def ending(losses: Sequence[tuple[int, float]], steps: int) -> dict:
     """The last fifth of a log: its mean loss, and the slope of its line a 1000 steps.
 
-    "changes": by what part of its mean loss the line changes over the last fifth but one, and over the last. Slopes and
-    changes are None where a fifth has fewer than three values.
+    "changes": by what part of the fall, from the log's first value to that mean, the line changes over the last fifth
+    but one, and over the last. (Not by what part of the loss: one that nears 0 halves again and again and is flat for
+    every purpose.) Slopes and changes are None where a fifth has fewer than three values or the loss has not fallen.
     """
     fifths = [[(step, loss) for step, loss in losses if i < 5 * step / steps <= i + 1] for i in (3, 4)]
     means = [statistics.fmean(loss for _, loss in part or losses[-1:]) for part in fifths]
     slopes = [statistics.linear_regression(*zip(*p, strict=True)).slope if len(p) > 2 else None for p in fifths]
-    changes = [s if s is None else 0.2 * s * steps / mean for s, mean in zip(slopes, means, strict=True)]
+    fall = losses[0][1] - means[1]
+    changes = [0.2 * s * steps / fall if s is not None and fall > 0 else None for s in slopes]
     slope = None if slopes[1] is None else 1000 * slopes[1]
     return {"loss": means[1], "slope": slope, "changes": changes}
 
@@ -234,15 +236,15 @@ measured on {measured} tasks that none was trained on. Of {len(said)} claims: {c
 
 "Better" held where the mean difference over tasks is above twice its standard error, "about as well" and "recovers"
 where it is within {100 * CLOSE:.0f} points. A claim is undecided where the loss of one of its cells still changed by
-{100 * FLAT:.0f} % or more over one of the last two fifths of its steps, or where there is nothing to compare; after
-`--quick` all are. Plain LoRAs log no loss here, so claims about them alone rest on their {plain["own"]} steps each. The
-spread over tasks says nothing about other seeds; only Table 2's M and Table 6 have more than one.
+{100 * FLAT:.0f} % or more of its whole fall over one of the last two fifths of its steps, or where there is nothing to
+compare; after `--quick` all are. Plain LoRAs log no loss here, so claims about them alone rest on their {plain["own"]}
+steps each. The spread over tasks says nothing about other seeds; only Table 2's M and Table 6 have more than one.
 
 {table(["source", "claim", "verdict", "measured", "cells"], claim_lines)}
 ## Cells
 
-Steps that each got, the loss over the last fifth of them and its slope a 1000 steps, and by how much of itself the loss
-changed over the last fifth but one and over the last.
+Steps that each got, the loss over the last fifth of them and its slope a 1000 steps, and by how much of its whole fall
+the loss changed over the last fifth but one and over the last.
 
 {table(["cell", "tasks", "steps", "minutes", "final loss", "final slope", "changes", "flat"], cell_lines)}
 ## Scores (Tables 1 and 3 to 6)

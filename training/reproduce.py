@@ -5,7 +5,8 @@ python -m training.reproduce [--base assets/mini/base] [--tasks DIR] [--held_out
 `python -m training.mini --until tasks` writes the default tasks. Each cell, one hypernetwork, has its own folder in
 OUTPUT/cells: trained.json once it is trained, results.json once it is measured. What is there is not done again, and a
 killed training goes on from its last checkpoint; so a killed run is started again with the same command. A full run is
-planned for six hours on two cores, `--quick` for twenty minutes: a smoke test that decides no claim.
+planned for at most six hours on two cores, `--quick` for twenty minutes: a smoke test that decides no claim. So small a
+model leaves cores idle when it trains on several: `--processes 2` trains two hypernetworks at a time.
 """
 
 import json
@@ -13,8 +14,11 @@ import shutil
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 from typing import Literal
@@ -48,17 +52,17 @@ MAX_BYTES = 256 * 2**20
 class Budget:
     """How much of everything."""
 
-    tasks: int = 300  # trained on, at most
-    held_out: int = 39
-    ladder: tuple[int, ...] = (16, 64, 128)  # numbers of tasks below all of them: Table 3, Fig. 1, Fig. 3
+    tasks: int = 128  # trained on, at most: the more, the more steps until the loss is flat
+    held_out: int = 20
+    ladder: tuple[int, ...] = (16, 32, 64)  # numbers of tasks below all of them: Table 3, Fig. 1, Fig. 3
     distilled: int = 9  # tasks of Table 1
     descriptions: int = 64  # a task, for training
     fewer_descriptions: tuple[int, ...] = (1, 4, 8)  # Fig. 12
     seeds: int = 3  # of Table 2's M and of Table 6
-    sft_steps: int = 2000
+    sft_steps: int = 1600
     recon_steps: int = 2000
     probe_steps: int = 50  # that the speed of reconstruction is taken from, for Table 6's equal wall-clock
-    multi_task_steps: int = 400
+    multi_task_steps: int = 150
     lora_steps: int = 150
     batch_size: int = 64
     examples: int = 24  # test examples a task
@@ -222,7 +226,7 @@ def train_sft(lab: Lab, cell: Cell, steps: int, folder: Path) -> list[dict]:
     config = sft.SFTConfig(
         batch_size=lab.budget.batch_size, gradient_accumulation_steps=1, optimizer="muon", learning_rate=2e-3,
         warmup_fraction=0.05, embedding_noise=0.6, lora_dropout=0.0, neftune_alpha=0.0, max_steps=steps,
-        save_every=max(1, steps // 4), log_every=min(64, max(1, steps // 25)),
+        save_every=max(1, steps // 4), log_every=min(64, max(1, steps // 25)), bf16=True,
     )  # fmt: skip
     config, tasks = replace(config, **cell.settings), lab.of(cell)
     offset = Adapter.from_pretrained(lab.loras / cell.offset) if config.offset != "none" else None
@@ -379,7 +383,7 @@ def draw_figures(lab: Lab, all_cells: Sequence[Cell], found: Mapping[str, list[d
 # ---- the command ----
 
 
-@dataclass
+@dataclass(frozen=True)
 class Options:
     """Where things come from and go."""
 
@@ -393,6 +397,7 @@ class Options:
     report: str = option("assets/mini/report", "folder for the report: Markdown and PNG")
     quick: bool = option(False, "a smoke run of few steps and tasks; all it writes is in OUTPUT/quick")
     device: str = option("cpu", "cpu or cuda")
+    processes: int = option(1, "hypernetworks that are trained at a time, each with its part of the threads")
 
 
 def prepare(options: Options, budget: Budget, embedder=None) -> tuple[Lab, list[Task]]:
@@ -420,16 +425,41 @@ def prepare(options: Options, budget: Budget, embedder=None) -> tuple[Lab, list[
     return Lab(adapted, tokenizer, tasks, held_out, embedders, budget, folder, options.device), oracles
 
 
+def finish_cell(lab: Lab, cell: Cell) -> tuple[dict, list[dict]]:
+    """Its trained.json and the rows of its results.json."""
+    print(f"Cell {cell.name}", flush=True)
+    trained = train_cell(lab, cell)
+    return trained, results(lab.folder / "cells" / cell.name / "results.json", lambda: measure_cell(lab, cell))
+
+
+@cache
+def own_lab(options: Options, budget: Budget, embedder) -> Lab:
+    """That of a process of its own, which keeps it from cell to cell."""
+    torch.set_num_threads(max(1, torch.get_num_threads() // options.processes))
+    return prepare(options, budget, embedder)[0]
+
+
+def finish_alone(options: Options, budget: Budget, embedder, cell: Cell) -> tuple[dict, list[dict]]:
+    return finish_cell(own_lab(options, budget, embedder), cell)
+
+
 def reproduce(options: Options, budget: Budget, embedder=None) -> list[Claim]:
     """Everything that is not done yet, and the report. embedder: instead of the sentence encoder."""
     lab, oracles = prepare(options, budget, embedder)
     train_plain(lab, oracles)
     trained, found, every = {}, {}, cells(budget, len(lab.tasks))
-    for i, cell in enumerate(every, 1):
-        print(f"Cell {i} of {len(every)}: {cell.name}", flush=True)
-        trained[cell.name] = train_cell(lab, cell)
-        path = lab.folder / "cells" / cell.name / "results.json"
-        found[cell.name] = results(path, lambda cell=cell: measure_cell(lab, cell))
+    for cell in every:
+        if cell.scheme == "recon":  # before processes share them
+            library_of(lab, cell)
+    with ExitStack() as stack:
+        each: Callable = partial(map, partial(finish_cell, lab))
+        if options.processes > 1:
+            pool = stack.enter_context(ProcessPoolExecutor(options.processes, get_context("spawn")))
+            each = partial(pool.map, partial(finish_alone, options, budget, embedder))
+        for timed in (False, True):  # a cell that gets another's time comes after it
+            wave = [cell for cell in every if bool(cell.equal_to) == timed]
+            for cell, (done, rows) in zip(wave, each(wave), strict=True):
+                trained[cell.name], found[cell.name] = done, rows
     found["table-2"] = results(lab.folder / "table-2.json", lambda: measure_table_2(lab))
     report = Path(options.report)
     figures = draw_figures(lab, every, found, report)

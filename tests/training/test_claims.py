@@ -8,9 +8,15 @@ def test_the_ending_is_the_line_of_each_of_the_last_two_fifths():
     falling = [(step, 2.0 - step / 1000) for step in range(20, 1001, 20)]
     found = ending(falling, 1000)
     assert found["loss"] == pytest.approx(2 - 0.91) and found["slope"] == pytest.approx(-1.0)
-    assert found["changes"] == pytest.approx([-0.2 / 1.29, -0.2 / 1.09]) and not is_flat(found)
+    assert found["changes"] == pytest.approx([-0.2 / 0.89, -0.2 / 0.89]) and not is_flat(found)  # of 1.98 - 1.09
     assert is_flat(ending([(step, 1.0 if step > 600 else 9.0) for step in range(20, 1001, 20)], 1000))
     assert not is_flat(ending([(1000, 1.0)], 1000))
+
+
+def test_a_loss_that_nears_zero_is_flat_and_one_that_never_fell_is_not():
+    halving = [(step, 0.5 ** (step / 100)) for step in range(20, 1001, 20)]
+    assert is_flat(ending(halving, 1000))
+    assert not is_flat(ending([(step, 1.0) for step in range(20, 1001, 20)], 1000))
 
 
 def test_a_loss_that_only_the_learning_rate_flattened_is_not_flat():

@@ -94,6 +94,22 @@ def test_the_report_names_every_claim_and_cell(done):
         assert f"![{name}]({name}.png)" in text and (Path(options.report) / f"{name}.png").exists()
 
 
+def test_two_processes_finish_what_is_missing(done, tmp_path):
+    output = tmp_path / "output"
+    shutil.copytree(done[0].output, output)
+    missing = ("sft-L", "recon-M-text", "recon-M-0")
+    for name in missing:
+        shutil.rmtree(output / "cells" / name)
+    kept = (output / "cells" / "sft-M-0" / "trained.json").read_bytes()
+    options = replace(done[0], output=str(output), report=str(tmp_path / "report"), processes=2)
+    said = reproduce.reproduce(options, TINY, WordEmbedder())
+    assert [claim.text for claim in said] == [claim.text for claim in done[1]]
+    for name in missing:
+        alone, together = (Path(folder) / "cells" / name / "results.json" for folder in (done[0].output, output))
+        assert len(json.loads(together.read_text())["rows"]) == len(json.loads(alone.read_text())["rows"])
+    assert (output / "cells" / "sft-M-0" / "trained.json").read_bytes() == kept
+
+
 def test_a_second_run_only_writes_the_report_again(done, monkeypatch):
     options, said = done
     report = Path(options.report) / "README.md"
