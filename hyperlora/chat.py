@@ -133,7 +133,9 @@ class ChatStream:
                     self.text += piece
                     yield piece
                     if len(window) >= 2 * WINDOW:
-                        window = window[-WINDOW:]
+                        # Not cut inside a character: the bytes left of it would spoil all bytes after them.
+                        tails = (window[-size:] for size in range(WINDOW, len(window)))
+                        window = next((tail for tail in tails if text.endswith(self._decode(tail))), window)
                         shown = self._decode(window)
             if piece := self._decode(window)[len(shown) :]:
                 self.text += piece

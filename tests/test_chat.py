@@ -453,3 +453,11 @@ def test_spaces_between_words_are_kept():
     pieces = list(stream_of(tokenizer, ids))
     assert "".join(pieces) == tokenizer.decode(ids) == " ".join(["the cats 🙂 the"] * 9)
     assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_long_texts_of_bytes_are_streamed_as_whole_characters():
+    """A script that the tokenizer knows only as bytes, three a character: 16 tokens are no whole number of them."""
+    tokenizer = sentencepiece()
+    text = "".join(chr(0x16A0 + i) for i in range(70))
+    pieces = list(stream_of(tokenizer, tokenizer.convert_tokens_to_ids([f"<0x{byte:02X}>" for byte in text.encode()])))
+    assert pieces == list(text)
