@@ -153,12 +153,15 @@ class AdaptedModel:
                 raise UserError(f"All {self.max_adapters} adapter slots are in use; try again in a moment.")
             self.unload(oldest)
         device, (A, B) = self._sites[0].device, next(iter(adapter.weights.values()))
-        weights = {
+        lacking = {
             module: (A.new_zeros(*A.shape[:2], d_in), B.new_zeros(len(B), d_out, adapter.rank))
             for module, (d_in, d_out) in self.target_modules.items()
+            if module not in adapter.weights
         }
-        for module, (A, B) in (weights | adapter.weights).items():
-            weights[module] = A.detach().to(device), B.detach().to(device)
+        weights = {
+            module: (A.detach().to(device), B.detach().to(device))
+            for module, (A, B) in (lacking | adapter.weights).items()
+        }
         slot, self._next_slot = self._next_slot, self._next_slot + 1
         self._slots[slot] = replace(adapter, weights=weights)
         return slot
@@ -204,8 +207,8 @@ class AdaptedModel:
         for module in self.target_modules:
             pairs = [adapter.weights[module] for adapter in adapters]
             # Lower ranks are filled up with zeros; the copies lie in the order that the forward reads: layer, row.
-            A = [F.pad(A, (0, 0, 0, rank - A.shape[1])).to(dtype) for A, _ in pairs]
-            B = [F.pad(B * k, (0, rank - B.shape[2])).to(dtype) for (_, B), k in zip(pairs, scales, strict=True)]
+            A = [_filled(A, (0, 0, 0, rank - A.shape[1])).to(dtype) for A, _ in pairs]
+            B = [_filled(B * k, (0, rank - B.shape[2])).to(dtype) for (_, B), k in zip(pairs, scales, strict=True)]
             factors[module] = (A[0], B[0]) if shared else (torch.stack(A, dim=1), torch.stack(B, dim=1))
         return self._batch(len(slots), rows, factors)
 
@@ -316,6 +319,11 @@ def _find(model: PreTrainedModel, module: str) -> list[_Site]:
         linears = {name.rpartition(".")[2] for name, part in model.named_modules() if hasattr(part, "in_features")}
         raise UserError(f"The base model has no {module} in its layers; its linears are {', '.join(sorted(linears))}.")
     return [found[layer] for layer in sorted(found)]
+
+
+def _filled(factor: Tensor, by: tuple[int, ...]) -> Tensor:
+    """`F.pad` with zeros, which copies even where there are none to add."""
+    return F.pad(factor, by) if any(by) else factor
 
 
 def _arrow(size: tuple[int, int]) -> str:
