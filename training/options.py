@@ -20,10 +20,14 @@ def option(default: Any = dataclasses.MISSING, help: str = "") -> Any:
     return dataclasses.field(default=default, metadata={"help": help})
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Each option with its default, below the module's docstring as it is written."""
+
+
 def parse(kind: type[T], argv: list[str] | None = None, description: str | None = None) -> T:
     """The command line -> an instance of the dataclass `kind`. `--config FILE` (JSON or YAML) sets other defaults."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = HfArgumentParser(kind, description=description)
+    parser = HfArgumentParser(kind, description=description, formatter_class=_Help)
     parser.add_argument("--config", help="JSON or YAML file of option: value; the command line wins over it")
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")

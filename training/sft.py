@@ -158,8 +158,13 @@ def untrained(config: NetworkOptions, count: int, descriptions: list[str], embed
 
 
 def trained_descriptions(task: Task, config: NetworkOptions) -> list[str]:
-    """The descriptions of a task that training draws from: all, or `max_descriptions` of them, always the same."""
+    """The descriptions of a task that training draws from: all, or `max_descriptions` of them, always the same.
+
+    Raises `UserError` where the task input is text and there are none.
+    """
     texts, most = task.descriptions, config.max_descriptions
+    if config.task_input == "text" and not texts:
+        raise UserError(f"The task {task.name!r} has no descriptions: give it some, as training.descriptions does.")
     if len(texts) <= most:
         return texts
     kept = sorted(Random(f"{config.seed} {task.name}").sample(range(len(texts)), most))
@@ -240,6 +245,10 @@ def train(
     output, checkpoints = Path(output), Path(output) / "checkpoints"
     tasks = [task for task in tasks if task.train] if hyperlora.config.task_input == "text" else list(tasks)
     tasks = [replace(task, descriptions=trained_descriptions(task, config)) for task in tasks]
+    if empty := [task.name for task in tasks if not task.train]:  # one-hot: the numbers of the others would shift
+        raise UserError(f"The task {empty[0]!r} has no training examples: give it some, or leave it away.")
+    if not tasks:
+        raise UserError("None of the tasks has training examples.")
     sources = [encode_task(tokenizer, task, config.prompt_style) for task in tasks]
     inputs, choices = task_inputs(hyperlora, tasks, "descriptions")
     pad, accumulation = tokenizer.pad_token_id, config.gradient_accumulation_steps

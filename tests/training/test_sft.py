@@ -353,6 +353,19 @@ def test_what_cannot_work_is_refused_in_one_sentence(tasks, tiny_base, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
+def test_a_task_that_cannot_be_trained_is_named(adapted, tokenizer, tasks, embedder, make_adapter, tmp_path):
+    nameless = [tasks[0], replace(tasks[1], name="mute", descriptions=[])]
+    with pytest.raises(UserError, match="'mute' has no descriptions"):
+        build(adapted, tokenizer, nameless, QUICK, make_adapter(1), embedder)
+    one_hot = replace(QUICK, task_input="one_hot", offset="none")
+    hyperlora = build(adapted, tokenizer, nameless, one_hot)
+    with pytest.raises(UserError, match="'blank' has no training examples"):
+        train(hyperlora, adapted, tokenizer, [tasks[0], replace(tasks[1], name="blank", train=[])], one_hot, tmp_path)
+    hyperlora = build(adapted, tokenizer, tasks, QUICK, make_adapter(1), embedder)
+    with pytest.raises(UserError, match="None of the tasks has training examples"):
+        train(hyperlora, adapted, tokenizer, [replace(task, train=[]) for task in tasks], QUICK, tmp_path)
+
+
 def test_an_unknown_option_in_a_config_file_is_refused(tmp_path):
     (tmp_path / "sft.yaml").write_text("learning_rat: 1\n")
     with pytest.raises(UserError, match="unknown option 'learning_rat'"):
