@@ -48,7 +48,7 @@ def load_base(
     attention: str | None = None,
     local_files_only: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model, frozen and in evaluation mode, and its tokenizer.
+    """A causal language model, frozen and in evaluation mode, and its tokenizer, which pads with EOS if need be.
 
     A folder is read without any network access; anything else is a Hub id, which `local_files_only` looks up in this
     machine's cache alone. Only safetensors are read and no remote code is run. Each tensor goes from the file straight
@@ -86,6 +86,8 @@ def load_base(
             **options,
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if tokenizer.pad_token is None:  # as Mistral's and Llama's; padding is masked, or right of all
+            tokenizer.pad_token = tokenizer.eos_token
     except Exception as error:  # the library raises many kinds; the reader needs one sentence
         reason = str(error).strip().split("\n")[0]
         if _out_of_memory(error):

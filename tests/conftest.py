@@ -43,7 +43,6 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         unk_token="<unk>",
         bos_token="<s>",
         eos_token="</s>",
-        pad_token="</s>",
         additional_special_tokens=["[INST]", "[/INST]"],
         model_max_length=256,
         padding_side="left",

@@ -34,6 +34,7 @@ def test_a_folder_is_loaded_frozen_and_without_network(tiny_base, monkeypatch):
     assert model.dtype == torch.float32 and not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert context_length(model) == 256 and tokenizer.chat_template
+    assert tokenizer.pad_token == tokenizer.eos_token  # the file names none, as many published ones
     assert load_base(tiny_base, dtype=torch.bfloat16)[0].dtype == torch.bfloat16
 
 

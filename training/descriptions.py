@@ -468,7 +468,6 @@ def local_model(options: Options) -> Ask:
     eos = model.generation_config.eos_token_id
     eos = tokenizer.eos_token_id if eos is None else eos
     ends = eos if isinstance(eos, list) else [eos]
-    pad = ends[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
     @torch.no_grad()
     def ask(chats: Sequence[Messages], attempt: int) -> list[Reply]:
@@ -479,7 +478,7 @@ def local_model(options: Options) -> Ask:
             raise UserError(
                 f"A query has {longest} tokens, more than {options.local} takes: lower --pairs or --pair_characters."
             )
-        ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=model.device)
+        ids = torch.tensor([[tokenizer.pad_token_id] * (longest - len(p)) + p for p in prompts], device=model.device)
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
         sampling = {"do_sample": True, "temperature": options.temperature} if options.temperature else {}
         config = GenerationConfig(
@@ -487,7 +486,7 @@ def local_model(options: Options) -> Ask:
             max_new_tokens=min(options.max_tokens or room, room),
             eos_token_id=eos,
             bos_token_id=tokenizer.bos_token_id,
-            pad_token_id=pad,
+            pad_token_id=tokenizer.pad_token_id,
         )
         torch.manual_seed(zlib.crc32(f"{options.seed} {attempt} {prompts}".encode()))
         try:
