@@ -98,6 +98,11 @@ def check_messages(messages: str | list[dict[str, str]]) -> list[dict[str, str]]
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
+def apply_template(tokenizer: PreTrainedTokenizerBase, chat: list, **options: bool) -> str | list:
+    """`apply_chat_template`, for training as for chat: models that may think first, as Qwen3, answer at once."""
+    return tokenizer.apply_chat_template(chat, enable_thinking=False, **options)
+
+
 def format_prompt(tokenizer: PreTrainedTokenizerBase, messages: str | list[dict[str, str]]) -> list[int]:
     """Messages -> token ids through the chat template, up to where the answer starts.
 
@@ -112,7 +117,7 @@ def format_prompt(tokenizer: PreTrainedTokenizerBase, messages: str | list[dict[
         messages = _fold_system(messages)
     try:
         messages = [message | {"content": _cut(tokenizer, message["content"])} for message in messages]
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        text = apply_template(tokenizer, messages, add_generation_prompt=True, tokenize=False)
     except Exception as error:  # a template refuses what it does not know, such as two messages of one role in a row
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"The base model's chat template does not take these messages ({reason}).") from error
@@ -142,7 +147,7 @@ def _cut(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 def _takes_system(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> bool:
     """Whether the template writes the system messages out; some refuse them, some drop them without a word."""
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = apply_template(tokenizer, messages, tokenize=False, add_generation_prompt=True)
     except Exception:  # any kind, as each template raises its own
         return False
     return all(message["content"].strip() in text for message in messages if message["role"] == "system")

@@ -20,7 +20,7 @@ from hyperlora.config import PromptStyle, read_json
 from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
-from hyperlora.prompt import with_description
+from hyperlora.prompt import apply_template, with_description
 from training.arrow import Arrow
 from training.evaluate import NO_DESCRIPTION, UNSEEN, NearestLoRA, Sources, check_output, write_results, write_table
 from training.options import option, parse, run
@@ -77,7 +77,7 @@ class AdaptedLM(HFLM or object):
             raise UserError("The benchmarks need lm-eval: pip install --group eval.")
         if not tokenizer.chat_template:
             raise UserError("The base model's tokenizer has no chat template: use an instruction-tuned base model.")
-        super().__init__(pretrained=adapted.model, tokenizer=tokenizer, batch_size=batch_size)
+        super().__init__(pretrained=adapted.model, tokenizer=tokenizer, batch_size=batch_size, enable_thinking=False)
         self.adapted, self.slot, self.description, self.style = adapted, None, None, "input"
         self.before_answer = _before_answer(tokenizer)
 
@@ -121,8 +121,8 @@ class AdaptedLM(HFLM or object):
 def _before_answer(tokenizer) -> str:
     """What the chat template puts between a prompt and its answer: a space in Mistral's."""
     chat = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
-    prompt = tokenizer.apply_chat_template(chat[:1], tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template(chat, tokenize=False)
+    prompt = apply_template(tokenizer, chat[:1], tokenize=False, add_generation_prompt=True)
+    whole = apply_template(tokenizer, chat, tokenize=False)
     return whole[len(prompt) : whole.rindex("answer")] if whole.startswith(prompt) else ""
 
 

@@ -26,7 +26,7 @@ from hyperlora.errors import UserError
 from hyperlora.files import write_atomic
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
-from hyperlora.prompt import use_trained_template, with_description
+from hyperlora.prompt import apply_template, use_trained_template, with_description
 from training.arrow import Arrow
 from training.lora import TARGET_MODULES, load_adapters
 from training.metrics import accepted, exact_match, rouge_l
@@ -142,7 +142,7 @@ def _with_shots(tokenizer, shots: Sequence[Example], text: str, longest: int) ->
         turns = [(shot["input"], shot["output"]) for shot in shots[first:]]
         chat = [{"role": r, "content": t} for turn in turns for r, t in zip(("user", "assistant"), turn, strict=True)]
         chat.append({"role": "user", "content": text})
-        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        ids = apply_template(tokenizer, chat, add_generation_prompt=True, return_dict=False)
         if len(ids) <= longest:
             return ids
     return None

@@ -29,7 +29,7 @@ from torch.utils.data import IterableDataset
 
 from hyperlora.errors import UserError
 from hyperlora.files import write_atomic
-from hyperlora.prompt import with_description
+from hyperlora.prompt import apply_template, with_description
 from training import hub, sni
 from training.options import option, parse, run
 
@@ -220,7 +220,7 @@ def encode_prompts(tokenizer, texts: Sequence[str]) -> list[list[int]]:
     if not texts:
         return []
     chats = [[{"role": "user", "content": text}] for text in texts]
-    return tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=False)
+    return apply_template(tokenizer, chats, add_generation_prompt=True, return_dict=False)
 
 
 def encode_all(
@@ -240,13 +240,13 @@ def encode_all(
     ]
     encoded = []
     prompts = encode_prompts(tokenizer, texts)
-    for prompt, ids in zip(prompts, tokenizer.apply_chat_template(chats, return_dict=False), strict=True):
+    for prompt, ids in zip(prompts, apply_template(tokenizer, chats, return_dict=False), strict=True):
         if ids[: len(prompt)] != prompt:
             raise UserError(
                 "The chat template changes the prompt once an answer follows: training needs one that does not."
             )
-        if ids[-1] != tokenizer.eos_token_id:
-            ids = [*ids, tokenizer.eos_token_id]
+        ends = [i for i, token in enumerate(ids) if token == tokenizer.eos_token_id and i >= len(prompt)]
+        ids = [*ids[: ends[-1] if ends else None], tokenizer.eos_token_id]  # templates may put a newline behind it
         encoded.append({"input_ids": ids, "labels": [IGNORE] * len(prompt) + ids[len(prompt) :]})
     return encoded
 

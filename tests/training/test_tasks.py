@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from hyperlora.errors import UserError
+from hyperlora.prompt import format_prompt
 from training.loss import answer_loss, mean_loss
 from training.tasks import (
     IGNORE,
@@ -149,6 +150,22 @@ def test_only_the_answer_and_eos_carry_labels(tokenizer):
 def test_eos_ends_an_answer_whose_template_has_none(tokenizer):
     tokenizer.chat_template = tokenizer.chat_template.replace("{{ eos_token }}", "")
     assert encode(tokenizer, "ab", "c")["labels"][-1] == tokenizer.eos_token_id
+
+
+def test_nothing_is_learnt_behind_eos(tokenizer):
+    """ChatML and Gemma put a newline there, which no answer ever gets to."""
+    plain = encode(tokenizer, "abc", "cba")
+    tokenizer.chat_template = tokenizer.chat_template.replace("{{ eos_token }}", "{{ eos_token }}!")
+    assert encode(tokenizer, "abc", "cba") == plain
+
+
+def test_a_model_that_may_think_first_learns_to_answer_at_once(tokenizer):
+    thinking = tokenizer.chat_template.replace("[/INST]", "[/INST]{% if enable_thinking is false %} <>{% endif %}")
+    tokenizer.chat_template = thinking
+    row = encode(tokenizer, "abc", "cba")
+    start = sum(label == IGNORE for label in row["labels"])
+    assert row["input_ids"][:start] == format_prompt(tokenizer, "abc") == encode_prompts(tokenizer, ["abc"])[0]
+    assert tokenizer.decode(row["input_ids"][:start]).endswith("[/INST] <>")
 
 
 def test_a_template_that_rewrites_the_prompt_is_refused(tokenizer):
