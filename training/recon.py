@@ -254,8 +254,6 @@ class Draws(IterableDataset):
     """
 
     def __init__(self, choices: Sequence[Sequence[int]], targets_per_step: int, seed: int = 0, start: int = 0):
-        if not all(map(len, choices)):
-            raise UserError("There is a task without descriptions.")
         self.choices, self.seed, self.start = choices, seed, start
         self.size = min(targets_per_step or len(choices), len(choices))
         self.process, self.processes = 0, 1
