@@ -27,7 +27,9 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 def parse(kind: type[T], argv: list[str] | None = None, description: str | None = None) -> T:
     """The command line -> an instance of the dataclass `kind`. `--config FILE` (JSON or YAML) sets other defaults."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = HfArgumentParser(kind, description=description, formatter_class=_Help)
+    module = getattr(sys.modules["__main__"], "__spec__", None)  # its file's name alone would start nothing
+    program = f"python -m {module.name.removesuffix('.__main__')}" if module else None
+    parser = HfArgumentParser(kind, prog=program, description=description, formatter_class=_Help)
     parser.add_argument("--config", help="JSON or YAML file of option: value; the command line wins over it")
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")

@@ -15,6 +15,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
@@ -59,7 +60,7 @@ class Budget:
     descriptions: int = 64  # a task, for training
     fewer_descriptions: tuple[int, ...] = (1, 4, 8)  # Fig. 12
     seeds: int = 3  # of Table 2's M and of Table 6
-    sft_steps: int = 1600
+    sft_steps: int = 3200
     recon_steps: int = 2000
     probe_steps: int = 50  # that the speed of reconstruction is taken from, for Table 6's equal wall-clock
     multi_task_steps: int = 150
@@ -458,8 +459,14 @@ def reproduce(options: Options, budget: Budget, embedder=None) -> list[Claim]:
             each = partial(pool.map, partial(finish_alone, options, budget, embedder))
         for timed in (False, True):  # a cell that gets another's time comes after it
             wave = [cell for cell in every if bool(cell.equal_to) == timed]
-            for cell, (done, rows) in zip(wave, each(wave), strict=True):
-                trained[cell.name], found[cell.name] = done, rows
+            try:
+                for cell, (done, rows) in zip(wave, each(wave), strict=True):
+                    trained[cell.name], found[cell.name] = done, rows
+            except BrokenProcessPool:
+                raise UserError(
+                    "A process that trained a hypernetwork was killed, most likely for want of memory. What is done "
+                    "is kept: start again with the same command, and fewer --processes."
+                ) from None
     found["table-2"] = results(lab.folder / "table-2.json", lambda: measure_table_2(lab))
     report = Path(options.report)
     figures = draw_figures(lab, every, found, report)

@@ -171,6 +171,20 @@ def trained_descriptions(task: Task, config: NetworkOptions) -> list[str]:
     return [texts[i] for i in kept]
 
 
+def trained_tasks(tasks: Sequence[Task], config: SFTConfig) -> list[Task]:
+    """The tasks with training examples, each with the descriptions that it is trained with.
+
+    Raises `UserError` where there are none, a description is missing or, where tasks are numbers, one has no examples:
+    without it the numbers of those behind it would be others.
+    """
+    if empty := [task.name for task in tasks if not task.train and config.task_input != "text"]:
+        raise UserError(f"The task {empty[0]!r} has no training examples: give it some, or leave it away.")
+    found = [replace(task, descriptions=trained_descriptions(task, config)) for task in tasks if task.train]
+    if not found:
+        raise UserError("None of the tasks has training examples.")
+    return found
+
+
 class SFTModel(nn.Module):
     """Batch -> loss: the batch's descriptions become adapters, and the frozen base answers with them.
 
@@ -243,12 +257,7 @@ def train(
     Raises `UserError` where nothing can be trained or written, or a resumed run had other settings.
     """
     output, checkpoints = Path(output), Path(output) / "checkpoints"
-    tasks = [task for task in tasks if task.train] if hyperlora.config.task_input == "text" else list(tasks)
-    tasks = [replace(task, descriptions=trained_descriptions(task, config)) for task in tasks]
-    if empty := [task.name for task in tasks if not task.train]:  # one-hot: the numbers of the others would shift
-        raise UserError(f"The task {empty[0]!r} has no training examples: give it some, or leave it away.")
-    if not tasks:
-        raise UserError("None of the tasks has training examples.")
+    tasks = trained_tasks(tasks, config)
     sources = [encode_task(tokenizer, task, config.prompt_style) for task in tasks]
     inputs, choices = task_inputs(hyperlora, tasks, "descriptions")
     pad, accumulation = tokenizer.pad_token_id, config.gradient_accumulation_steps
@@ -405,6 +414,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.held_out and not options.eval_every:
         raise UserError("held_out needs eval_every: how many steps lie between two validations.")
     tasks = load_tasks(options.tasks)
+    trained_tasks(tasks, options)  # what is wrong with them is said before a large base is loaded
     held_out = load_tasks(options.held_out) if options.held_out else None
     offset = Adapter.from_pretrained(options.offset_adapter) if options.offset_adapter else None
     model, tokenizer = _load_base(options)

@@ -1,6 +1,6 @@
 import pytest
 
-from training.claims import Claim, alike, better, claims, ending, is_flat, no_worse, scores, verdict
+from training.claims import Claim, alike, better, claims, ending, is_flat, no_worse, positive, scores, verdict
 from training.reproduce import Budget, cells
 
 
@@ -44,6 +44,14 @@ def test_scores_are_compared_task_by_task():
     assert alike(noisy, low, floor=high)[0] is None  # as bad as each other: nothing is shown
     assert no_worse(high, low)[0] is True and no_worse(low, high)[0] is False
     assert better(high, {"other": 1.0}) == (None, "not measured")
+
+
+def test_a_mean_correlation_is_above_0_where_twice_its_standard_error_is_not_more():
+    data = {"r": {"clear": {"a": 0.2, "b": 0.3, "c": None, "d": 0.25}, "noisy": {"a": 0.5, "b": -0.3, "c": 0.1}}}
+    assert positive(data, "clear") == (True, "0.25 ± 0.06 (3 targets)")
+    assert positive(data, "noisy")[0] is False
+    assert positive({"r": {"clear": {"a": 0.9}}}, "clear") == (None, "not defined")
+    assert positive({"missing": "no LoRA scores"}, "clear") == (None, "no LoRA scores")
 
 
 def test_a_method_is_not_taken_for_another_that_begins_alike():

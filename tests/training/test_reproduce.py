@@ -1,5 +1,7 @@
 import json
+import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +33,10 @@ def never(*args, **kwargs):
 
 def killed(*args, **kwargs):
     raise KeyboardInterrupt
+
+
+def killed_by_the_system(*args):
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +114,13 @@ def test_two_processes_finish_what_is_missing(done, tmp_path):
         alone, together = (Path(folder) / "cells" / name / "results.json" for folder in (done[0].output, output))
         assert len(json.loads(together.read_text())["rows"]) == len(json.loads(alone.read_text())["rows"])
     assert (output / "cells" / "sft-M-0" / "trained.json").read_bytes() == kept
+
+
+def test_a_process_that_is_killed_is_said_in_a_sentence(done, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "finish_alone", killed_by_the_system)
+    options = replace(done[0], report=str(tmp_path / "report"), processes=2)
+    with pytest.raises(UserError, match=r"was killed, most likely for want of memory.*fewer --processes"):
+        reproduce.reproduce(options, TINY, WordEmbedder())
 
 
 def test_a_second_run_only_writes_the_report_again(done, monkeypatch):
