@@ -99,6 +99,8 @@ def main(argv: list[str] | None = None) -> None:
     print_table([f"{args.shape}, {shape.layers} layers: {base:,.0f} MB", *columns], rows)
     _, alone, *_ = found["transformers"][-1]
     held = {stage: held for stage, held, *_ in found["ours"]}[f"and {ADAPTERS} adapters"]
+    if any(stage[1] - way[0][1] < base for way in found.values() for stage in way[1:]):
+        raise SystemExit("\nParts of the mapped base were taken back, which then count as saved: free some memory.")
     print(f"\nBeyond transformers with the base: {held - alone:,.0f} MB; the goal is {GOAL:,} MB at most.")
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -364,6 +365,16 @@ def test_a_task_that_cannot_be_trained_is_named(adapted, tokenizer, tasks, embed
     hyperlora = build(adapted, tokenizer, tasks, QUICK, make_adapter(1), embedder)
     with pytest.raises(UserError, match="None of the tasks has training examples"):
         train(hyperlora, adapted, tokenizer, [replace(task, train=[]) for task in tasks], QUICK, tmp_path)
+    replace(tasks[0], train=[]).save(tmp_path / "tasks")
+    with pytest.raises(UserError, match="'first' has no training examples"):  # before there is a base to load
+        main(command(tmp_path / "nowhere", tmp_path / "tasks", tmp_path / "out"))
+
+
+def test_help_names_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", SimpleNamespace(name="training.sft"))
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert capsys.readouterr().out.startswith("usage: python -m training.sft ")
 
 
 def test_an_unknown_option_in_a_config_file_is_refused(tmp_path):
