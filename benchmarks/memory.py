@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     args = options.parse_args(argv)
     shape = chosen_shape(args)
     with tempfile.TemporaryDirectory() as folder:
-        write_base(Path(folder) / "base", shape)
+        write_base(Path(folder) / "base", shape, device=args.device)
         write_hyperlora(Path(folder) / "hyperlora", shape)
         base = json.loads((Path(folder) / "base" / INDEX).read_text())["metadata"]["total_size"] / 1e6
         found = {way: in_a_process(way, Path(folder), args.device) for way in ("transformers", "ours")}

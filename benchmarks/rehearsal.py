@@ -27,7 +27,6 @@ from torch import Tensor
 from transformers.utils import logging
 
 import hyperlora
-from benchmarks.first_token import start_page
 from benchmarks.measure import TASKS, difference, held_mb, print_table, resident_mb, synchronize
 from benchmarks.real_shapes import TARGETS
 from hyperlora.base import Precision, precision
@@ -63,8 +62,11 @@ def base_shape(layers: int = 32, hidden: int = 4096) -> BaseShape:
     return BaseShape(layers, hidden, hidden * 7 // 2, 32, 8, hidden // 32, VOCABULARY)
 
 
-def write_base(folder: Path, shape: BaseShape, shard: int = SHARD) -> None:
-    """A random base in bfloat16: safetensors in shards of about `shard` bytes, config and tokenizer."""
+def write_base(folder: Path, shape: BaseShape, shard: int = SHARD, device: str = "cpu") -> None:
+    """A random base in bfloat16: safetensors in shards of about `shard` bytes, config and tokenizer.
+
+    device: where the random numbers are drawn; on a GPU in seconds.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "architectures": ["MistralForCausalLM"],
@@ -104,7 +106,7 @@ def write_base(folder: Path, shape: BaseShape, shard: int = SHARD) -> None:
             size = 0
         files[-1].append((name, dims))
         size += 2 * torch.Size(dims).numel()
-    random, places = torch.Generator().manual_seed(0), {}
+    random, places = torch.Generator(device).manual_seed(0), {}
     for i, tensors in enumerate(files, 1):
         file = f"model-{i:05d}-of-{len(files):05d}.safetensors"
         weights = {name: _weight(dims, random) for name, dims in tensors}
@@ -131,8 +133,8 @@ def tensor_shapes(shape: BaseShape) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _weight(size: tuple[int, ...], random: torch.Generator) -> Tensor:
-    weight = torch.empty(size, dtype=torch.bfloat16)
-    return weight.fill_(1.0) if len(size) == 1 else weight.normal_(std=0.02, generator=random)
+    weight = torch.empty(size, dtype=torch.bfloat16, device=random.device)
+    return (weight.fill_(1.0) if len(size) == 1 else weight.normal_(std=0.02, generator=random)).cpu()
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -377,6 +379,7 @@ def main(argv: list[str] | None = None) -> None:
         "--last_token", action="store_true", help="the base model reads descriptions, not all-MiniLM-L6-v2"
     )
     make.add_argument("--checkpoint-only", action="store_true", help="the hypernetwork alone, no base model")
+    make.add_argument("--device", default="cpu", help="where the weights are drawn: cpu, or cuda (default: cpu)")
     measure = commands.add_parser("run", help="start from the folders and measure")
     measure.add_argument("--device", default="cpu", help="cpu, or cuda (default: cpu)")
     measure.add_argument("--precision", choices=get_args(Precision), default="bfloat16", help="the base's")
@@ -389,11 +392,13 @@ def main(argv: list[str] | None = None) -> None:
         shape = base_shape(args.layers, args.hidden)
         write_checkpoint(args.folder / "hyperlora", shape, "" if args.last_token else MINILM)
         if not args.checkpoint_only:
-            write_base(args.folder / "base", shape)
+            write_base(args.folder / "base", shape, device=args.device)
     elif args.app:
         held = precision(args.precision)
         command = {"base": args.folder / "base", "hyperlora": args.folder / "hyperlora", "device": args.device}
         command |= {"dtype": str(held["dtype"]).removeprefix("torch."), "quantize": held["quantize"]}
+        from benchmarks.first_token import start_page  # only the page needs gradio
+
         taken, mb, answer = start_page([f"--{name}={value}" for name, value in command.items() if value is not None])
         rows = [["start, until it has made an adapter", f"{taken:,.1f} s"], ["resident memory", f"{mb:,.0f} MB"]]
         print_table(["`app.py`", ""], [*rows, ["the answer begins with", repr(answer)]])

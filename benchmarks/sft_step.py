@@ -20,6 +20,7 @@ from hyperlora.config import HyperLoRAConfig
 from hyperlora.generator import HyperLoRA
 from hyperlora.hypernetwork import Factors
 from hyperlora.memory import BaseShape, HyperShape, training_flops
+from hyperlora.memory import sft as planned
 from training.loss import training_mode
 from training.sft import SFTConfig, SFTModel
 from training.tasks import IGNORE
@@ -151,6 +152,9 @@ def main(argv: list[str] | None = None) -> None:
     title = f"{args.shape}, {shape.layers} layers; a step of {rows} x {tokens} tokens"
     print_table([title, "s", "tokens/s", "utilisation", "MB a step adds", "MB at most"], table)
     print(f"\nOne large matrix product: {possible / 1e12:,.2f} TFLOP/s; a step has {flops / 1e12:,.2f} TFLOP.")
+    parts = planned(shapes, rows, tokens, answers)
+    if device != "cpu":  # there the process itself counts too
+        print(f"`training.plan` counts {(sum(parts.values()) - parts['overhead']) / 1e6:,.0f} MB without overhead.")
 
 
 if __name__ == "__main__":

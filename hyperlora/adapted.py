@@ -112,7 +112,11 @@ class AdaptedModel:
             x = x.to(A.dtype)
         if self.lora_dropout and linear.training:
             x = F.dropout(x, self.lora_dropout)
-        delta = (x @ A.mT) @ B.mT
+        x = x @ A.mT
+        if batch.adapted is None and y.dtype == x.dtype == B.dtype and not torch.is_grad_enabled():
+            # into the linear's fresh output: a token at a time, each kernel fewer counts
+            return y.baddbmm_(x, B.mT) if B.ndim == 3 else y.view(-1, len(B)).addmm_(x.flatten(0, 1), B.mT).view_as(y)
+        delta = x @ B.mT
         if batch.adapted is None:
             return (y + delta).to(y.dtype)
         dtype = torch.promote_types(y.dtype, delta.dtype)
@@ -203,6 +207,8 @@ class AdaptedModel:
         scales = [adapter.scale * strength for adapter, (_, strength) in zip(adapters, chosen, strict=True)]
         rank = max(adapter.rank for adapter in adapters)
         dtype = reduce(torch.promote_types, {A.dtype for adapter in adapters for A, _ in adapter.weights.values()})
+        if self._sites[0].device.type == "cuda":  # so that no token waits for a cast
+            dtype = self.model.dtype
         factors = {}
         for module in self.target_modules:
             pairs = [adapter.weights[module] for adapter in adapters]

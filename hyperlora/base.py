@@ -1,5 +1,6 @@
 """Load a base model and its tokenizer."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -170,6 +171,8 @@ def _quantization(quantize: str, dtype: torch.dtype, device_map: DeviceMap) -> B
         raise UserError(f"A base model in {quantize} needs a package that is not here: pip install bitsandbytes.")
     import bitsandbytes
 
+    # in 8 bits it says for every linear and token that it casts bfloat16
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     places = [] if isinstance(device_map, str) else list(device_map.values())
     if "disk" in places or ("cpu" in places and set(places) != {"cpu"}):
         raise UserError(

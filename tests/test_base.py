@@ -130,6 +130,13 @@ def test_few_bits_without_their_package_or_where_they_cannot_be(tiny_base, monke
             load_base(tiny_base, dtype="bfloat16", quantize="4bit", device_map=device_map)
 
 
+def test_eight_bits_are_quiet(tiny_base, caplog):
+    pytest.importorskip("bitsandbytes")
+    model, _ = load_base(tiny_base, dtype="bfloat16", quantize="8bit")
+    model(torch.zeros(1, 4, dtype=torch.long))
+    assert not caplog.records
+
+
 def test_the_config_does_not_choose_the_attention(broken):
     """A name with a slash there would be compiled code from the Hub."""
     path = broken / "config.json"
