@@ -30,7 +30,9 @@ Step = Callable[[], Tensor]
 """One token a row, always at the same length -> logits [rows, vocabulary]."""
 NONE, ONE, OWN = "no adapter", "HyperLoRA, one adapter for all rows", "HyperLoRA, an adapter for each row"
 PEFT, MIXED = "PEFT, one adapter for all rows", "PEFT, mixed batch: an adapter for each row"
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # of the largest logit, between our step and PEFT's
+# Between our step and PEFT's: in float32 a part of the largest logit, in bfloat16 of what the adapter changes. The two
+# round in another order there, and on a GPU PEFT alone has A and B in float32.
+TOLERANCE, PART = 1e-4, 0.25
 
 
 def filled_cache(model: PreTrainedModel, rows: int, context: int) -> Cache:
@@ -71,7 +73,7 @@ def as_graph(step: Step) -> Step:
     with torch.cuda.graph(graph):
         logits = step()
 
-    def replay() -> Tensor:
+    def replay(_: Step = step) -> Tensor:  # which holds what the graph reads
         graph.replay()
         return logits
 
@@ -111,12 +113,10 @@ def compare(
             steps[MIXED] = make_step(peft, cache, True, adapter_names=[str(i) for i in range(rows)])
         if graphs:
             steps = {name: as_graph(step) for name, step in steps.items()}
+        effect = difference(steps[NONE](), steps[PEFT]())
+        most = TOLERANCE if base.dtype == torch.float32 else PART * effect
         for mine, other in ((ONE, PEFT), (OWN, MIXED)):
-            if (
-                mine in steps
-                and other in steps
-                and not (error := difference(steps[mine](), steps[other]())) < TOLERANCE[base.dtype]
-            ):
+            if mine in steps and other in steps and not (error := difference(steps[mine](), steps[other]())) < most:
                 raise SystemExit(f"The logits of {mine!r} and {other!r} differ by {error:.1e} of the largest one.")
         seconds = medians(steps, repetitions)
     first = seconds[NONE]

@@ -63,6 +63,7 @@ def main() -> None:
     options.add_argument("--targets", type=int, default=16, help="LoRAs in the library, all in each step (default: 16)")
     options.add_argument("--loss", choices=("factors", "delta"), default="factors", help="L1 on z-scores, or dW's norm")
     options.add_argument("--heads", default="LMS", help="which heads (default: LMS)")
+    options.add_argument("--piece", type=int, default=PIECE, help=f"weights compared at once (default: {PIECE})")
     options.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
     options.add_argument("--device", default="cpu", help="cpu, or cuda with all targets in its memory")
     args = options.parse_args()
@@ -76,7 +77,7 @@ def main() -> None:
         library = Library(path).to(args.device)
         for head in args.heads:
             seconds, memory, losses = {}, {}, []
-            for way, piece in (("pieces", PIECE), ("at once", AT_ONCE)):
+            for way, piece in (("pieces", args.piece), ("at once", AT_ONCE)):
                 torch.manual_seed(0)
                 step = make_step(make_model(library, head, args.loss, piece, args.device), args.device, args.bf16)
                 losses.append(step())  # warm: the optimizer's state is there

@@ -48,8 +48,9 @@ CHAT_TEMPLATE = (
     "{% else %}{{ message['content'] + eos_token }}{% endif %}{% endfor %}"
 )
 CHATS = len(TASKS)
-# Of the largest logit, between our forward and PEFT's. In bfloat16 the two round sums in another order.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "8bit": 5e-2, "4bit": 5e-2}
+# Between our forward and PEFT's: in float32 a part of the largest logit, with fewer bits of what the adapter changes:
+# there the two round sums in another order, on a GPU PEFT alone has A and B in float32, and 8 bits round activations.
+TOLERANCE, PART = 1e-4, 0.25
 
 
 # ---- the base model ----
@@ -363,9 +364,9 @@ def rehearse(folder: Path, device: str, name: Precision, tokens: int) -> list[li
     rows.append(["logits, without the adapter against with it", f"{effect:.1e}"])
     note_memory("at the end")
     pipe.close()
-    if not error < min(TOLERANCE[name], effect / 2):
+    if not error < (most := TOLERANCE if name == "float32" else PART * effect):
         print_table(["rehearsal", name], rows)
-        raise SystemExit(f"PEFT's logits differ from ours by {error:.1e} of the largest; {TOLERANCE[name]:.0e} may be.")
+        raise SystemExit(f"PEFT's logits differ from ours by {error:.1e} of the largest; {most:.1e} may be.")
     return rows
 
 

@@ -1,4 +1,4 @@
-"""From an adapter in memory to a model that is ready to chat with it, and what a hundred such swaps leave in memory.
+"""From an adapter in memory to a model that is ready to chat with it, and what many such swaps leave in memory.
 
 Ours is `AdaptedModel.load` and `use`. PEFT's two ways are a folder (written with no fsync, then `load_adapter` and
 `set_adapter`) and a hot swap of the tensors in place. All get tensors in the form that they take, made beforehand. The
@@ -25,8 +25,6 @@ from hyperlora.base import load_base
 from hyperlora.config import HyperLoRAConfig
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
-
-SWAPS = 100
 
 
 @cache
@@ -55,7 +53,7 @@ def random_hyperlora(adapted: AdaptedModel, device: str) -> HyperLoRA:
 
 
 def compare(
-    base: str, models: list[PreTrainedModel], device: str, repetitions: int
+    base: str, models: list[PreTrainedModel], device: str, repetitions: int, swap_count: int
 ) -> tuple[list[list[str]], list[list[str]]]:
     """The rows of both tables for one base; `models` are three of it."""
     adapted = AdaptedModel(models[0], TARGETS)
@@ -124,7 +122,7 @@ def compare(
         swap()
         synchronize()
         before = held_mb(device)
-        for _ in range(SWAPS):
+        for _ in range(swap_count):
             swap()
         growth.append(held_mb(device) - before)
 
@@ -137,12 +135,15 @@ def compare(
 
 
 def main() -> None:
-    args = arguments(__doc__, repetitions=20, device=True)
+    args = arguments(__doc__, repetitions=20, device=True, swaps=100)
     mini = [load_base(args.base, device=args.device)[0] for _ in range(3)]
     large = [attention_of_mistral_7b(args.device) for _ in range(3)]
-    tables = [compare(base, models, args.device, args.repetitions) for base, models in (("mini", mini), ("7B", large))]
+    tables = [
+        compare(base, models, args.device, args.repetitions, args.swaps)
+        for base, models in (("mini", mini), ("7B", large))
+    ]
     swaps, from_embedding = ([row for rows in kind for row in rows] for kind in zip(*tables, strict=True))
-    print_table(["base; way", "ms a swap", "of ours", f"MB more after {SWAPS} swaps"], swaps)
+    print_table(["base; way", "ms a swap", "of ours", f"MB more after {args.swaps} swaps"], swaps)
     print()
     print_table(["from a task embedding to ready", "ms", "of ours"], from_embedding)
 

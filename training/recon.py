@@ -171,12 +171,16 @@ class ReconModel(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """L1 of the z-scores A [n, layers, r, d_in] and B [n, layers, d_out, r] (Eq. 5): loss [], error [n]."""
         means, stds = self.hyperlora.mean[module], self.hyperlora.std[module]
+        target_A, target_B = self.library.read(module, layers, rows)
+        # B as Bᵀ, as it lies in memory; every pass over these tensors counts
+        sides = (A, target_A, means.A, stds.A), (B.mT, target_B.mT, means.B.mT, stds.B.mT)
         loss, error = 0.0, 0.0
-        for side, z, target in zip("AB", (A, B), self.library.read(module, layers, rows), strict=True):
-            mean, std = getattr(means, side)[layers], getattr(stds, side)[layers]
-            distance = (z - (target.to(z.device) - mean) / std.clamp_min(TINY)).abs()
+        for z, target, mean, std in sides:
+            mean, std = mean[layers], std[layers]
+            distance = torch.addcmul(z, target.to(z.device) - mean, -1 / std.clamp_min(TINY)).abs()
             loss = loss + distance.sum()
-            error = error + (distance.detach() * std).sum((1, 2, 3))
+            with torch.autocast(z.device.type, enabled=False):
+                error = error + distance.detach().flatten(1) @ std.flatten()
         return loss / self.elements, error / self.elements
 
     def _delta_distance(
