@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hyperlora.base import find_device
+from hyperlora.errors import UserError
 from hyperlora.presets import asset_or_hub, get_preset
 
 # Sixteen tasks for the mini model, each with a message.
@@ -43,7 +45,14 @@ def parser(description: str, repetitions: int | None = None) -> argparse.Argumen
 
 
 def add_device(options: argparse.ArgumentParser) -> None:
-    options.add_argument("--device", default="cpu", help="cpu, or cuda (default: cpu)")
+    def device(name: str) -> str:
+        try:
+            find_device(name)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return name
+
+    options.add_argument("--device", type=device, default="cpu", help="cpu, or cuda (default: cpu)")
 
 
 def arguments(description: str, repetitions: int, device: bool = False, swaps: int = 0) -> argparse.Namespace:

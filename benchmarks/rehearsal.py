@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pydoc_data.topics import topics
+from shutil import disk_usage
 from typing import Any, get_args
 
 import torch
@@ -27,14 +28,17 @@ from torch import Tensor
 from transformers.utils import logging
 
 import hyperlora
-from benchmarks.measure import TASKS, difference, held_mb, print_table, resident_mb, synchronize
+from benchmarks.measure import TASKS, add_device, difference, held_mb, print_table, resident_mb, synchronize
 from benchmarks.real_shapes import TARGETS
 from hyperlora.base import Precision, precision
 from hyperlora.embedder import MINILM
+from hyperlora.errors import UserError
 from hyperlora.export import export_zip
+from hyperlora.hub import gigabytes
 from hyperlora.lora import Adapter
 from hyperlora.memory import BaseShape
 from training.options import run
+from training.trainer import writing
 
 MODEL = "mistralai/Mistral-7B-Instruct-v0.2"
 INDEX = "model.safetensors.index.json"
@@ -380,20 +384,24 @@ def main(argv: list[str] | None = None) -> None:
         "--last_token", action="store_true", help="the base model reads descriptions, not all-MiniLM-L6-v2"
     )
     make.add_argument("--checkpoint-only", action="store_true", help="the hypernetwork alone, no base model")
-    make.add_argument("--device", default="cpu", help="where the weights are drawn: cpu, or cuda (default: cpu)")
     measure = commands.add_parser("run", help="start from the folders and measure")
-    measure.add_argument("--device", default="cpu", help="cpu, or cuda (default: cpu)")
     measure.add_argument("--precision", choices=get_args(Precision), default="bfloat16", help="the base's")
     measure.add_argument("--tokens", type=int, default=32, help="of each answer (default: 32)")
     measure.add_argument("--app", action="store_true", help="start the page and use it over HTTP instead")
     for command in (make, measure):
+        add_device(command)  # on which random weights are drawn, or everything runs
         command.add_argument("folder", type=Path, metavar="DIR")
     args = options.parse_args(argv)
     if args.command == "make":
         shape = base_shape(args.layers, args.hidden)
-        write_checkpoint(args.folder / "hyperlora", shape, "" if args.last_token else MINILM)
-        if not args.checkpoint_only:
-            write_base(args.folder / "base", shape, device=args.device)
+        with writing(args.folder, "choose another folder, or free some space"):
+            args.folder.mkdir(parents=True, exist_ok=True)
+            need, free = 0 if args.checkpoint_only else 2 * shape.parameters, disk_usage(args.folder).free
+            if need > free:
+                raise UserError(f"The base takes {gigabytes(need)} and {args.folder} has {gigabytes(free)} free.")
+            write_checkpoint(args.folder / "hyperlora", shape, "" if args.last_token else MINILM)
+            if not args.checkpoint_only:
+                write_base(args.folder / "base", shape, device=args.device)
     elif args.app:
         held = precision(args.precision)
         command = {"base": args.folder / "base", "hyperlora": args.folder / "hyperlora", "device": args.device}

@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError):  # the reader of a pipe has gone: nothing is left to say to it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        print(f"{error.filename or 'A file'}: {error.strerror}.", file=sys.stderr)
+        print(f"{error.filename or getattr(args, 'output', None) or 'A file'}: {error.strerror}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(file=sys.stderr)

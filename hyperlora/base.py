@@ -15,6 +15,7 @@ from transformers import (
 )
 from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
 
+from hyperlora.config import read_json
 from hyperlora.errors import UserError
 from hyperlora.files import resolve_folder
 
@@ -22,6 +23,7 @@ from hyperlora.files import resolve_folder
 PATTERNS = ["*.json", "model*.safetensors", "*.jinja", "tokenizer.model"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ATTENTION = ("eager", "sdpa", "flash_attention_2")
+MAX_CONFIG_BYTES = 2**20
 AUTOMATIC = ("auto", "balanced", "balanced_low_0", "sequential")  # device maps that accelerate makes itself
 Module = TypeVar("Module", bound=torch.nn.Module)
 DeviceMap = str | Mapping[str, str | int | torch.device]
@@ -74,6 +76,7 @@ def load_base(
     folder = resolve_folder(path_or_id, revision, PATTERNS, local_files_only)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder / 'config.json'} is missing: {folder} holds no base model.")
+    _check_text_only(folder)
     try:
         # One load alone: the library only logs weights that the file lacks, and starts them at random.
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -91,7 +94,7 @@ def load_base(
             tokenizer.pad_token = tokenizer.eos_token
     except Exception as error:  # the library raises many kinds; the reader needs one sentence
         reason = str(error).strip().split("\n")[0]
-        if _out_of_memory(error):
+        if out_of_memory(error):
             raise UserError(
                 f"The base model in {folder} does not fit into the memory ({reason}): use fewer bits "
                 '(dtype="bfloat16", quantize="4bit"), a device_map that offloads, or a smaller model.'
@@ -102,6 +105,18 @@ def load_base(
     if wrong := sorted(report["missing_keys"]) or sorted(str(key) for key in report["mismatched_keys"]):
         raise UserError(f"The base model in {folder} does not fit its config.json: {wrong[0]} is missing or misshapen.")
     return model.eval().requires_grad_(False), tokenizer
+
+
+def _check_text_only(folder: Path) -> None:
+    """`UserError` for a model with more than a text model inside, whose layers would be named twice."""
+    config = read_json(folder / "config.json", MAX_CONFIG_BYTES)
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / 'config.json'} is damaged: it should be an object.")
+    if more := [kind for kind in ("vision", "audio") if config.get(f"{kind}_config")]:
+        raise UserError(
+            f"The base model in {folder} has a {more[0]} part; only text models can be adapted: take its text-only "
+            "version, such as google/gemma-3-1b-it of Gemma 3."
+        )
 
 
 def find_device(device: str) -> torch.device:
@@ -208,7 +223,7 @@ def _check_attention(attention: str | None, dtype: torch.dtype, device_map: Devi
         raise UserError("flash_attention_2 needs a package that is not here: pip install flash-attn, or use sdpa.")
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed; on the CPU, PyTorch says so with a RuntimeError."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from hyperlora.adapted import AdaptedModel
-from hyperlora.base import context_length, device_of
+from hyperlora.base import context_length, device_of, out_of_memory
 from hyperlora.batch import Batch, merge, select
 from hyperlora.errors import UserError
 from hyperlora.lora import Adapter
@@ -274,7 +274,7 @@ class ChatEngine:
                     with torch.inference_mode(False):
                         future.set_result(function())
                 except BaseException as error:
-                    future.set_exception(error)
+                    future.set_exception(self._said(error))
             rows = joining
             try:
                 self._join(joining)
@@ -289,7 +289,17 @@ class ChatEngine:
 
     def _end(self, rows: list[_Row], error: Exception | None = None) -> None:
         for row in rows:
-            row.stream._queue.put(error)
+            row.stream._queue.put(error and self._said(error))
+
+    def _said(self, error: BaseException) -> BaseException:
+        """The error, in a sentence where memory ran out."""
+        if not out_of_memory(error):
+            return error
+        said = UserError(
+            f"The memory of {self._device} ran out: shorten the conversation, or try again when fewer people chat."
+        )
+        said.__cause__ = error
+        return said
 
     def _join(self, rows: list[_Row]) -> None:
         """Prefill new rows together and put them into the batch."""

@@ -12,7 +12,7 @@ from hyperlora.devices import Device, device_named
 from hyperlora.errors import UserError
 from hyperlora.files import resolve_folder
 from hyperlora.hub import Repo, gigabytes
-from hyperlora.presets import PRESETS, Preset, asset_or_hub, get_preset
+from hyperlora.presets import GTE_REVISION, PRESETS, Preset, asset_or_hub, get_preset
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the bundled model's page opens before that
     from hyperlora.memory import BaseShape
@@ -75,6 +75,7 @@ class Choice:
     why: str = ""
     repos: tuple[Repo, ...] = ()
     size: float = 0.0
+    embedder_device: str = "cpu"
 
     def load(self) -> "Pipeline":
         """The pipeline, once `repos` are here."""
@@ -91,6 +92,7 @@ class Choice:
                 pair.preset.name if pair.preset else None,
                 device=self.device,
                 dtype=getattr(torch, self.dtype),
+                embedder_device=self.embedder_device,
                 **{name: value for name, value in options.items() if value is not None},
             )
         except torch.OutOfMemoryError as error:
@@ -101,7 +103,7 @@ class Choice:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """--preset, --base, --hyperlora, --device, --dtype, --quantize, --yes."""
+    """--preset, --base, --hyperlora, --device, --dtype, --quantize, --embedder_device, --yes."""
     group = parser.add_argument_group("models (with none named: the best preset that this machine can run)")
     group.add_argument("--preset", metavar="NAME", help=f"a base model with its hypernetwork: {', '.join(PRESETS)}")
     group.add_argument("--base", metavar="MODEL", help="a base model: a folder, a Hub id, or ID@REVISION")
@@ -109,6 +111,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto is the best for the model")
     group.add_argument("--dtype", choices=DTYPES, help="of the base model (default: the best that fits)")
     group.add_argument("--quantize", choices=BITS, help="the base model's linears in few bits (default: if need be)")
+    group.add_argument("--embedder_device", default="cpu", help="where descriptions are read (default: cpu)")
     group.add_argument("--yes", action="store_true", help="download without asking, however much it is")
 
 
@@ -121,8 +124,10 @@ def choose(args: argparse.Namespace) -> Choice:
     """What the options name, or the best preset. Raises `UserError` where what they name cannot be."""
     options = (args.device, args.dtype, args.quantize)
     if named(args):
-        return consider(named_pair(args.preset, args.base, args.hyperlora), *options)
-    return best_preset(*options)
+        choice = consider(named_pair(args.preset, args.base, args.hyperlora), *options)
+    else:
+        choice = best_preset(*options)
+    return replace(choice, embedder_device=device_named(args.embedder_device).name)
 
 
 def open_pipeline(
@@ -173,7 +178,8 @@ def best_preset(device: str = "auto", dtype: str | None = None, quantize: str | 
     """The first preset that fits into the GPU's free memory, and whose weights are here or can be had; else mini."""
     place = device_named(device)
     if place.name == "cpu":
-        return mini(_no_gpu() if device == "auto" else "", "cpu")
+        unused = " --dtype and --quantize are for larger models." if dtype or quantize else ""
+        return mini((_no_gpu() if device == "auto" else "") + unused, "cpu")
     errors: list[UserError] = []
     reachable = True
     for preset in PRESETS.values():
@@ -205,7 +211,7 @@ def consider(
     shape = _shape(pair, reachable)
     small = shape is not None and shape.parameters < SMALL
     place = device_named("cpu" if small and device == "auto" else device)
-    dtype, quantize, why = _fit(pair.title, shape, place, dtype, quantize)
+    dtype, quantize, why = _fit(pair, shape, place, dtype, quantize)
     repos, size = [], 0.0
     for repo in _repos(pair):
         if folder := hub.cached(repo):
@@ -228,7 +234,7 @@ def consider(
 
 def named_pair(preset: str | None, base: str | None, hyperlora: str | None) -> Pair:
     """What --preset, --base and --hyperlora mean together. Raises `UserError` where something is missing."""
-    (base, base_revision), (hyperlora, hyperlora_revision) = _revision(base), _revision(hyperlora)
+    (base, base_revision), (hyperlora, hyperlora_revision) = _name("base", base), _name("hyperlora", hyperlora)
     chosen = get_preset(preset) if preset else None
     if chosen is None and hyperlora is None:
         chosen = next((preset for preset in PRESETS.values() if preset.base == base), None)
@@ -236,15 +242,17 @@ def named_pair(preset: str | None, base: str | None, hyperlora: str | None) -> P
             raise UserError(
                 f"There is no hypernetwork for {base}: train one (python -m training.sft --base {base} --tasks TASKS "
                 f"--output DIR; python -m training.plan --base {base} says what that takes) and name it with "
-                "--hyperlora, or take a preset."
+                "--hyperlora, or take a preset, which may be had with --base where this is a copy of its base model."
             )
         base = None if base_revision is None else base
     elif chosen is None and base is None:
         from hyperlora.config import HyperLoRAConfig
         from hyperlora.generator import CONFIG
+        from hyperlora.interop import text_to_lora
 
-        file = resolve_folder(hyperlora, hyperlora_revision, [CONFIG]) / CONFIG
-        if file.is_file():
+        if Pair(hyperlora=hyperlora).native is None:
+            base, _ = text_to_lora.names_of(hyperlora)
+        elif (file := resolve_folder(hyperlora, hyperlora_revision, [CONFIG]) / CONFIG).is_file():
             config = HyperLoRAConfig.load(file)
             base, base_revision = config.base_model, config.base_revision
         if base is None:
@@ -258,6 +266,14 @@ def _revision(name: str | None) -> tuple[str | None, str | None]:
         return name, None
     name, _, revision = name.rpartition("@")
     return name, revision or None
+
+
+def _name(option: str, value: str | None) -> tuple[str | None, str | None]:
+    """A model's name and revision; `UserError` where there is none."""
+    name, revision = _revision(value)
+    if name is not None and not name.strip():
+        raise UserError(f"--{option} is {value!r}, which names no model: give a folder or a Hub id.")
+    return name, revision
 
 
 def _repos(pair: Pair) -> list[Repo]:
@@ -287,8 +303,9 @@ def _repos(pair: Pair) -> list[Repo]:
         files = tuple(f"{preset.hyperlora_subfolder}/{name}" for name in names)
         found.append(Repo(preset.hyperlora, files, preset.hyperlora_revision, files[0]))
         encoder = (preset.embedder, preset.embedder_revision)
-    else:  # a folder in the public format: its importer reads which, and may find it in a folder too
-        encoder = (None, None)
+    else:  # a folder in the public format
+        _, name = text_to_lora.names_of(pair.hyperlora)
+        encoder = (name, GTE_REVISION if name == GTE[0] else None)
     if encoder[0] in GTE:
         found.append(Repo(encoder[0], (gte.CONFIG, gte.WEIGHTS, gte.TOKENIZER), encoder[1], gte.WEIGHTS))
     return [repo for repo in found if not os.path.isdir(os.path.expanduser(repo.name))]
@@ -309,17 +326,17 @@ def _shape(pair: Pair, reachable: bool) -> "BaseShape | None":
 
 
 def _fit(
-    title: str, shape: "BaseShape | None", device: Device, dtype: str | None, quantize: str | None
+    pair: Pair, shape: "BaseShape | None", device: Device, dtype: str | None, quantize: str | None
 ) -> tuple[str, str | None, str]:
     """The best (dtype, bits) that fits, and why; `TooLarge` where none does, `UserError` where a package is missing."""
     if quantize and device.name == "mps":
         raise UserError("bitsandbytes does not support mps: leave --quantize out.")
-    tries = _precisions(shape, device, dtype, quantize)
+    title, tries = pair.title, _precisions(shape, device, dtype, quantize)
     for dtype, bits in tries:
         words = WORDS.get(bits, dtype)
         if shape is None:
             return dtype, bits, f"{title} in {words} on {device.name}"
-        need = _need(shape, bits or dtype, device.name)
+        need = _need(pair, shape, bits or dtype, device.name)
         if device.free is not None and need > device.free:
             continue
         if bits and find_spec("bitsandbytes") is None:
@@ -334,11 +351,18 @@ def _fit(
     )
 
 
-def _need(shape: "BaseShape", precision: str, device: str) -> float:
-    """Bytes that must be free there to load that base with a hypernetwork for it, and chat."""
+def _need(pair: Pair, shape: "BaseShape", precision: str, device: str) -> float:
+    """Bytes that must be free there to load that base with its hypernetwork (head L: the largest), and chat."""
+    from hyperlora.config import HyperLoRAConfig
+    from hyperlora.generator import CONFIG
     from hyperlora.memory import OVERHEAD, HyperShape, serving
 
-    return MARGIN * (serving(HyperShape(shape, "L"), precision) - (OVERHEAD if device == "cpu" else 0))
+    sizes = pair.preset
+    if pair.hyperlora is not None and pair.native is not None:
+        name, revision = pair.native
+        sizes = HyperLoRAConfig.load(resolve_folder(name, revision, [CONFIG]) / CONFIG)
+    widths = {} if sizes is None else {"latent_size": sizes.latent_size, "head_size": sizes.head_size}
+    return MARGIN * (serving(HyperShape(shape, "L", **widths), precision) - (OVERHEAD if device == "cpu" else 0))
 
 
 def _precisions(
@@ -360,7 +384,8 @@ def _no_gpu() -> str:
     """Why the best is the mini model where there is no GPU, and what would be needed for more."""
     from hyperlora.memory import SHAPES
 
-    few, full = (_need(SHAPES["mistral-7b"], *where) for where in (("4bit", "cuda"), ("bfloat16", "cpu")))
+    pair = Pair(PRESETS["mistral-7b"])
+    few, full = (_need(pair, SHAPES["mistral-7b"], *where) for where in (("4bit", "cuda"), ("bfloat16", "cpu")))
     return (
         f"PyTorch finds no GPU that it can use: with one, {gigabytes(few)} of free memory are enough for --preset "
         f"mistral-7b, which also runs on the CPU, slowly, in {gigabytes(full)}."

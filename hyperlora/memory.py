@@ -78,7 +78,9 @@ class BaseShape:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "BaseShape":
         """The shape that a config.json says, read as JSON. Raises `UserError` where it is no dense decoder's."""
-        config = config.get("text_config") or config
+        config = config.get("text_config") or config if isinstance(config, Mapping) else None
+        if not isinstance(config, Mapping):
+            raise UserError("The base model's config.json is damaged: it should be an object of settings.")
         kind = str(config.get("model_type", ""))
         if config.get("num_local_experts") or config.get("num_experts"):
             raise UserError("The base model is a mixture of experts; only dense models can be planned for.")
@@ -88,6 +90,9 @@ class BaseShape:
         for name in names:
             if type(config.get(name)) is not int or config[name] < 1:
                 raise UserError(f"The base model's config.json should have a whole number as {name}.")
+        for name in ("num_key_value_heads", "head_dim"):
+            if config.get(name) is not None and (type(config[name]) is not int or config[name] < 1):
+                raise UserError(f"The base model's config.json should have a whole number as {name}, or none.")
         layers, hidden, intermediate, heads, vocab = (config[name] for name in names)
         return cls(
             layers,

@@ -215,7 +215,7 @@ def pipeline(
         if config.task_input == "text":
             revision = config.embedder_revision
             if revision is None and chosen is not None and config.embedder == chosen.embedder:
-                revision = chosen.embedder_revision  # which the public checkpoints do not say
+                revision = chosen.embedder_revision
             generator.embedder = load_embedder(
                 config.embedder, revision, embedder_device, (model, tokenizer), local_files_only
             )

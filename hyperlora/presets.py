@@ -33,10 +33,13 @@ class Preset:
     embedder: str | None = None
     """The Hub id of the description encoder, where it does not come with the package."""
     embedder_revision: str | None = None
+    latent_size: int = 128
+    """The hypernetwork's width and, below, that of its heads' input: what its memory is computed from."""
+    head_size: int = 512
 
 
-def _text_to_lora(name: str, description: str, base: str, base_revision: str, folder: str) -> Preset:
-    """A base model with the authors' hypernetwork for it."""
+def _text_to_lora(name: str, description: str, base: str, base_revision: str, folder: str, **sizes: int) -> Preset:
+    """A base model with the authors' hypernetwork for it; `sizes` where their training scripts have other widths."""
     return Preset(
         name=name,
         description=description,
@@ -47,6 +50,7 @@ def _text_to_lora(name: str, description: str, base: str, base_revision: str, fo
         hyperlora_revision=TEXT_TO_LORA_REVISION,
         embedder=GTE,
         embedder_revision=GTE_REVISION,
+        **sizes,
     )
 
 
@@ -65,6 +69,8 @@ _PRESETS = (
         "meta-llama/Llama-3.1-8B-Instruct",
         "0e9e39f249a16976918f6564b8830bc894c89659",
         "llama_8b_t2l",
+        latent_size=512,
+        head_size=2048,
     ),
     _text_to_lora(
         "gemma-2-2b",
@@ -72,6 +78,8 @@ _PRESETS = (
         "google/gemma-2-2b-it",
         "299a8560bedf22ed1c72a8a11e7dce4a7f9f51f8",
         "gemma_2b_t2l",
+        latent_size=512,
+        head_size=2048,
     ),
     Preset(
         name="mini",

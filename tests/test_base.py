@@ -45,6 +45,16 @@ def test_a_base_that_is_not_there(tmp_path):
         load_base(tmp_path)
 
 
+def test_a_model_that_sees_or_hears_too_is_refused(broken):
+    path = broken / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vision_config": {"hidden_size": 8}}))
+    with pytest.raises(UserError, match="has a vision part; only text models can be adapted"):
+        load_base(broken)
+    path.write_text("[]")
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        load_base(broken)
+
+
 def test_damaged_weights(broken):
     path = broken / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])

@@ -332,7 +332,12 @@ def test_the_engine_survives_a_failing_forward(start, alone, monkeypatch):
     engine = start()
     model = engine.adapted.model
     monkeypatch.setattr(engine, "_model", lambda **inputs: (_ for _ in ()).throw(MemoryError("too big")))
-    with pytest.raises(MemoryError):
+    with pytest.raises(UserError, match="The memory of cpu ran out: shorten the conversation"):
+        list(engine.submit("a", max_new_tokens=5))
+    with pytest.raises(UserError, match="The memory of cpu ran out"):
+        engine.call(lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
+    monkeypatch.setattr(engine, "_model", lambda **inputs: (_ for _ in ()).throw(ValueError("odd")))
+    with pytest.raises(ValueError, match="odd"):
         list(engine.submit("a", max_new_tokens=5))
     monkeypatch.setattr(engine, "_model", model)
     assert "".join(engine.submit("a", max_new_tokens=5)) == alone("a", None, 5)

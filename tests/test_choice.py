@@ -138,7 +138,7 @@ def test_without_a_gpu_it_is_the_mini_model_with_a_line_on_how_to_get_more(onlin
 
 def test_too_little_memory_is_said(online, gpu):
     gpu(3)
-    assert "gemma-2-2b-it in 4 bits needs 4.5 GB of memory, and cuda:0 has 3.0 GB free" in choice.best_preset().why
+    assert "gemma-2-2b-it in 4 bits needs 5.0 GB of memory, and cuda:0 has 3.0 GB free" in choice.best_preset().why
 
 
 def test_weights_that_are_here_need_no_network(online, gpu):
@@ -251,9 +251,39 @@ def test_a_preset_is_known_by_its_base_and_a_hypernetwork_knows_its_base(tiny_hy
     assert choice.named_pair(None, GEMMA.base, None) == Pair(GEMMA)
     pair = choice.named_pair(None, None, str(tiny_hyperlora))
     assert (pair.base, pair.hyperlora) == ("tiny-base", str(tiny_hyperlora))
-    (tmp_path / "hypermod.pt").touch()
+    (tmp_path / "hypermod.pt").touch()  # the public format
+    with pytest.raises(UserError, match=r"args\.yaml is missing"):
+        choice.named_pair(None, None, str(tmp_path))
+    arguments = "training_task: sft\ntarget_modules: [q_proj]\nmodel_dir: models/gemma-2-2b-it\n"
+    (tmp_path / "args.yaml").write_text(arguments)
+    assert choice.named_pair(None, None, str(tmp_path)).base == GEMMA.base
+    (tmp_path / "args.yaml").write_text(arguments.replace("models/gemma-2-2b-it", '""'))
     with pytest.raises(UserError, match="does not say which base model it is for: name that with --base"):
         choice.named_pair(None, None, str(tmp_path))
+
+
+def test_the_encoder_of_a_folder_in_the_public_format_is_announced_too(online, gpu, tiny_base, tmp_path):
+    (tmp_path / "hypermod.pt").touch()
+    arguments = "training_task: sft\ntarget_modules: [q_proj]\nemb_model: Alibaba-NLP/gte-large-en-v1.5\n"
+    (tmp_path / "args.yaml").write_text(arguments)
+    chosen = choice.choose(options("--base", str(tiny_base), "--hyperlora", str(tmp_path)))
+    assert [(repo.name, repo.revision) for repo in chosen.repos] == [(MISTRAL.embedder, MISTRAL.embedder_revision)]
+    assert chosen.size == pytest.approx(1.7e9, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["", "  ", "@main"])
+def test_a_name_that_is_empty_names_no_model(name):
+    for option in ("base", "hyperlora"):
+        with pytest.raises(UserError, match=f"--{option} is '{name}', which names no model"):
+            choice.named_pair(None, **({"base": "b", "hyperlora": "h"} | {option: name}))
+
+
+def test_the_encoder_may_be_on_another_device(online, gpu, loads):
+    fetch(online, MISTRAL)
+    choice.choose(options("--embedder_device", "cuda")).load()
+    assert loads[0]["embedder_device"] == "cuda:0"
+    with pytest.raises(UserError, match="The device 'cuda:7' cannot be used here"):
+        choice.choose(options("--embedder_device", "cuda:7"))
 
 
 def test_what_was_looked_at_is_what_is_loaded(online, gpu, loads, tiny_hyperlora):
@@ -271,6 +301,7 @@ def test_what_was_looked_at_is_what_is_loaded(online, gpu, loads, tiny_hyperlora
             "hyperlora": str(tiny_hyperlora),
             "device": "cuda:0",
             "dtype": torch.bfloat16,
+            "embedder_device": "cpu",
         }
     ]
 
@@ -305,7 +336,8 @@ def test_a_large_download_is_asked_for_then_fetched_then_loaded(online, gpu, loa
     assert visitor.questions == ["Mistral-7B-Instruct-v0.2 needs a download of 16.3 GB; 100 GB of the disk are free."]
     done, sizes = zip(*visitor.progress, strict=True)
     assert done[-1] == sizes[-1] == pytest.approx(16.3e9, rel=0.01) and list(done) == sorted(done)
-    assert loads == [{"preset": "mistral-7b", "device": "cuda:0", "dtype": torch.bfloat16}]
+    expected = {"preset": "mistral-7b", "device": "cuda:0", "dtype": torch.bfloat16, "embedder_device": "cpu"}
+    assert loads == [expected]
     again = Visitor()
     again.open(options())
     assert again.questions == again.progress == []
@@ -358,9 +390,9 @@ def test_a_gpu_that_fills_up_while_it_loads_is_a_sentence(online, gpu, monkeypat
 
 
 def test_the_page_and_the_command_line_have_the_same_options():
-    names = {"preset", "base", "hyperlora", "device", "dtype", "quantize", "yes"}
+    names = {"preset", "base", "hyperlora", "device", "dtype", "quantize", "embedder_device", "yes"}
     values = ["--preset", "mini", "--base", "b", "--hyperlora", "h", "--device", "cuda", "--dtype", "float16"]
-    values += ["--quantize", "4bit", "--yes"]
+    values += ["--quantize", "4bit", "--embedder_device", "cuda", "--yes"]
     page = vars(options(*values))
     line = vars(_parser().parse_args(["chat", "Sort.", *values]))
     assert names <= page.keys() and all(page[name] == line[name] for name in names)

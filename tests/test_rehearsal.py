@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer
 from benchmarks import rehearsal
 from benchmarks.first_token import start_page
 from hyperlora.base import load_base
+from hyperlora.errors import UserError
 from hyperlora.export import export_zip
 from hyperlora.memory import SHAPES
 
@@ -101,3 +103,12 @@ def test_the_page_is_started_and_used(folder: Path) -> None:
     paths = [f"--base={folder / 'base'}", f"--hyperlora={folder / 'hyperlora'}", "--device=cpu"]
     *_, answer = start_page(paths)
     assert answer
+
+
+def test_a_rehearsal_that_does_not_fit_the_disk_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rehearsal, "disk_usage", lambda folder: SimpleNamespace(free=1e6))
+    with pytest.raises(UserError, match=r"The base takes 14\.5 GB and .* has 1 MB free"):
+        rehearsal.main(["make", str(tmp_path / "new")])
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="could not be written"):
+        rehearsal.main(["make", str(tmp_path / "file"), "--checkpoint-only"])

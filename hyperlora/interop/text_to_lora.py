@@ -24,6 +24,7 @@ from hyperlora.errors import UserError
 from hyperlora.files import check_finite, resolve_folder
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import MAX_CONFIG_BYTES, check_peft_config
+from hyperlora.presets import GTE, GTE_REVISION
 from hyperlora.prompt import trained_template
 
 WEIGHTS, ARGS, ADAPTER = "hypermod.pt", "args.yaml", "adapter_config.json"
@@ -87,6 +88,15 @@ def import_checkpoint(
     if Path(source).expanduser().is_dir():
         model.name = folder.resolve().name
     return model.eval()
+
+
+def names_of(folder: str | Path) -> tuple[str | None, str | None]:
+    """The base model and the description encoder that the checkpoint in FOLDER names; None for one that it does not."""
+    path = Path(folder).expanduser() / ARGS
+    if not path.is_file():
+        raise UserError(f"{path} is missing: a text-to-lora checkpoint holds {WEIGHTS}, {ARGS}, {ADAPTER}.")
+    args = _read_args(path)
+    return _hub_id(args.model_dir), _hub_id(args.emb_model)
 
 
 def _folder(source: str | Path, subfolder: str | None, revision: str | None) -> Path:
@@ -296,6 +306,7 @@ def _config(
         rank_embedding="through_mlp2" if args.head == "S" else "plain",
         module_order_assumed=order is None and len(names) > 1,
         embedder=embedder or LAST_TOKEN,
+        embedder_revision=GTE_REVISION if embedder == GTE else None,
         base_model=base,
         chat_template=base and trained_template(base),
         prompt_style="definition_input",

@@ -19,6 +19,7 @@ from hyperlora.__main__ import main
 from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
 from hyperlora.interop.text_to_lora import import_checkpoint
+from hyperlora.presets import GTE_REVISION
 from hyperlora.prompt import trained_template
 
 HERE = Path(__file__).parent
@@ -83,6 +84,7 @@ def test_every_head_and_option_generates_what_it_should(name, tmp_path):
 def test_the_config_carries_what_adapters_need():
     config = import_checkpoint(HERE / "L-sft-bias").config
     assert config.base_model == MISTRAL and config.embedder == "Alibaba-NLP/gte-large-en-v1.5"
+    assert config.embedder_revision == GTE_REVISION
     assert config.chat_template == trained_template(MISTRAL) and config.prompt_style == "definition_input"
     assert (config.rank, config.alpha, config.use_rslora) == (8, 16.0, True)
     assert (config.latent_size, config.head_size, config.d_emb, config.num_layers) == (32, 64, 32, 4)

@@ -221,5 +221,11 @@ def test_a_config_that_is_no_dense_decoder_is_refused(tmp_path: Path):
         BaseShape.from_config({"num_local_experts": 8})
     with pytest.raises(UserError, match="hidden_size"):
         BaseShape.from_config({"num_hidden_layers": 2})
+    sizes = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+    with pytest.raises(UserError, match="a whole number as num_key_value_heads, or none"):
+        BaseShape.from_config(dict.fromkeys(sizes, 8) | {"num_key_value_heads": "8"})
+    for config in ([], {"text_config": "x"}):
+        with pytest.raises(UserError, match="should be an object of settings"):
+            BaseShape.from_config(config)
     with pytest.raises(UserError, match=r"config\.json"):
         BaseShape.from_folder(tmp_path)
