@@ -14,6 +14,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from pydoc_data.topics import topics
 from shutil import disk_usage
@@ -348,8 +349,9 @@ def rehearse(folder: Path, device: str, name: Precision, tokens: int) -> list[li
             taken = seconds(lambda n=chats: pipe.chat_batch(messages[:n], adapters[1 : n + 1], max_new_tokens=tokens))
         what = f"{chats} chats with {chats} adapters" if chats > 1 else "one chat with an adapter"
         note(f"{what}, prompts included", chats * len(times) / taken, "tokens/s")
-        if len(times) > 2:
-            note(f"{what}, decoding", chats * (len(times) - 2) / (times[-1] - times[1]), "tokens/s")
+        if len(times) > 2:  # the first step of a size loads its kernels
+            usual = statistics.median(after - before for before, after in pairwise(times[1:]))
+            note(f"{what}, decoding", chats / usual, "tokens/s")
 
     adapter = adapters[1]
     ids = pipe.tokenizer(messages[0]).input_ids
