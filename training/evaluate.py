@@ -31,7 +31,7 @@ from training.arrow import Arrow
 from training.lora import TARGET_MODULES, load_adapters
 from training.metrics import accepted, exact_match, rouge_l
 from training.options import option, parse, run
-from training.tables import paper_table
+from training.tables import NEAREST, PROMPTED, paper_table
 from training.tasks import Example, Task, encode_prompts, load_tasks
 from training.trainer import writing
 
@@ -343,7 +343,7 @@ def _methods(
         simple = [replace(trial, shots=()) for trial in plain]
         yield "base", simple
         prompted = [replace(trial, style="description_input") for trial in aligned]
-        yield "base, prompted", prompted
+        yield PROMPTED, prompted
         yield "base, few-shot", [trial for trial in plain if trial.shots]
         for name, method in (("multi_task", "multi-task LoRA"), ("average", "average LoRA")):
             yield method, [replace(trial, adapter=adapters[name]) for trial in simple if name in adapters]
@@ -351,7 +351,7 @@ def _methods(
             with arrow.use():
                 yield "Arrow routing", simple  # what is answered before the next method is asked for is routed
         if nearest:
-            yield from generated("nearest task's LoRA", nearest, first, described)
+            yield from generated(NEAREST, nearest, first, described)
         if first:
             yield from generated("retrieval", Retrieval(first), first, as_trained(first))
         for label, hyperlora in hyperloras.items():
