@@ -104,6 +104,13 @@ def test_gradient_checkpointing_trains_the_same_lora(adapted, tokenizer, tasks):
     assert not adapted.model.is_activation_checkpointing
 
 
+def test_an_option_is_not_known_by_its_beginning(tmp_path, capsys):
+    (tmp_path / "quick.json").write_text('{"max_steps": 1}')
+    with pytest.raises(SystemExit):
+        main(["--tasks", "x", "--base", "x", "--output", "x", "--conf", f"{tmp_path / 'quick.json'}"])
+    assert "unrecognized arguments: --conf" in capsys.readouterr().err
+
+
 def test_an_unknown_option_in_the_file_is_named(tmp_path):
     (tmp_path / "typo.json").write_text('{"learning_rat": 1}')
     try:
