@@ -40,7 +40,7 @@ from training import analysis, evaluate, recon, sft
 from training.claims import HELD_OUT, TRAINED, Claim, claims, ending, scores, seeds_of, write_report
 from training.evaluate import KINDS, UNSEEN, Trial
 from training.library import Library, pack
-from training.lora import INDEX, TARGET_MODULES, LoRAConfig, average, load_adapters, save_adapters, train_loras
+from training.lora import TARGET_MODULES, LoRAConfig, average, load_adapters, read_index, save_adapters, train_loras
 from training.options import option, parse, run
 from training.tables import ORACLE
 from training.tasks import Task, load_tasks
@@ -180,17 +180,13 @@ def train_plain(lab: Lab, oracles: Sequence[Task]) -> None:
     for first in range(0, len(names), own.loras_at_once):
         parts.append(({name: single[name] for name in names[first : first + own.loras_at_once]}, own))
     for part, config in parts:
-        done = _index(lab.loras)
+        done = read_index(lab.loras)
         if missing := {name: group for name, group in part.items() if name not in done}:
             save_adapters(lab.loras, train_loras(lab.adapted, lab.tokenizer, missing, config), missing)
-    if "average" not in _index(lab.loras):
+    if "average" not in read_index(lab.loras):
         adapters = load_adapters(lab.loras)
         mean = average([adapters[task.name] for task in lab.tasks])
         save_adapters(lab.loras, {"average": mean}, {"average": lab.tasks})
-
-
-def _index(folder: Path) -> dict:
-    return read_json(folder / INDEX, MAX_BYTES) if (folder / INDEX).exists() else {}
 
 
 # ---- training a cell ----

@@ -36,6 +36,7 @@ from training.options import option, parse, run
 IGNORE = -100  # the label of tokens that carry no loss
 MAX_FILE_BYTES = 256 * 2**20
 HUB = "hub:"
+NAME = r"\w[\w.-]{0,199}"  # of a task, and of a LoRA: a plain file's or folder's
 NAMED = 20  # broken files that are named one by one
 
 Encoded = dict[str, list[int]]  # {"input_ids": [t], "labels": [t]}
@@ -132,7 +133,7 @@ def _task(data: dict[str, Any], name: str, where: str, limit: int | None) -> Tas
         return [_example(row) for row in rows]
 
     name, group = data.get("name", name), data.get("group")
-    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]{0,199}", name) or not isinstance(group, str | None):
+    if not isinstance(name, str) or not re.fullmatch(NAME, name) or not isinstance(group, str | None):
         raise UserError(f'{where}: "name" must be of letters, digits, "_", "-" and ".", and "group" a text or absent.')
     task = Task(name, texts("descriptions"), texts("eval_descriptions"), examples("train"), examples("test"), group)
     if not task.train and not task.test:
