@@ -459,6 +459,14 @@ def check_output(path: str | Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
 
 
+def _check_settings(settings: Settings) -> None:
+    """UserError where a number leaves nothing to measure."""
+    lowest = {"examples": 1, "seeds": 1, "batch_size": 1, "max_new_tokens": 1, "descriptions": 0, "shots": 0}
+    for name, least in lowest.items():
+        if getattr(settings, name) < least:
+            raise UserError(f"--{name} must be {least} or more, not {getattr(settings, name)}.")
+
+
 @dataclass(kw_only=True)
 class Sources:
     """What is measured."""
@@ -501,9 +509,17 @@ class Options(Settings, Sources):
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv, __doc__)
+    _check_settings(options)
     check_output(options.output)
     trained = load_tasks(options.tasks)
-    splits = {"trained tasks": trained} | {Path(folder).name: load_tasks(folder) for folder in options.held_out or []}
+    splits = {"trained tasks": trained}
+    for folder in options.held_out or []:
+        name = Path(folder).absolute().name
+        if name in splits:
+            raise UserError(f"There are two splits {name!r}: --held_out's folders each need a name of their own.")
+        splits[name] = load_tasks(folder)
+    if not any(task.test for tasks in splits.values() for task in tasks):
+        raise UserError('None of these tasks has "test" examples: there is nothing to measure.')
     adapted, tokenizer, hyperloras, adapters = options.load()
     rows = evaluate(adapted, tokenizer, splits, trained, hyperloras, adapters, options)
     metrics = {"Exact match": "score"} | ({"ROUGE-L": "rouge_l"} if options.rouge_l else {})
