@@ -232,7 +232,7 @@ def prompted_base(found: Mapping[str, list[dict]]) -> str:
     ahead = compare(scores(found, "table-2", method=PROMPTED), ours)
     if ahead is None or ahead[0] <= 0:
         return ""
-    return f"The base with the description in its prompt is ahead of HyperLoRA M on the held-out tasks: {ahead[2]}."
+    return f"The base with the description in its prompt is ahead of HyperLoRA M on the held-out tasks, {ahead[2]}."
 
 
 def write_report(
@@ -258,6 +258,7 @@ def write_report(
     claim_lines = [(c.source, c.text, f"**{v}**", c.evidence, ", ".join(c.cells)) for v, c in ruled]
     measured = len({row["task"] for row in found["table-2"]})
     seeds = ", ".join(seeds_of(found, "sft"))
+    opening = f"Of {len(said)} claims: {counts}. {prompted_base(found)}".strip()
     images = [
         f"![{name}]({name}.png)" if "missing" not in data else f"{name}: {data['missing']}"
         for name, data in figures.items()
@@ -266,16 +267,15 @@ def write_report(
         f"""# The paper at mini scale
 
 Written by `python -m training.reproduce`: {len(trained)} hypernetworks over {trained["sft-M-0"]["tasks"]} tasks,
-measured on {measured} tasks that none was trained on. Of {len(said)} claims: {counts}.
-{prompted_base(found)}
+measured on {measured} tasks that none was trained on. {opening}
 
 "Better" held where the mean difference over tasks is above twice its standard error, "mean r > 0" where the mean over
 targets is, "about as well" and "recovers" where the difference is within {100 * CLOSE:.0f} points. A claim is undecided
 where the loss of one of its cells still changed by {100 * FLAT:.0f} % or more of its whole fall over one of the last
 two fifths of its steps, or where there is nothing to compare; after `--quick` all are. Plain LoRAs log no loss here, so
 claims about them alone rest on their {plain["own"]} steps each. The spread over tasks says nothing about other seeds;
-only two have more than one: HyperLoRA M, the mean over {seeds} but for Table 5 and Fig. 5, which are of the first, and
-reconstruction in Table 6.
+SFT with head M is the mean over {seeds}, or, in Table 5 and Fig. 5, the first of them,
+reconstruction in Table 6 that over as many, and all else is of one seed.
 
 {table(["source", "claim", "verdict", "measured", "cells"], claim_lines)}
 ## Cells

@@ -132,6 +132,6 @@ def test_a_prompted_base_that_is_ahead_is_said():
     assert prompted_base(found) == ""  # 10 against 30
     found["table-2"] = rows(0.5, "base, prompted")
     assert prompted_base(found) == (
-        "The base with the description in its prompt is ahead of HyperLoRA M on the held-out tasks: "
+        "The base with the description in its prompt is ahead of HyperLoRA M on the held-out tasks, "
         "50.0 against 30.0, difference +20.0 ± 0.0 (4 tasks)."
     )
