@@ -180,7 +180,7 @@ def lora_scale(alpha: float, rank: int, use_rslora: bool) -> float:
 
 
 def read_json(path: str | Path, max_bytes: int) -> Any:
-    """The value in a JSON file of at most `max_bytes`; `UserError` where the file is missing, too large or damaged."""
+    """The value in a JSON file of at most `max_bytes`; `UserError` where it is too large or cannot be read."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"There is no file {path}; check the path, or get the folder again from where it came.")
@@ -188,6 +188,8 @@ def read_json(path: str | Path, max_bytes: int) -> Any:
         raise UserError(f"{path} is larger than {max_bytes:,} bytes; it is not the kind of file it should be.")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}); check that it may be read.") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged (not valid JSON); get the file again from where it came.") from error
 

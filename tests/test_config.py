@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from hyperlora.config import HyperLoRAConfig
+from hyperlora.config import HyperLoRAConfig, read_json
 from hyperlora.errors import UserError
 
 
@@ -112,3 +112,13 @@ def test_missing_file_and_missing_key(tmp_path, make_config):
     del values["head"]
     with pytest.raises(UserError, match="head"):
         HyperLoRAConfig.from_dict(values)
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    def denied(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr("pathlib.Path.read_text", denied)
+    with pytest.raises(UserError, match=r"config\.json cannot be read .*Permission denied"):
+        read_json(tmp_path / "config.json", 100)

@@ -82,13 +82,15 @@ def read_rows(path: str | Path, metric: str = "score") -> tuple[list[dict], dict
     rows, settings = (data.get("rows"), data.get("settings")) if isinstance(data, dict) else (None, None)
     good = isinstance(settings, dict) and isinstance(rows, list)
     if not good or not all(isinstance(row, dict) and _is_row(row, metric) for row in rows):
-        raise UserError(f'{path} must be results as training.evaluate writes them, with "{metric}" in every row.')
+        raise UserError(
+            f'{path} must be results as training.evaluate writes them, with "{metric}", 0 to 1, in every row.'
+        )
     return rows, settings
 
 
 def _is_row(row: dict, metric: str) -> bool:
-    texts = all(isinstance(row.get(key), str) for key in ("method", "kind", "task"))
-    return texts and type(row.get(metric)) in (int, float) and math.isfinite(row[metric])
+    texts = all(isinstance(row.get(key), str) for key in ("method", "split", "kind", "task"))
+    return texts and type(row.get("seed")) is int and type(row.get(metric)) in (int, float) and 0 <= row[metric] <= 1
 
 
 def mean_scores(rows: Iterable[dict], metric: str = "score") -> dict[tuple[str, str, str], float]:

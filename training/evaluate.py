@@ -31,7 +31,7 @@ from training.arrow import Arrow
 from training.lora import TARGET_MODULES, load_adapters
 from training.metrics import accepted, exact_match, rouge_l
 from training.options import option, parse, run
-from training.tables import paper_table
+from training.tables import NEAREST, PROMPTED, paper_table
 from training.tasks import Example, Task, encode_prompts, load_tasks
 from training.trainer import writing
 
@@ -343,7 +343,7 @@ def _methods(
         simple = [replace(trial, shots=()) for trial in plain]
         yield "base", simple
         prompted = [replace(trial, style="description_input") for trial in aligned]
-        yield "base, prompted", prompted
+        yield PROMPTED, prompted
         yield "base, few-shot", [trial for trial in plain if trial.shots]
         for name, method in (("multi_task", "multi-task LoRA"), ("average", "average LoRA")):
             yield method, [replace(trial, adapter=adapters[name]) for trial in simple if name in adapters]
@@ -351,7 +351,7 @@ def _methods(
             with arrow.use():
                 yield "Arrow routing", simple  # what is answered before the next method is asked for is routed
         if nearest:
-            yield from generated("nearest task's LoRA", nearest, first, described)
+            yield from generated(NEAREST, nearest, first, described)
         if first:
             yield from generated("retrieval", Retrieval(first), first, as_trained(first))
         for label, hyperlora in hyperloras.items():
@@ -459,6 +459,14 @@ def check_output(path: str | Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
 
 
+def _check_settings(settings: Settings) -> None:
+    """UserError where a number leaves nothing to measure."""
+    lowest = {"examples": 1, "seeds": 1, "batch_size": 1, "max_new_tokens": 1, "descriptions": 0, "shots": 0}
+    for name, least in lowest.items():
+        if getattr(settings, name) < least:
+            raise UserError(f"--{name} must be {least} or more, not {getattr(settings, name)}.")
+
+
 @dataclass(kw_only=True)
 class Sources:
     """What is measured."""
@@ -501,9 +509,17 @@ class Options(Settings, Sources):
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv, __doc__)
+    _check_settings(options)
     check_output(options.output)
     trained = load_tasks(options.tasks)
-    splits = {"trained tasks": trained} | {Path(folder).name: load_tasks(folder) for folder in options.held_out or []}
+    splits = {"trained tasks": trained}
+    for folder in options.held_out or []:
+        name = Path(folder).absolute().name
+        if name in splits:
+            raise UserError(f"There are two splits {name!r}: --held_out's folders each need a name of their own.")
+        splits[name] = load_tasks(folder)
+    if not any(task.test for tasks in splits.values() for task in tasks):
+        raise UserError('None of these tasks has "test" examples: there is nothing to measure.')
     adapted, tokenizer, hyperloras, adapters = options.load()
     rows = evaluate(adapted, tokenizer, splits, trained, hyperloras, adapters, options)
     metrics = {"Exact match": "score"} | ({"ROUGE-L": "rouge_l"} if options.rouge_l else {})

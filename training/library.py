@@ -14,14 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hyperlora.config import lora_scale, read_json
+from hyperlora.config import lora_scale
 from hyperlora.errors import UserError
 from hyperlora.files import atomic_file, open_safetensors
 from hyperlora.hypernetwork import Factors
 from hyperlora.lora import CONFIG_FILE, WEIGHTS_FILE, Adapter
-from training.lora import INDEX
+from training.lora import INDEX, read_index
 
-MAX_INDEX_BYTES = 64 * 2**20
 FLOAT = 4  # bytes
 
 
@@ -185,14 +184,7 @@ def _load(folder: Path, name: str) -> Adapter:
 
 def _index(folder: Path) -> dict[str, list[str]]:
     """LoRA -> its tasks, those of several left out; without an index, every PEFT folder is its own task's."""
-    if (folder / INDEX).exists():
-        index = read_json(folder / INDEX, MAX_INDEX_BYTES)
-    else:
+    index = read_index(folder)
+    if not (folder / INDEX).exists():
         index = {path.parent.name: [] for path in sorted(folder.glob(f"*/{CONFIG_FILE}"))}
-    good = isinstance(index, dict) and all(
-        Path(name).name == name and isinstance(of, list) and all(isinstance(task, str) for task in of)
-        for name, of in index.items()
-    )
-    if not good:
-        raise UserError(f"{folder / INDEX} must hold an object of LoRA: [names of its tasks].")
     return {name: of or [name] for name, of in index.items() if len(of) < 2}

@@ -6,6 +6,7 @@ they need. Nothing passes from one to another: each has its own data order, grad
 
 import json
 import math
+import re
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,16 +20,17 @@ from transformers import get_linear_schedule_with_warmup
 
 from hyperlora.adapted import AdaptedModel
 from hyperlora.base import Precision, load_base, precision
-from hyperlora.config import lora_scale
+from hyperlora.config import lora_scale, read_json
 from hyperlora.errors import UserError
 from hyperlora.files import write_atomic
 from hyperlora.hypernetwork import Factors
 from hyperlora.lora import Adapter
 from training.loss import answer_loss, training_mode
 from training.options import option, parse, run
-from training.tasks import IGNORE, Batches, Encoded, Task, encode_task, load_tasks
+from training.tasks import IGNORE, NAME, Batches, Encoded, Task, encode_task, load_tasks
 
 INDEX = "index.json"
+MAX_INDEX_BYTES = 64 * 2**20
 TARGET_MODULES = ["q_proj", "v_proj"]  # Figure 7
 
 
@@ -190,13 +192,32 @@ def average(adapters: Sequence[Adapter]) -> Adapter:
     return Adapter(means, first.alpha, first.use_rslora, first.lora_dropout, base_model=first.base_model)
 
 
+def read_index(folder: str | Path) -> dict[str, list[str]]:
+    """index.json of a folder of LoRAs: name -> the tasks it was trained on; empty where there is none.
+
+    Raises UserError, naming the file, where it is damaged, of another form, or a name is no plain folder's.
+    """
+    path = Path(folder) / INDEX
+    index = read_json(path, MAX_INDEX_BYTES) if path.exists() else {}
+    good = isinstance(index, dict) and all(
+        re.fullmatch(NAME, name) and isinstance(of, list) and all(isinstance(task, str) for task in of)
+        for name, of in index.items()
+    )
+    if not good:
+        raise UserError(
+            f"{path} must hold an object of LoRA: [names of its tasks], a LoRA's name of letters, digits, "
+            '"_", "-" and ".": mend it, or train the LoRAs again.'
+        )
+    return index
+
+
 def save_adapters(folder: str | Path, adapters: Mapping[str, Adapter], groups: Mapping[str, Sequence[Task]]) -> None:
     """Each adapter as the PEFT folder FOLDER/NAME, and index.json: name -> the tasks it was trained on.
 
     Adapters that the folder's index names already stay.
     """
     folder = Path(folder)
-    index = json.loads((folder / INDEX).read_text(encoding="utf-8")) if (folder / INDEX).exists() else {}
+    index = read_index(folder)
     for name, adapter in adapters.items():
         adapter.save_pretrained(folder / name)
         index[name] = [task.name for task in groups.get(name, [])]
@@ -204,12 +225,10 @@ def save_adapters(folder: str | Path, adapters: Mapping[str, Adapter], groups: M
 
 
 def load_adapters(folder: str | Path) -> dict[str, Adapter]:
-    """What `save_adapters` wrote: name -> adapter, in the order of the index."""
-    try:
-        names = list(json.loads((Path(folder) / INDEX).read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} holds no readable {INDEX} ({error}): train its LoRAs first.") from None
-    return {name: Adapter.from_pretrained(Path(folder) / name) for name in names}
+    """What `save_adapters` wrote: name -> adapter, in the order of the index. UserError where there is no index."""
+    if not (Path(folder) / INDEX).exists():
+        raise UserError(f"{folder} holds no {INDEX}: train its LoRAs first.")
+    return {name: Adapter.from_pretrained(Path(folder) / name) for name in read_index(folder)}
 
 
 @dataclass(kw_only=True)

@@ -29,7 +29,7 @@ def parse(kind: type[T], argv: list[str] | None = None, description: str | None 
     argv = sys.argv[1:] if argv is None else argv
     module = getattr(sys.modules["__main__"], "__spec__", None)  # its file's name alone would start nothing
     program = f"python -m {module.name.removesuffix('.__main__')}" if module else None
-    parser = HfArgumentParser(kind, prog=program, description=description, formatter_class=_Help)
+    parser = HfArgumentParser(kind, prog=program, description=description, formatter_class=_Help, allow_abbrev=False)
     parser.add_argument("--config", help="JSON or YAML file of option: value; the command line wins over it")
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")

@@ -37,10 +37,10 @@ from hyperlora.files import write_atomic
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
 from training import analysis, evaluate, recon, sft
-from training.claims import HELD_OUT, TRAINED, Claim, claims, ending, scores, write_report
+from training.claims import HELD_OUT, TRAINED, Claim, claims, ending, scores, seeds_of, write_report
 from training.evaluate import KINDS, UNSEEN, Trial
 from training.library import Library, pack
-from training.lora import INDEX, TARGET_MODULES, LoRAConfig, average, load_adapters, save_adapters, train_loras
+from training.lora import TARGET_MODULES, LoRAConfig, average, load_adapters, read_index, save_adapters, train_loras
 from training.options import option, parse, run
 from training.tables import ORACLE
 from training.tasks import Task, load_tasks
@@ -59,7 +59,7 @@ class Budget:
     distilled: int = 9  # tasks of Table 1
     descriptions: int = 64  # a task, for training
     fewer_descriptions: tuple[int, ...] = (1, 4, 8)  # Fig. 12
-    seeds: int = 3  # of Table 2's M and of Table 6
+    seeds: int = 3  # of SFT with head M on all tasks, and of reconstruction in Table 6
     sft_steps: int = 3200
     recon_steps: int = 2000
     probe_steps: int = 50  # that the speed of reconstruction is taken from, for Table 6's equal wall-clock
@@ -180,17 +180,13 @@ def train_plain(lab: Lab, oracles: Sequence[Task]) -> None:
     for first in range(0, len(names), own.loras_at_once):
         parts.append(({name: single[name] for name in names[first : first + own.loras_at_once]}, own))
     for part, config in parts:
-        done = _index(lab.loras)
+        done = read_index(lab.loras)
         if missing := {name: group for name, group in part.items() if name not in done}:
             save_adapters(lab.loras, train_loras(lab.adapted, lab.tokenizer, missing, config), missing)
-    if "average" not in _index(lab.loras):
+    if "average" not in read_index(lab.loras):
         adapters = load_adapters(lab.loras)
         mean = average([adapters[task.name] for task in lab.tasks])
         save_adapters(lab.loras, {"average": mean}, {"average": lab.tasks})
-
-
-def _index(folder: Path) -> dict:
-    return read_json(folder / INDEX, MAX_BYTES) if (folder / INDEX).exists() else {}
 
 
 # ---- training a cell ----
@@ -348,15 +344,16 @@ def draw_figures(lab: Lab, all_cells: Sequence[Cell], found: Mapping[str, list[d
     def compared(measures: Sequence[str]) -> dict:
         return analysis.against_descriptions(points(), measures)
 
-    def bars(chosen: Mapping[str, str]) -> dict:
-        return {label: statistics.fmean(scores(found, name).values()) for label, name in chosen.items()}
+    def bars(chosen: Mapping[str, tuple[str, ...]]) -> dict:
+        return {label: statistics.fmean(scores(found, *names).values()) for label, names in chosen.items()}
 
     rungs = [cell.tasks for cell in all_cells if cell.scheme == "sft" and cell.tasks]
-    offsets = {"multi-task": "sft-M-0", "average": "sft-M-average-offset", "none": "sft-M-no-offset"}
-    described = {str(n): f"sft-M-{n}-descriptions" for n in budget.fewer_descriptions}
+    full = seeds_of(found, "sft")  # a mean over them, as in the claims
+    offsets = {"multi-task": full, "average": ("sft-M-average-offset",), "none": ("sft-M-no-offset",)}
+    described = {str(n): (f"sft-M-{n}-descriptions",) for n in budget.fewer_descriptions}
     drawings: dict[str, tuple[Callable[[], dict], Callable[[dict], Figure]]] = {
         "figure-1": (
-            lambda: bars({str(n): f"sft-M-{n}-tasks" for n in rungs} | {str(len(lab.tasks)): "sft-M-0"}),
+            lambda: bars({str(n): (f"sft-M-{n}-tasks",) for n in rungs} | {str(len(lab.tasks)): full}),
             lambda values: draw_bars(values, "tasks trained on"),
         ),
         "figure-3": (
@@ -368,7 +365,7 @@ def draw_figures(lab: Lab, all_cells: Sequence[Cell], found: Mapping[str, list[d
         "figure-6": (lambda: bars(offsets), lambda values: draw_bars(values, "offset")),
         "figure-10": (lambda: compared(["delta"]), analysis.draw_against_descriptions),
         "figure-12": (
-            lambda: bars(described | {f"up to {budget.descriptions}": "sft-M-0"}),
+            lambda: bars(described | {f"up to {budget.descriptions}": full}),
             lambda values: draw_bars(values, "descriptions of a task in training"),
         ),
     }
@@ -470,7 +467,7 @@ def reproduce(options: Options, budget: Budget, embedder=None) -> list[Claim]:
     found["table-2"] = results(lab.folder / "table-2.json", lambda: measure_table_2(lab))
     report = Path(options.report)
     figures = draw_figures(lab, every, found, report)
-    said = claims(budget.seeds, budget.fewer_descriptions, found, figures)
+    said = claims(budget.fewer_descriptions, found, figures)
     if not budget.decides:
         said = [replace(claim, held=None) for claim in said]
     plain = {"multi-task": budget.multi_task_steps, "own": budget.lora_steps}

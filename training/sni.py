@@ -2,6 +2,10 @@
 
 A task file holds "Definition" (a text, or a list whose first text counts), "Instances" ([{"input", "output": [..]}])
 and, in newer files, "Input_language", "Output_language", "Instruction_language" and "Categories". The rest is not read.
+
+"Positive Examples" are left out on purpose: what the paper trains and tests on are Instances, and the few-shot row of
+`training.evaluate` draws its examples from a task's training ones, as it does for tasks of every other source. The
+prompts of the copies on the Hub, which hold such examples, are rid of them too (`split_prompt`).
 """
 
 import json

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 MAX_TASK_COLUMNS = 12
 MULTI_TASK, ORACLE = "multi-task LoRA", "oracle LoRA"
-UNADAPTED = ("base", "base, prompted", "base, few-shot", "average LoRA", MULTI_TASK)
+PROMPTED, NEAREST = "base, prompted", "nearest task's LoRA"  # both read a description
+UNADAPTED = ("base", PROMPTED, "base, few-shot", "average LoRA", MULTI_TASK)
 SECTIONS = ("No test-time adaptation", "Zero-shot adaptation", "Oracle")
 
 

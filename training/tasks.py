@@ -17,7 +17,7 @@ import json
 import random
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,8 @@ from training.options import option, parse, run
 IGNORE = -100  # the label of tokens that carry no loss
 MAX_FILE_BYTES = 256 * 2**20
 HUB = "hub:"
+NAME = r"\w[\w.-]{0,199}"  # of a task, and of a LoRA: a plain file's or folder's
+SURROGATE = re.compile(r"[\ud800-\udfff]")
 NAMED = 20  # broken files that are named one by one
 
 Encoded = dict[str, list[int]]  # {"input_ids": [t], "labels": [t]}
@@ -100,7 +102,9 @@ def _read(path: Path) -> Any:
         for number, line in enumerate(text.split("\n"), 1):  # splitlines would also cut at separators within a text
             where = f"{path}, line {number},"
             lines += [json.loads(line)] if line.strip() else []
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except UserError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError too
         raise UserError(f"{where} is not readable as JSON ({error}): mend it or take it away.") from None
     head, examples = lines[:1], lines[1:]
     if not head or not isinstance(head[0], dict) or "input" in head[0]:
@@ -121,19 +125,22 @@ def _task(data: dict[str, Any], name: str, where: str, limit: int | None) -> Tas
         values = data.get(key, [])
         if not isinstance(values, list) or not all(isinstance(v, str) and v.strip() for v in values):
             raise UserError(f'{where}: "{key}" must be a list of texts that are not blank.')
+        _check_characters(values, where)
         return values
 
     def examples(key: str) -> list[Example]:
         rows = data.get(key, [])
         if not isinstance(rows, list) or not all(isinstance(row, dict) and _is_example(row) for row in rows):
             raise UserError(f'{where}: "{key}" must be a list of {{"input": text, "output": text}}.')
+        _check_characters(_texts_of(rows), where)
         if limit is not None and len(rows) > limit:
             rows = random.Random(name).sample(rows, limit)  # the first ones are often of one kind
         return [_example(row) for row in rows]
 
     name, group = data.get("name", name), data.get("group")
-    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]{0,199}", name) or not isinstance(group, str | None):
+    if not isinstance(name, str) or not re.fullmatch(NAME, name) or not isinstance(group, str | None):
         raise UserError(f'{where}: "name" must be of letters, digits, "_", "-" and ".", and "group" a text or absent.')
+    _check_characters([group or ""], where)
     task = Task(name, texts("descriptions"), texts("eval_descriptions"), examples("train"), examples("test"), group)
     if not task.train and not task.test:
         raise UserError(f'{where} has no examples: give it "train", "test" or both.')
@@ -146,6 +153,17 @@ def _is_example(row: dict[str, Any]) -> bool:
     outputs = row.get("outputs", [])
     texts = [row.get("input"), row.get("output"), *outputs] if isinstance(outputs, list) else [None]
     return all(isinstance(text, str) for text in texts)
+
+
+def _texts_of(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
+    for row in rows:
+        yield from (row["input"], row["output"], *row.get("outputs", []))
+
+
+def _check_characters(texts: Iterable[str], where: str) -> None:
+    """UserError where a text holds a surrogate alone: JSON can, but no file and no tokenizer takes it."""
+    if found := next(filter(None, map(SURROGATE.search, texts)), None):
+        raise UserError(f"{where} holds {found[0]!a} alone, half a character: mend that text or take it away.")
 
 
 def _example(row: dict[str, Any]) -> Example:

@@ -172,6 +172,28 @@ def test_what_figure_3_cannot_read_is_named(instances, tmp_path):
         against_error(folders, results)
 
 
+GOOD = row("base", "first", 0.5)
+DAMAGED = [
+    *({k: v for k, v in GOOD.items() if k != key} for key in ("method", "split", "kind", "task", "seed", "score")),
+    *(GOOD | {"score": value} for value in (-1, 1.5, 1e308, 10**400, float("nan"), True, "1")),
+    GOOD | {"kind": ["none"]},
+    GOOD | {"seed": [0]},
+    "base",
+]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[" * 100_000, [GOOD], {"rows": [GOOD]}, {"settings": {}, "rows": GOOD}]
+    + [{"settings": {}, "rows": [GOOD, bad]} for bad in DAMAGED],
+)
+def test_damaged_results_end_in_a_sentence(content, tmp_path):
+    (tmp_path / "bad.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(UserError, match=r"bad\.json (is damaged|must be results)") as error:
+        read_rows(tmp_path / "bad.json")
+    assert "\n" not in str(error.value)
+
+
 # ---- Figures 4 and 10 ----
 
 
@@ -220,7 +242,7 @@ def test_every_lora_is_scored_on_the_targets_once(loras, tasks, tmp_path, monkey
     path, loaded, load = tmp_path / "scores.json", [], Adapter.from_pretrained
 
     def value(adapter, task, examples) -> float:
-        return adapter.norm() + len(task.name) / 100 + len(examples) / 1000
+        return adapter.norm() / 10_000 + len(task.name) / 100 + len(examples) / 1000
 
     def counted(folder):
         loaded.append(folder.name)

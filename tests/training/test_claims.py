@@ -1,6 +1,18 @@
 import pytest
 
-from training.claims import Claim, alike, better, claims, ending, is_flat, no_worse, positive, scores, verdict
+from training.claims import (
+    Claim,
+    alike,
+    better,
+    claims,
+    ending,
+    is_flat,
+    no_worse,
+    positive,
+    prompted_base,
+    scores,
+    verdict,
+)
 from training.reproduce import Budget, cells
 
 
@@ -63,18 +75,63 @@ def test_a_method_is_not_taken_for_another_that_begins_alike():
     assert scores({"x": rows}, "x", kind="none") == {"t": 0.4}
 
 
+FIGURES = {f"figure-{n}": {"missing": "no LoRA scores"} for n in (3, 4, 5, 10)}
+
+
+def rows(value: float, method: str = "HyperLoRA M", kind: str = "unseen") -> list[dict]:
+    """Four held-out tasks of one score."""
+    common = {"split": "held-out tasks", "kind": kind, "method": method, "score": value}
+    return [common | {"task": task} for task in "abcd"]
+
+
+def results(budget: Budget, sft: float, recon: float, nearest: float = 0.1) -> dict[str, list[dict]]:
+    """All cells of a scheme at one score, and a Table 2 with every other method at 0.1."""
+    found = {cell.name: rows(sft if cell.scheme == "sft" else recon) for cell in cells(budget, 3)}
+    plain = ("base", "multi-task LoRA", "average LoRA", "Arrow routing")
+    found["table-2"] = [row for method in plain for row in rows(0.1, method, "none")]
+    found["table-2"] += rows(nearest, "nearest task's LoRA") + rows(0.1, "base, prompted")
+    return found
+
+
 @pytest.mark.parametrize(("sft", "recon", "held"), [(0.8, 0.4, True), (0.4, 0.8, False)])
 def test_table_6_says_which_scheme_is_ahead(sft, recon, held):
     """Cells whose scores are all one value, and figures that could not be drawn."""
-    budget, found = Budget(seeds=1, ladder=(2,), fewer_descriptions=(1,)), {}
-    for cell in cells(budget, 3):
-        value = sft if cell.scheme == "sft" else recon
-        common = {"split": "held-out tasks", "kind": "unseen", "method": "HyperLoRA M"}
-        found[cell.name] = [common | {"task": task, "score": value} for task in "abcd"]
-    base = {"split": "held-out tasks", "kind": "none", "method": "base"}
-    found["table-2"] = [base | {"task": task, "score": 0.1} for task in "abcd"]
-    figures = {f"figure-{n}": {"missing": "no LoRA scores"} for n in (3, 4, 5, 10)}
-    said = {claim.source: claim for claim in claims(1, budget.fewer_descriptions, found, figures)}
+    budget = Budget(seeds=1, ladder=(2,), fewer_descriptions=(1,))
+    said = {claim.source: claim for claim in claims(budget.fewer_descriptions, results(budget, sft, recon), FIGURES)}
     assert said["Table 6"].held is held and said["Table 6"].cells == ("sft-M-0", "recon-M-0")
     assert said["Fig. 3"].held is None and said["Fig. 3"].evidence == "no LoRA scores"
     assert said["Table 4"].held is True and said["Fig. 6"].held is True
+
+
+def test_every_head_is_compared_with_every_method_that_needs_no_training_on_the_task():
+    found = results(Budget(), 0.4, 0.4, nearest=0.35) | {"sft-S": rows(0.3)}
+    said = {claim.text: claim for claim in claims((), found, FIGURES)}
+    for head in "MLS":
+        for method in ("base", "multi-task LoRA", "average LoRA", "Arrow routing"):
+            assert said[f"SFT with head {head} is better than: {method}"].held is True
+        assert said[f"SFT with head {head} is better than: nearest task's LoRA"].held is (head != "S")
+
+
+def test_what_is_held_against_head_m_is_held_against_all_its_seeds():
+    """The first seed is ahead of every ablation, the mean over the seeds is behind."""
+    budget = Budget(ladder=(2,), fewer_descriptions=(1,))
+    found = results(budget, 0.4, 0.4) | {"sft-M-0": rows(0.6), "sft-M-1": rows(0.2), "sft-M-2": rows(0.1)}
+    seeds = ("sft-M-0", "sft-M-1", "sft-M-2")
+    said = claims(budget.fewer_descriptions, found, FIGURES)
+    ablations = [claim for claim in said if claim.cells[:3] == seeds and len(claim.cells) == 4]
+    assert {claim.cells[3] for claim in ablations} == {
+        "sft-L", "sft-S", "sft-M-2-tasks", "sft-M-last-token", "sft-M-no-offset", "sft-M-average-offset",
+        "sft-M-delta-offset", "sft-M-1-descriptions",
+    }  # fmt: skip
+    assert all(claim.held is False and claim.evidence.startswith("30.0 against 40.0") for claim in ablations)
+    assert {claim.source for claim in said if claim.cells == ("sft-M-0",)} == {"Table 5", "Fig. 5"}
+
+
+def test_a_prompted_base_that_is_ahead_is_said():
+    found = results(Budget(seeds=2), 0.2, 0.2) | {"sft-M-1": rows(0.4)}
+    assert prompted_base(found) == ""  # 10 against 30
+    found["table-2"] = rows(0.5, "base, prompted")
+    assert prompted_base(found) == (
+        "The base with the description in its prompt is ahead of HyperLoRA M on the held-out tasks, "
+        "50.0 against 30.0, difference +20.0 ± 0.0 (4 tasks)."
+    )

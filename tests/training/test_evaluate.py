@@ -1,10 +1,11 @@
-import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
+from training.analysis import read_rows
 from training.arrow import Arrow
 from training.evaluate import (
     KINDS,
@@ -280,28 +281,62 @@ def test_the_summary_is_the_mean_over_tasks_and_its_spread_over_seeds():
     assert entry["spread"] == pytest.approx((0.7 - 0.3) / 2**0.5)
 
 
+def command(**options) -> list[str]:
+    """{"name": value or values} -> --name value .."""
+    parts = {name: value if isinstance(value, list) else [value] for name, value in options.items()}
+    return [str(part) for name, values in parts.items() for part in (f"--{name}", *values)]
+
+
 def test_the_command_line_writes_the_results(
     tasks, adapted, tokenizer, make_adapter, tiny_base, tmp_path, embedder, monkeypatch
 ):
+    """Every kind of row, of checkpoints and LoRAs on the disk; a task that was held out has its own LoRA too."""
+    trained, held_out = tasks[:2], tasks[2:]
     for task in tasks:
-        task.save(tmp_path / "tasks")
-    build(adapted, tokenizer, tasks, SFTConfig(), make_adapter(1), embedder).save_pretrained(tmp_path / "m")
-    save_adapters(tmp_path / "loras", {"multi_task": make_adapter(1)}, {})
+        task.save(tmp_path / ("tasks" if task in trained else "new"))
+    for name, config in {"m": SFTConfig(), "numbers": SFTConfig(task_input="one_hot")}.items():
+        build(adapted, tokenizer, trained, config, make_adapter(1), embedder).save_pretrained(tmp_path / name)
+    names = ["multi_task", "average", *(task.name for task in tasks)]
+    save_adapters(tmp_path / "loras", {name: make_adapter(i) for i, name in enumerate(names)}, {})
     monkeypatch.setattr("hyperlora.generator.load_embedder", lambda *_: embedder)
-    options = {
-        "tasks": tmp_path / "tasks",
-        "base": tiny_base,
-        "hyperlora": tmp_path / "m",
-        "adapters": tmp_path / "loras",
-    }
-    options |= {"output": tmp_path / "out.json", "examples": 1, "seeds": 1, "descriptions": 1}
-    main([part for name, value in options.items() for part in (f"--{name}", str(value))] + ["--rouge_l"])
-    results = json.loads((tmp_path / "out.json").read_text())
-    assert results["settings"]["examples"] == 1
-    assert {"base", "base, prompted", "multi-task LoRA", "HyperLoRA M"} <= {row["method"] for row in results["rows"]}
+    few = {"examples": 1, "seeds": 1, "descriptions": 1, "shots": 3, "max_new_tokens": 4}
+    folders = {name: tmp_path / name for name in ("m", "numbers")}
+    sources = {"tasks": tmp_path / "tasks", "held_out": tmp_path / "new", "base": tiny_base}
+    sources |= {"hyperlora": list(folders.values()), "adapters": tmp_path / "loras"}
+    main([*command(**sources, output=tmp_path / "out.json", **few), "--rouge_l"])
+    rows, settings = read_rows(tmp_path / "out.json")  # as training.analysis reads them
+    assert settings["examples"] == 1
+    found = {split: {row["method"] for row in rows if row["split"] == split} for split in ("trained tasks", "new")}
+    assert found["new"] == {
+        "base", "base, prompted", "base, few-shot", "multi-task LoRA", "average LoRA", "Arrow routing",
+        "nearest task's LoRA", "retrieval", "HyperLoRA M", "HyperLoRA M, prompted", "oracle LoRA",
+    }  # fmt: skip
+    assert found["trained tasks"] == found["new"] | {f"HyperLoRA M ({folders['numbers']})"}
+    assert {row["task"] for row in rows if row["split"] == "new"} == {task.name for task in held_out}
     report = (tmp_path / "out.md").read_text()
     assert report.startswith("Exact match, per cent") and "ROUGE-L, per cent" in report
     assert report.count("| *Zero-shot adaptation* |") == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"examples": 0}, "--examples must be 1 or more, not 0"),
+        ({"seeds": 0}, "--seeds must be 1 or more"),
+        ({"batch_size": 0}, "--batch_size must be 1 or more"),
+        ({"descriptions": -1}, "--descriptions must be 0 or more"),
+        ({"shots": -1}, "--shots must be 0 or more"),
+        ({"held_out": ["new", "old/new"]}, "two splits 'new'"),
+        ({"tasks": "untested"}, 'None of these tasks has "test" examples'),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_the_base_is_loaded(tasks, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("tasks", "new", "old/new"):
+        tasks[0].save(tmp_path / folder)
+    replace(tasks[0], test=[]).save(tmp_path / "untested")
+    with pytest.raises(UserError, match=message):
+        main(command(**{"tasks": "tasks", "base": "none", "output": "results.json"} | options))
 
 
 def test_an_output_that_cannot_be_is_refused_before_anything_is_measured(tmp_path):

@@ -7,7 +7,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from hyperlora.errors import UserError
-from training.lora import LoRAConfig, average, load_adapters, main, save_adapters, train_loras
+from training.library import pack
+from training.lora import LoRAConfig, average, load_adapters, main, read_index, save_adapters, train_loras
 from training.loss import mean_loss
 from training.tasks import collate, encode_task
 
@@ -68,6 +69,51 @@ def test_a_saved_lora_loads_in_peft_with_the_trained_loss(adapted, tokenizer, ta
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "{",
+        '"first"',
+        '{"../elsewhere": ["first"]}',
+        '{"..": ["first"]}',
+        '{"a/b": ["first"]}',
+        '{"/tmp/first": ["first"]}',
+        '{"": ["first"]}',
+        '{"\\ud83d": ["first"]}',
+        '{"first": "first"}',
+        '{"first": [1]}',
+        '{"first": null}',
+    ],
+)
+def test_an_index_that_is_none_is_named(content, make_adapter, tmp_path):
+    """Neither read nor written over; `training.library` reads it the same way."""
+    save_adapters(tmp_path, {"first": make_adapter(1)}, {})
+    (tmp_path / "index.json").write_text(content)
+    for use in (
+        lambda: load_adapters(tmp_path),
+        lambda: save_adapters(tmp_path, {"second": make_adapter(2)}, {}),
+        lambda: pack(tmp_path, tmp_path / "library.safetensors"),
+    ):
+        with pytest.raises(UserError, match=r"index\.json") as error:
+            use()
+        assert "\n" not in str(error.value)
+    assert (tmp_path / "index.json").read_text() == content and not (tmp_path / "second").exists()
+
+
+def test_an_index_is_of_bounded_size(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.lora.MAX_INDEX_BYTES", 10)
+    (tmp_path / "index.json").write_text('{"first": ["first"]}')
+    with pytest.raises(UserError, match=r"index\.json is larger than 10 bytes"):
+        read_index(tmp_path)
+
+
+def test_a_folder_without_an_index_has_no_loras_yet(tmp_path):
+    assert read_index(tmp_path) == {}
+    with pytest.raises(UserError, match=r"holds no index\.json: train its LoRAs first"):
+        load_adapters(tmp_path)
+
+
 def test_the_command_line_writes_an_adapter_a_task_and_their_average(tasks, tiny_base, tmp_path):
     for task in tasks:
         task.save(tmp_path / "tasks")
@@ -102,6 +148,13 @@ def test_gradient_checkpointing_trains_the_same_lora(adapted, tokenizer, tasks):
     again = train_loras(adapted, tokenizer, {"both": tasks}, replace(NOISELESS, gradient_checkpointing=True))["both"]
     torch.testing.assert_close(again.weights, plain.weights, atol=1e-5, rtol=1e-3)
     assert not adapted.model.is_activation_checkpointing
+
+
+def test_an_option_is_not_known_by_its_beginning(tmp_path, capsys):
+    (tmp_path / "quick.json").write_text('{"max_steps": 1}')
+    with pytest.raises(SystemExit):
+        main(["--tasks", "x", "--base", "x", "--output", "x", "--conf", f"{tmp_path / 'quick.json'}"])
+    assert "unrecognized arguments: --conf" in capsys.readouterr().err
 
 
 def test_an_unknown_option_in_the_file_is_named(tmp_path):

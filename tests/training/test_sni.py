@@ -94,6 +94,10 @@ def test_only_english_tasks_are_taken_and_the_others_counted(tmp_path, capsys):
         {"Definition": []},
         {"Definition": " "},
         {"Definition": [None]},
+        {"Definition": ["Name the capital \ud83d."]},
+        {"Instances": [{"input": "Peru \ud83d", "output": ["Lima"]}]},
+        {"Instances": [{"input": "Peru", "output": ["Lima", "\ud83d"]}]},
+        {"Categories": ["\ud83d"]},
     ],
 )
 def test_a_broken_task_is_named_and_skipped_with_a_count(content, tmp_path, capsys):

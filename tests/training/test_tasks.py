@@ -46,7 +46,14 @@ def test_the_form_of_instruction_induction_is_read(tmp_path):
         '{"name": "x", "descriptions": [" "], "test": [{"input": "a", "output": "b"}]}',
         '{"name": "x", "descriptions": ["Do."], "test": [{"input": "a"}]}',
         '{"name": "../x", "descriptions": ["Do."], "test": [{"input": "a", "output": "b"}]}',
+        '{"descriptions": ["Do \\ud83d."], "test": [{"input": "a", "output": "b"}]}',
+        '{"descriptions": ["Do."], "eval_descriptions": ["Do \\ud83d."], "test": [{"input": "a", "output": "b"}]}',
+        '{"descriptions": ["Do."], "test": [{"input": "\\ude00", "output": "b"}]}',
+        '{"descriptions": ["Do."], "train": [{"input": "a", "output": "\\ud83d"}]}',
+        '{"descriptions": ["Do."], "test": [{"input": "a", "output": "b", "outputs": ["b", "\\ud83d"]}]}',
+        '{"descriptions": ["Do."], "group": "\\ud83d", "test": [{"input": "a", "output": "b"}]}',
         "[" * 100_000,
+        '{"number": ' + "1" * 5000 + "}",
         b"\xff\xfe",
     ],
 )
@@ -58,6 +65,17 @@ def test_a_broken_file_is_named_in_one_sentence_or_skipped(content, tasks, tmp_p
     assert "\n" not in str(error.value)
     assert load_tasks(tmp_path, strict=False) == tasks[:1]
     assert "Skipped 1 of 2" in capsys.readouterr().err
+
+
+def test_half_a_character_is_refused_and_a_whole_one_is_not(tmp_path):
+    """A face of two escapes is one character; an example that the limit would leave out counts too."""
+    rows = [{"input": f"\U0001f600 {i}", "output": "b"} for i in range(9)]
+    path = tmp_path / "faces.json"
+    path.write_text(json.dumps({"descriptions": ["Do."], "test": rows}))
+    assert "\\ud83d\\ude00" in path.read_text() and load_task(path).test == rows
+    path.write_text(path.read_text().replace("\\ude00 8", " 8"))
+    with pytest.raises(UserError, match=r"faces\.json holds '\\ud83d' alone"):
+        load_task(path, limit=1)
 
 
 def test_a_task_of_lines(tmp_path):
