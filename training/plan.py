@@ -119,6 +119,10 @@ def stages(options: Options) -> dict[str, Stage]:
             memory.lora(shape, loras, options.lora_batch_size, **peak),
             one_lora * rows * options.lora_epochs,
         ),
+        "multi-task LoRA": Stage(
+            memory.lora(shape, 1, options.lora_batch_size, **peak),
+            one_lora * rows * options.lora_epochs,
+        ),
         "reconstruction": Stage(
             memory.recon(shape, options.tasks) | ({"library": library} if options.targets_on_device else {}),
             memory.recon_flops(shape, options.tasks) * options.recon_steps,

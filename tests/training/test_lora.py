@@ -7,8 +7,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from hyperlora.errors import UserError
-from training.lora import LoRAConfig, average, load_adapters, main, save_adapters, train_loras
+from tests.training.test_sft import ROOT
+from training.lora import LoRAConfig, Options, average, load_adapters, main, save_adapters, train_loras
 from training.loss import mean_loss
+from training.options import parse
 from training.tasks import collate, encode_task
 
 QUICK = LoRAConfig(  # a random base needs large steps, and its small embeddings drown in NEFTune's noise
@@ -102,6 +104,14 @@ def test_gradient_checkpointing_trains_the_same_lora(adapted, tokenizer, tasks):
     again = train_loras(adapted, tokenizer, {"both": tasks}, replace(NOISELESS, gradient_checkpointing=True))["both"]
     torch.testing.assert_close(again.weights, plain.weights, atol=1e-5, rtol=1e-3)
     assert not adapted.model.is_activation_checkpointing
+
+
+def test_the_shipped_settings_are_the_papers():
+    """All but what a base of 7B needs are the defaults."""
+    config = ROOT / "training" / "configs" / "lora-mistral-7b.yaml"
+    options = parse(Options, ["--config", str(config), "--tasks", "T", "--output", "O"])
+    usual = parse(Options, ["--base", options.base, "--tasks", "T", "--output", "O"])
+    assert options == replace(usual, base_dtype="bfloat16", device="cuda", bf16=True, loras_at_once=1)
 
 
 def test_an_unknown_option_in_the_file_is_named(tmp_path):

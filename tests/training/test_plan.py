@@ -175,15 +175,22 @@ def test_a_base_in_4_bits_takes_what_is_planned(tmp_path, tiny_base):
 
 
 @pytest.mark.parametrize(
-    ("config", "gpu", "processes"),
-    [("sft-mistral-7b", "A100 80", 1), ("sft-mistral-7b-4bit-ddp", "L4", 8), ("sft-mistral-7b-fsdp", "L4", 8)],
+    ("config", "stage", "gpu", "processes"),
+    [
+        ("lora-mistral-7b", "a LoRA a task", "A100 80", 1),
+        ("sft-mistral-7b", "SFT", "A100 80", 1),
+        ("sft-mistral-7b-4bit-ddp", "SFT", "L4", 8),
+        ("sft-mistral-7b-fsdp", "SFT", "L4", 8),
+    ],
 )
-def test_the_shipped_settings_fit_the_gpus_that_they_name(config, gpu, processes):
+def test_the_shipped_settings_fit_the_gpus_that_they_name(config, stage, gpu, processes):
     """With rows of up to 1,024 tokens."""
     values = yaml.safe_load((ROOT / "training" / "configs" / f"{config}.yaml").read_text())
+    if stage == "a LoRA a task":
+        values["lora_batch_size"] = values.pop("batch_size")
     known = {key: value for key, value in values.items() if key in Options.__dataclass_fields__ and key != "base"}
     options = Options(**known, processes=processes, longest=1024)
-    assert stages(options)["SFT"].bytes < GPUS[gpu].memory * memory.GB
+    assert stages(options)[stage].bytes < GPUS[gpu].memory * memory.GB
 
 
 def test_the_plan_is_a_table_of_stages_and_gpus(capsys):
