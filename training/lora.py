@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from transformers import get_linear_schedule_with_warmup
 
@@ -229,6 +230,11 @@ class Options(LoRAConfig):
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv, __doc__)
+    if PartialState(cpu=options.device == "cpu").num_processes > 1:
+        raise UserError(
+            "training.lora runs in one process: start it without accelerate launch, on several GPUs once for each, "
+            "with another part of the tasks (--tasks) and another --output."
+        )
     tasks = load_tasks(options.tasks)
     groups = {task.name: [task] for task in tasks} if options.kind == "task" else {"multi_task": tasks}
     there = load_adapters(options.output) if (Path(options.output) / INDEX).exists() else {}

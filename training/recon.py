@@ -33,10 +33,20 @@ from training.library import Library, pack
 from training.options import option, parse, run
 from training.sft import NetworkOptions, save, task_inputs, trained_descriptions, untrained
 from training.tasks import Task, load_tasks
-from training.trainer import BatchTrainer, Progress, check_settings, checkpoint_step, last_checkpoint, writing
+from training.trainer import (
+    BatchTrainer,
+    Progress,
+    check_report_to,
+    check_settings,
+    checkpoint_step,
+    last_checkpoint,
+    writing,
+)
 
 PIECE = 2**24
-FREE = ("epochs", "max_steps", "piece", "targets_on_device", "save_every", "log_every")  # a resumed run may change them
+FREE = (  # what a resumed run may have otherwise
+    "epochs", "max_steps", "piece", "targets_on_device", "save_every", "log_every", "report_to",
+)  # fmt: skip
 TINY = 1e-12  # under every norm and deviation that is divided by
 
 Loss = Literal["factors", "delta"]
@@ -63,6 +73,7 @@ class ReconConfig(NetworkOptions):
     targets_on_device: bool = option(False, "hold the library in the device's memory instead of reading it each step")
     save_every: int = option(1000, "steps between two checkpoints to resume from")
     log_every: int = option(100, "steps between two lines of progress")
+    report_to: Literal["none", "tensorboard", "wandb"] = option("none", "where losses are drawn beside the terminal")
 
 
 def build(
@@ -335,7 +346,7 @@ def train(
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,  # they never change, and the task inputs are large
         disable_tqdm=True,
-        report_to="none",
+        report_to=config.report_to,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # without a launcher the Trainer would copy the model to every GPU
     draws.process, draws.processes = process, processes = arguments.process_index, arguments.world_size
@@ -393,6 +404,7 @@ class Options(ReconConfig):
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv, __doc__)
+    check_report_to(options.report_to)
     tasks = load_tasks(options.tasks) if options.tasks else None
     if options.task_input == "text" and tasks is None:
         raise UserError("The task input text needs --tasks, whose descriptions it reads; or use --task_input one_hot.")

@@ -10,7 +10,6 @@ The loss of an optimizer step is the mean over all answer tokens of its batch_si
 processes rows, and those rows depend on that product alone: a step is the same however it is cut, up to rounding.
 """
 
-import importlib.util
 import itertools
 import math
 import os
@@ -39,7 +38,16 @@ from training.loss import mean_loss, training_mode
 from training.muon import MuonAdamW
 from training.options import option, parse, run
 from training.tasks import Batches, Task, encode_task, load_tasks
-from training.trainer import BatchTrainer, KeepBest, Progress, check_settings, checkpoint_step, last_checkpoint, writing
+from training.trainer import (
+    BatchTrainer,
+    KeepBest,
+    Progress,
+    check_report_to,
+    check_settings,
+    checkpoint_step,
+    last_checkpoint,
+    writing,
+)
 
 FREE = (  # what a resumed run may have otherwise; of the batch sizes the product counts
     "batch_size", "gradient_accumulation_steps", "epochs", "max_steps", "gradient_checkpointing",
@@ -409,8 +417,7 @@ class Options(SFTConfig):
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv, __doc__)
-    if options.report_to != "none" and importlib.util.find_spec(options.report_to) is None:
-        raise UserError(f"report_to {options.report_to} needs a package: pip install {options.report_to}.")
+    check_report_to(options.report_to)
     if options.held_out and not options.eval_every:
         raise UserError("held_out needs eval_every: how many steps lie between two validations.")
     tasks = load_tasks(options.tasks)

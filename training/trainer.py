@@ -1,5 +1,6 @@
 """What the stages add to `transformers.Trainer`: ready batches, checkpoints that are whole, progress, the best kept."""
 
+import importlib.util
 import json
 import shutil
 import time
@@ -59,6 +60,12 @@ def writing(path: Path, advice: str) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError, safetensors its own
         reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
         raise UserError(f"{path} could not be written ({reason}): {advice}.") from error
+
+
+def check_report_to(name: str) -> None:
+    """`UserError` where losses are to be drawn by a package that is not there."""
+    if name != "none" and importlib.util.find_spec(name) is None:
+        raise UserError(f"report_to {name} needs a package: pip install {name}.")
 
 
 def last_checkpoint(folder: Path, main_process: bool = True) -> Path | None:
