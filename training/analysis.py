@@ -38,14 +38,13 @@ from hyperlora.base import Precision, load_base, precision
 from hyperlora.config import HyperLoRAConfig, read_json
 from hyperlora.embedder import LAST_TOKEN, MINILM, load_embedder
 from hyperlora.errors import UserError
-from hyperlora.files import write_atomic
+from hyperlora.files import write_atomic, writing
 from hyperlora.generator import CONFIG, HyperLoRA
 from hyperlora.lora import Adapter
 from training.evaluate import NO_DESCRIPTION, SEEN, UNSEEN, Trial, pick_descriptions, score, write_results
 from training.options import option, parse, run
 from training.tables import ORACLE
 from training.tasks import Task, load_tasks
-from training.trainer import writing
 
 MAX_FILE_BYTES = 512 * 2**20
 MAX_TARGETS = 49  # as many as there are pairs of a colour and a marker

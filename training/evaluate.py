@@ -23,7 +23,7 @@ from hyperlora.base import Precision, context_length, load_base, precision
 from hyperlora.config import PromptStyle
 from hyperlora.embedder import LAST_TOKEN, load_embedder
 from hyperlora.errors import UserError
-from hyperlora.files import write_atomic
+from hyperlora.files import write_atomic, writing
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
 from hyperlora.prompt import apply_template, use_trained_template, with_description
@@ -33,7 +33,6 @@ from training.metrics import accepted, exact_match, rouge_l
 from training.options import option, parse, run
 from training.tables import paper_table
 from training.tasks import Example, Task, encode_prompts, load_tasks
-from training.trainer import writing
 
 # Kinds of description (Table 5). A task that no stage trained on has unseen descriptions only.
 SEEN, UNSEEN, OTHER, RANDOM, NO_DESCRIPTION = "seen", "unseen", "another task's", "random string", "none"

@@ -6,6 +6,7 @@ they need. Nothing passes from one to another: each has its own data order, grad
 
 import json
 import math
+import shutil
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from hyperlora.adapted import AdaptedModel
 from hyperlora.base import Precision, load_base, precision
 from hyperlora.config import lora_scale
 from hyperlora.errors import UserError
-from hyperlora.files import write_atomic
+from hyperlora.files import check_writable, write_atomic, writing
 from hyperlora.hypernetwork import Factors
 from hyperlora.lora import Adapter
 from training.loss import answer_loss, training_mode
@@ -194,14 +195,21 @@ def average(adapters: Sequence[Adapter]) -> Adapter:
 def save_adapters(folder: str | Path, adapters: Mapping[str, Adapter], groups: Mapping[str, Sequence[Task]]) -> None:
     """Each adapter as the PEFT folder FOLDER/NAME, and index.json: name -> the tasks it was trained on.
 
-    Adapters that the folder's index names already stay.
+    Adapters that the folder's index names already stay. `UserError` where writing fails; the index names whole ones.
     """
     folder = Path(folder)
     index = json.loads((folder / INDEX).read_text(encoding="utf-8")) if (folder / INDEX).exists() else {}
-    for name, adapter in adapters.items():
-        adapter.save_pretrained(folder / name)
-        index[name] = [task.name for task in groups.get(name, [])]
-    write_atomic(folder / INDEX, (json.dumps(index, indent=1, ensure_ascii=False) + "\n").encode())
+    with writing(folder, "free some space, or choose another output folder"):
+        for name, adapter in adapters.items():
+            new = not (folder / name).exists()
+            try:
+                adapter.save_pretrained(folder / name)
+            except BaseException:
+                if new:
+                    shutil.rmtree(folder / name, ignore_errors=True)
+                raise
+            index[name] = [task.name for task in groups.get(name, [])]
+        write_atomic(folder / INDEX, (json.dumps(index, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def load_adapters(folder: str | Path) -> dict[str, Adapter]:
@@ -240,6 +248,7 @@ def main(argv: list[str] | None = None) -> None:
     there = load_adapters(options.output) if (Path(options.output) / INDEX).exists() else {}
     if not options.resume and (again := [name for name in groups if name in there]):
         raise UserError(f"{options.output} has a LoRA {again[0]!r} already: resume, or take another output folder.")
+    check_writable(Path(options.output))
     left = [name for name in groups if name not in there]
     if left:
         model, tokenizer = load_base(options.base, device=options.device, **precision(options.base_dtype))

@@ -33,7 +33,7 @@ from hyperlora.base import load_base
 from hyperlora.config import read_json
 from hyperlora.embedder import LAST_TOKEN, MINILM, load_embedder
 from hyperlora.errors import UserError
-from hyperlora.files import write_atomic
+from hyperlora.files import write_atomic, writing
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
 from training import analysis, evaluate, recon, sft
@@ -44,7 +44,7 @@ from training.lora import INDEX, TARGET_MODULES, LoRAConfig, average, load_adapt
 from training.options import option, parse, run
 from training.tables import ORACLE
 from training.tasks import Task, load_tasks
-from training.trainer import checkpoint_step, last_checkpoint, writing
+from training.trainer import checkpoint_step, last_checkpoint
 
 MAX_BYTES = 256 * 2**20
 

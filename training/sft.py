@@ -32,6 +32,7 @@ from hyperlora.base import Precision, load_base, precision
 from hyperlora.config import HyperLoRAConfig
 from hyperlora.embedder import MINILM, load_embedder
 from hyperlora.errors import UserError
+from hyperlora.files import writing
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
 from training.loss import mean_loss, training_mode
@@ -46,7 +47,6 @@ from training.trainer import (
     check_settings,
     checkpoint_step,
     last_checkpoint,
-    writing,
 )
 
 FREE = (  # what a resumed run may have otherwise; of the batch sizes the product counts

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from hyperlora.errors import UserError
-from hyperlora.files import write_atomic
+from hyperlora.files import write_atomic, writing
 from hyperlora.prompt import apply_template, with_description
 from training import hub, sni
 from training.options import option, parse, run
@@ -61,9 +61,10 @@ class Task:
     group: str | None = None
 
     def save(self, folder: str | Path) -> Path:
-        """Write the task as FOLDER/NAME.json, in the form that `load_task` reads."""
+        """Write the task as FOLDER/NAME.json, in the form that `load_task` reads. `UserError` where that fails."""
         path = Path(folder) / f"{self.name}.json"
-        write_atomic(path, (json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n").encode())
+        with writing(path, "free some space, or choose another output folder"):
+            write_atomic(path, (json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n").encode())
         return path
 
 

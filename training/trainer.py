@@ -4,12 +4,10 @@ import importlib.util
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback
@@ -17,7 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hyperlora.config import read_json
 from hyperlora.errors import UserError
-from hyperlora.files import write_atomic
+from hyperlora.files import write_atomic, writing
 
 STATE = "trainer_state.json"  # the last file of a checkpoint to be written
 SETTINGS = "settings.json"
@@ -50,16 +48,6 @@ class BatchTrainer(Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()  # `STATE` comes after every process's file
-
-
-@contextmanager
-def writing(path: Path, advice: str) -> Iterator[None]:
-    """Inside, what fails to write (a full disk, no permission) raises `UserError` with the path and the advice."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError, safetensors its own
-        reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
-        raise UserError(f"{path} could not be written ({reason}): {advice}.") from error
 
 
 def check_report_to(name: str) -> None:

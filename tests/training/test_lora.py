@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -97,6 +98,33 @@ def test_a_run_that_was_stopped_goes_on_with_the_loras_that_are_missing(tasks, t
     assert json.loads((out / "index.json").read_text()) == index
     own = [load_adapters(out)[task.name] for task in tasks]
     torch.testing.assert_close(load_adapters(out)["average"].weights, average(own).weights)
+
+
+def test_an_output_that_cannot_be_written_is_said_before_anything_is_trained(tasks, tiny_base, tmp_path, monkeypatch):
+    tasks[0].save(tmp_path / "tasks")
+    (tmp_path / "out").write_text("a file")
+    monkeypatch.setattr("training.lora.load_base", None)  # would be called to load the base
+    folders = ["--tasks", f"{tmp_path / 'tasks'}", "--base", f"{tiny_base}", "--output", f"{tmp_path / 'out'}"]
+    with pytest.raises(UserError, match=r"out could not be written \(File exists\): choose another output folder\."):
+        main(folders)
+
+
+def test_a_full_disk_leaves_no_half_written_lora(make_adapter, tasks, tmp_path, monkeypatch):
+    """The disk is full when a LoRA's second file is written."""
+    save_adapters(tmp_path, {"first": make_adapter(1)}, {"first": tasks[:1]})
+    written, fsync = [], os.fsync
+
+    def full(file: int) -> None:
+        written.append(file)
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+        fsync(file)
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match=r"could not be written \(No space left on device\): free some space"):
+        save_adapters(tmp_path, {"second": make_adapter(2)}, {"second": tasks[1:2]})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "index.json"]
+    assert list(load_adapters(tmp_path)) == ["first"]
 
 
 def test_gradient_checkpointing_trains_the_same_lora(adapted, tokenizer, tasks):
