@@ -11,8 +11,10 @@ processes rows, and those rows depend on that product alone: a step is the same 
 """
 
 import itertools
+import json
 import math
 import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -262,7 +264,8 @@ def train(
 
     With `eval_every` there is a validation loss: of `held_out` tasks with all their descriptions or, where there are
     none, of the test examples of `tasks` with unseen descriptions. OUTPUT/best holds the HyperLoRA of the lowest one.
-    Raises `UserError` where nothing can be trained or written, or a resumed run had other settings.
+    Raises `UserError` where nothing can be trained or written, or a resumed run had other settings, tasks, base,
+    target modules or offset.
     """
     output, checkpoints = Path(output), Path(output) / "checkpoints"
     tasks = trained_tasks(tasks, config)
@@ -326,6 +329,7 @@ def train(
         batches.start = checkpoint_step(checkpoint) * accumulation
     settings = {field.name: getattr(config, field.name) for field in fields(SFTConfig) if field.name not in FREE}
     settings["rows of an optimizer step"] = step_rows
+    settings |= _inputs(hyperlora, adapted, tasks)
     check_settings(checkpoints, settings, bool(checkpoint), process == 0)
 
     validation = None
@@ -365,6 +369,22 @@ def train(
     if process == 0:
         save(hyperlora, output)
     return trainer.state.log_history
+
+
+def _inputs(hyperlora: HyperLoRA, adapted: AdaptedModel, tasks: Sequence[Task]) -> dict[str, str]:
+    """What a resumed run must have been given again, in short: the tasks and the offset as a checksum."""
+    names, offset = json.dumps([task.name for task in tasks]), "none"
+    if hyperlora.offset is not None:
+        checksum = 0
+        for tensor in hyperlora.offset.buffers():
+            checksum = zlib.crc32(tensor.cpu().numpy(), checksum)
+        offset = f"{checksum:08x}"
+    return {
+        "tasks": f"{len(tasks)} tasks ({zlib.crc32(names.encode()):08x})",
+        "base": adapted.model.config.name_or_path,
+        "target modules": ", ".join(adapted.target_modules),
+        "offset adapter": offset,
+    }
 
 
 def save(hyperlora: HyperLoRA, folder: Path) -> None:

@@ -76,9 +76,11 @@ def checkpoint_step(path: Path) -> int:
 def _is_whole(path: Path) -> bool:
     try:
         json.loads((path / STATE).read_text(encoding="utf-8"))
+        sizes = {file.name: file.stat().st_size for file in path.iterdir()}
     except (OSError, ValueError):
         return False
-    return checkpoint_step(path) >= 0 and all((path / name).is_file() for name in FILES)
+    # a machine that fails may leave files that are there, but empty
+    return checkpoint_step(path) >= 0 and sizes.keys() >= set(FILES) and all(sizes.values())
 
 
 def check_settings(folder: Path, settings: dict, resumed: bool, main_process: bool) -> None:
