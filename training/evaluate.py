@@ -165,15 +165,15 @@ def _mean(metric, trial: Trial, answers: Sequence[str]) -> float:
 class Settings:
     """How much is measured."""
 
-    examples: int = option(24, "test examples a task and seed")
-    descriptions: int = option(3, "descriptions a task, kind and seed (the paper's tables average over three)")
-    seeds: int = option(3, "evaluation seeds; each draws its own examples and descriptions")
-    batch_size: int = option(256, "rows decoded together")
-    shots: int = option(3, "training examples in the prompt of the few-shot row; 0: no such row")
-    arrow_top_k: int = option(3, "LoRAs that Arrow routes a token to")
-    arrow_temperature: float = option(1.0, "of the softmax over their scores")
+    examples: int = option(24, "test examples a task and seed", least=1)
+    descriptions: int = option(3, "descriptions a task, kind and seed (the paper's tables average over three)", least=1)
+    seeds: int = option(3, "evaluation seeds; each draws its own examples and descriptions", least=1)
+    batch_size: int = option(256, "rows decoded together", least=1)
+    shots: int = option(3, "training examples in the prompt of the few-shot row; 0: no such row", least=0)
+    arrow_top_k: int = option(3, "LoRAs that Arrow routes a token to", least=1)
+    arrow_temperature: float = option(1.0, "of the softmax over their scores", above=0)
     rouge_l: bool = option(False, "measure ROUGE-L beside exact match; takes longer, as answers are not cut short")
-    max_new_tokens: int = option(256, "tokens of an answer, where ROUGE-L is measured")
+    max_new_tokens: int = option(256, "tokens of an answer, where ROUGE-L is measured", least=1)
 
 
 def random_strings(count: int, draw: random.Random) -> list[str]:

@@ -25,7 +25,7 @@ from hyperlora.config import lora_scale
 from hyperlora.errors import UserError
 from hyperlora.files import check_writable, write_atomic, writing
 from hyperlora.hypernetwork import Factors
-from hyperlora.lora import Adapter
+from hyperlora.lora import MAX_RANK, Adapter
 from training.loss import answer_loss, training_mode
 from training.options import option, parse, run
 from training.tasks import IGNORE, Batches, Encoded, Task, encode_task, load_tasks
@@ -38,24 +38,26 @@ TARGET_MODULES = ["q_proj", "v_proj"]  # Figure 7
 class LoRAConfig:
     """Figure 7 and the first column of Table 7."""
 
-    rank: int = option(8, "rank r of every adapter")
-    alpha: float = option(16.0, "LoRA alpha")
+    rank: int = option(8, "rank r of every adapter", least=1, most=MAX_RANK)
+    alpha: float = option(16.0, "LoRA alpha", above=0)
     use_rslora: bool = option(True, "scale by alpha / sqrt(r) rather than alpha / r")
-    lora_dropout: float = option(0.05, "dropout on the adapter's input")
-    batch_size: int = option(4, "examples an adapter in one forward pass")
-    gradient_accumulation_steps: int = option(2, "forward passes to an optimizer step")
-    epochs: float = option(10.0, "passes over the largest group's examples")
-    max_steps: int = option(0, "optimizer steps instead of epochs, where above 0")
-    learning_rate: float = option(8e-5, "highest learning rate, reached after the warm-up")
-    warmup_fraction: float = option(0.1, "part of the steps in which the learning rate rises; then it falls to 0")
-    max_grad_norm: float = option(1.0, "gradient norm of one adapter above which it is scaled down")
-    weight_decay: float = option(0.0, "AdamW's weight decay")
-    neftune_alpha: float = option(5.0, "NEFTune's noise on the token embeddings; 0: none")
+    lora_dropout: float = option(0.05, "dropout on the adapter's input", least=0, most=0.99)
+    batch_size: int = option(4, "examples an adapter in one forward pass", least=1)
+    gradient_accumulation_steps: int = option(2, "forward passes to an optimizer step", least=1)
+    epochs: float = option(10.0, "passes over the largest group's examples", above=0)
+    max_steps: int = option(0, "optimizer steps instead of epochs, where above 0", least=0)
+    learning_rate: float = option(8e-5, "highest learning rate, reached after the warm-up", least=0)
+    warmup_fraction: float = option(
+        0.1, "part of the steps in which the learning rate rises; then it falls to 0", least=0, most=1
+    )
+    max_grad_norm: float = option(1.0, "gradient norm of one adapter above which it is scaled down", above=0)
+    weight_decay: float = option(0.0, "AdamW's weight decay", least=0)
+    neftune_alpha: float = option(5.0, "NEFTune's noise on the token embeddings; 0: none", least=0)
     bf16: bool = option(False, "bfloat16 autocast")
     gradient_checkpointing: bool = option(False, "compute the base's layers twice instead of keeping what they hold")
-    loras_at_once: int = option(32, "adapters trained in one forward pass; more take more memory")
-    seed: int = option(0, "of the start of A and the order of the data")
-    log_every: int = option(100, "steps between two lines of progress")
+    loras_at_once: int = option(32, "adapters trained in one forward pass; more take more memory", least=1)
+    seed: int = option(0, "of the start of A and the order of the data", least=0)
+    log_every: int = option(100, "steps between two lines of progress", least=1)
 
 
 def train_loras(

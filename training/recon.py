@@ -51,20 +51,22 @@ class ReconConfig(NetworkOptions):
     loss: Literal["factors", "delta"] = option(
         "factors", "L1 on the z-scores of A and B (App. D), or Frobenius distance of dW (App. E)"
     )
-    alpha: float = option(16.0, "LoRA alpha of the generated adapters; the targets' B are scaled to fit")
+    alpha: float = option(16.0, "LoRA alpha of the generated adapters; the targets' B are scaled to fit", above=0)
     use_rslora: bool = option(True, "scale by alpha / sqrt(r) rather than alpha / r")
-    targets_per_step: int = option(0, "LoRAs compared in one step; 0: all of them")
-    epochs: float = option(100_000.0, "passes over the library")
-    max_steps: int = option(0, "optimizer steps instead of epochs, where above 0")
-    learning_rate: float = option(1e-3, "highest learning rate, reached after the warm-up")
-    warmup_fraction: float = option(0.1, "part of the steps in which the learning rate rises; then it falls to 0")
-    max_grad_norm: float = option(1.0, "gradient norm above which it is scaled down")
-    weight_decay: float = option(0.0, "AdamW's weight decay")
+    targets_per_step: int = option(0, "LoRAs compared in one step; 0: all of them", least=0)
+    epochs: float = option(100_000.0, "passes over the library", above=0)
+    max_steps: int = option(0, "optimizer steps instead of epochs, where above 0", least=0)
+    learning_rate: float = option(1e-3, "highest learning rate, reached after the warm-up", least=0)
+    warmup_fraction: float = option(
+        0.1, "part of the steps in which the learning rate rises; then it falls to 0", least=0, most=1
+    )
+    max_grad_norm: float = option(1.0, "gradient norm above which it is scaled down", above=0)
+    weight_decay: float = option(0.0, "AdamW's weight decay", least=0)
     bf16: bool = option(False, "bfloat16 autocast")
-    piece: int = option(PIECE, "weights compared at once: more are faster and take more memory")
+    piece: int = option(PIECE, "weights compared at once: more are faster and take more memory", least=1)
     targets_on_device: bool = option(False, "hold the library in the device's memory instead of reading it each step")
-    save_every: int = option(1000, "steps between two checkpoints to resume from")
-    log_every: int = option(100, "steps between two lines of progress")
+    save_every: int = option(1000, "steps between two checkpoints to resume from", least=1)
+    log_every: int = option(100, "steps between two lines of progress", least=1)
     report_to: Literal["none", "tensorboard", "wandb"] = option("none", "where losses are drawn beside the terminal")
 
 

@@ -398,7 +398,7 @@ class Options:
     report: str = option("assets/mini/report", "folder for the report: Markdown and PNG")
     quick: bool = option(False, "a smoke run of few steps and tasks; all it writes is in OUTPUT/quick")
     device: str = option("cpu", "cpu or cuda")
-    processes: int = option(1, "hypernetworks that are trained at a time, each with its part of the threads")
+    processes: int = option(1, "hypernetworks that are trained at a time, each with its part of the threads", least=1)
 
 
 def prepare(options: Options, budget: Budget, embedder=None) -> tuple[Lab, list[Task]]:

@@ -63,42 +63,46 @@ class NetworkOptions:
 
     head: Literal["L", "M", "S"] = option("M", "L: A and B at once, M: one of them, S: one rank of one")
     task_input: Literal["text", "one_hot", "learned"] = option("text", "what stands for a task (Sec. 3.2)")
-    learned_size: int = option(64, "size of a learned task vector")
+    learned_size: int = option(64, "size of a learned task vector", least=1)
     embedder: str = option(MINILM, "sentence encoder of the descriptions, or last_token for the base itself")
-    dropout: float = option(0.05, "dropout in the hypernetwork (Fig. 8)")
-    max_descriptions: int = option(128, "at most so many descriptions a task are trained on (App. G)")
+    dropout: float = option(0.05, "dropout in the hypernetwork (Fig. 8)", least=0, most=0.99)
+    max_descriptions: int = option(128, "at most so many descriptions a task are trained on (App. G)", least=1)
     prompt_style: Literal["input", "description_input"] = option("input", "whether prompts hold a description too")
-    seed: int = option(0, "of the hypernetwork's start, the data and the noise")
+    seed: int = option(0, "of the hypernetwork's start, the data and the noise", least=0)
 
 
 @dataclass
 class SFTConfig(NetworkOptions):
     """The adapters' shape, and the second column of Table 7."""
 
-    rank: int = option(8, "rank r of the adapters")
-    alpha: float = option(16.0, "LoRA alpha")
+    rank: int = option(8, "rank r of the adapters", least=1)
+    alpha: float = option(16.0, "LoRA alpha", above=0)
     use_rslora: bool = option(True, "scale by alpha / sqrt(r) rather than alpha / r")
     offset: Literal["none", "factors", "delta"] = option("factors", "offset added to A and B (Eq. 6) or to dW (Eq. 8)")
-    embedding_noise: float = option(0.0, "standard deviation of noise on the embedding, whose entries are about 1")
-    lora_dropout: float = option(0.05, "dropout on the adapter's input")
-    batch_size: int = option(4, "examples in one forward pass")
-    gradient_accumulation_steps: int = option(16, "forward passes to an optimizer step")
-    epochs: float = option(5.0, "passes over all examples (Table 7: 5 for 256 tasks, 80 for 16)")
-    max_steps: int = option(0, "optimizer steps instead of epochs, where above 0")
+    embedding_noise: float = option(
+        0.0, "standard deviation of noise on the embedding, whose entries are about 1", least=0
+    )
+    lora_dropout: float = option(0.05, "dropout on the adapter's input", least=0, most=0.99)
+    batch_size: int = option(4, "examples in one forward pass", least=1)
+    gradient_accumulation_steps: int = option(16, "forward passes to an optimizer step", least=1)
+    epochs: float = option(5.0, "passes over all examples (Table 7: 5 for 256 tasks, 80 for 16)", above=0)
+    max_steps: int = option(0, "optimizer steps instead of epochs, where above 0", least=0)
     optimizer: Literal["adamw", "muon"] = option(
         "adamw", "AdamW as in Table 7, or Muon for the hypernetwork's matrices and AdamW for the rest"
     )
-    learning_rate: float = option(1e-4, "highest learning rate, reached after the warm-up")
-    warmup_fraction: float = option(0.1, "part of the steps in which the learning rate rises; then it falls to 0")
-    max_grad_norm: float = option(1.0, "gradient norm above which it is scaled down")
-    weight_decay: float = option(0.0, "AdamW's weight decay")
-    neftune_alpha: float = option(5.0, "NEFTune's noise on the token embeddings; 0: none")
+    learning_rate: float = option(1e-4, "highest learning rate, reached after the warm-up", least=0)
+    warmup_fraction: float = option(
+        0.1, "part of the steps in which the learning rate rises; then it falls to 0", least=0, most=1
+    )
+    max_grad_norm: float = option(1.0, "gradient norm above which it is scaled down", above=0)
+    weight_decay: float = option(0.0, "AdamW's weight decay", least=0)
+    neftune_alpha: float = option(5.0, "NEFTune's noise on the token embeddings; 0: none", least=0)
     bf16: bool = option(False, "bfloat16 autocast")
     gradient_checkpointing: bool = option(False, "compute the base's layers twice instead of keeping what they hold")
-    save_every: int = option(500, "steps between two checkpoints to resume from")
-    eval_every: int = option(0, "steps between two validations; 0: none")
-    eval_batches: int = option(8, "batches of a validation")
-    log_every: int = option(50, "steps between two lines of progress")
+    save_every: int = option(500, "steps between two checkpoints to resume from", least=1)
+    eval_every: int = option(0, "steps between two validations; 0: none", least=0)
+    eval_batches: int = option(8, "batches of a validation", least=1)
+    log_every: int = option(50, "steps between two lines of progress", least=1)
     report_to: Literal["none", "tensorboard", "wandb"] = option("none", "where losses are drawn beside the terminal")
 
 

@@ -345,16 +345,16 @@ class Options:
     source: str = option(help="folder of task files, clone of natural-instructions, or hub:NAME")
     output: str = option(help="folder for the task files, one a task; others in it stay")
     select: str | None = option(None, "train, held_out or removed of selection.json, or a file with a name a line")
-    first: int = option(0, "only the first so many of the selected names, where above 0")
-    limit: int = option(sni.LIMIT, "at most so many training and so many test examples a task; 0: all")
+    first: int = option(0, "only the first so many of the selected names, where above 0", least=0)
+    limit: int = option(sni.LIMIT, "at most so many training and so many test examples a task; 0: all", least=0)
     definition: bool = option(True, "natural-instructions: the Definition before the input, or the input alone")
     strict: bool = option(False, "stop at a broken or missing task instead of skipping it")
 
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv, __doc__)
-    if options.limit < 0 or options.first < 0 or (options.first and not options.select):
-        raise UserError("--limit and --first take 0 or more, and --first goes with --select.")
+    if options.first and not options.select:
+        raise UserError("--first takes the first of the names that --select says: give that too.")
     names = sni.selection(options.select)[: options.first or None] if options.select else None
     limit = options.limit or sys.maxsize
     tasks = load_tasks(options.source, options.strict, limit, options.definition, names)
