@@ -167,6 +167,7 @@ class ReconModel(nn.Module):
                 if differentiate:
                     gradients[0][some, i, layers], of_head = torch.autograd.grad(each, [part, heads[i]])
                     gradients[1 + i] += of_head
+                    del of_head  # else there were two of them in the next piece
                 loss += each.detach()
                 errors[some] += error
         return loss, errors, gradients
