@@ -35,11 +35,11 @@ from hyperlora.base import Precision, precision
 from hyperlora.embedder import MINILM
 from hyperlora.errors import UserError
 from hyperlora.export import export_zip
+from hyperlora.files import writing
 from hyperlora.hub import gigabytes
 from hyperlora.lora import Adapter
 from hyperlora.memory import BaseShape
 from training.options import run
-from training.trainer import writing
 
 MODEL = "mistralai/Mistral-7B-Instruct-v0.2"
 INDEX = "model.safetensors.index.json"

@@ -125,6 +125,23 @@ def write_atomic(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+@contextmanager
+def writing(path: Path, advice: str) -> Iterator[None]:
+    """Inside, what fails to write (a full disk, no permission) raises `UserError` with the path and the advice."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError, safetensors its own
+        reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
+        raise UserError(f"{path} could not be written ({reason}): {advice}.") from error
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder. `UserError` where it cannot be made or written to: before hours of work, not after them."""
+    with writing(folder, "choose another output folder"):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+
+
 def safetensors_bytes(tensors: Mapping[str, "Tensor"]) -> bytes:
     """Tensors in the order of their names, so that equal tensors give equal bytes."""
     from safetensors.torch import save

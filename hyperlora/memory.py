@@ -267,11 +267,15 @@ def lora(shape: HyperShape, loras: int, batch_size: int, *args: Any, **kwargs: A
 
 def recon(shape: HyperShape, targets: int, piece: int = 2**24) -> Parts:
     """A step of Eq. 5 over `targets` LoRAs, compared in pieces of `piece` values; the library stays on the disk."""
+    module = shape.base.layers * shape.rank * max(map(sum, shape.targets.values()))
+    values = 4.0 * min(piece, targets * module)  # of one module at a time
+    head = 4.0 * max(linear.weight.numel() for linear in shape.network.heads.values())
     return {
         "hypernetwork": float(ADAM * shape.parameters),
         "kept for backward": shape.saved(targets),
         "gradient of the features": 4.0 * shape.head_size * shape.rows * targets,
-        "a piece": 5 * 4.0 * piece,
+        # what the head gives, targets, differences and their gradients; or, when these are gone, the head's gradient
+        "a piece": max(4 * values, 2 * values + head),
         "mean and deviation": 2 * 4.0 * shape.adapter,
         "overhead": OVERHEAD,
     }

@@ -38,14 +38,13 @@ from hyperlora.base import Precision, load_base, precision
 from hyperlora.config import HyperLoRAConfig, read_json
 from hyperlora.embedder import LAST_TOKEN, MINILM, load_embedder
 from hyperlora.errors import UserError
-from hyperlora.files import write_atomic
+from hyperlora.files import write_atomic, writing
 from hyperlora.generator import CONFIG, HyperLoRA
 from hyperlora.lora import Adapter
 from training.evaluate import NO_DESCRIPTION, SEEN, UNSEEN, Trial, pick_descriptions, score, write_results
 from training.options import option, parse, run
 from training.tables import ORACLE
 from training.tasks import Task, load_tasks
-from training.trainer import writing
 
 MAX_FILE_BYTES = 512 * 2**20
 MAX_TARGETS = 49  # as many as there are pairs of a colour and a marker
@@ -498,17 +497,22 @@ class Options:
     metric: Literal["score", "rouge_l"] = option("score", "Fig. 3: exact match or ROUGE-L of these files")
     tasks: str | None = option(None, "folder of the tasks that were trained on")
     held_out: list[str] | None = option(None, "folders of other tasks: the targets, otherwise --tasks")
-    targets: int = option(10, "at most so many target tasks, spread over all: a panel each (Fig. 4, 10), a colour (5)")
+    targets: int = option(
+        10,
+        "at most so many target tasks, spread over all: a panel each (Fig. 4, 10), a colour (5)",
+        least=1,
+        most=MAX_TARGETS,
+    )
     adapters: str | None = option(None, "Fig. 4, 10: folder of the tasks' and the targets' own LoRAs")
     base: str | None = option(None, "Fig. 4: base model, to score every LoRA on every target")
     scores: str | None = option(None, "Fig. 4: file of these scores, kept and gone on with; OUTPUT/scores.json")
-    examples: int = option(24, "Fig. 4: test examples a target")
-    batch_size: int = option(256, "Fig. 4: rows decoded together")
+    examples: int = option(24, "Fig. 4: test examples a target", least=1)
+    batch_size: int = option(256, "Fig. 4: rows decoded together", least=1)
     base_dtype: Precision = option("float32", "how the base is held")
     device: str = option("cpu", "where the base is: cpu, cuda, ...")
     hyperlora: str | None = option(None, "Fig. 5: checkpoint; its description encoder serves Fig. 4 and 10 too")
-    descriptions: int = option(3, "Fig. 5: descriptions a task")
-    seed: int = option(0, "Fig. 5: of the descriptions' draw and of t-SNE")
+    descriptions: int = option(3, "Fig. 5: descriptions a task", least=1)
+    seed: int = option(0, "Fig. 5: of the descriptions' draw and of t-SNE", least=0)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -566,10 +570,6 @@ def _check(options: Options) -> None:
         raise UserError(
             f"--recon names {len(options.recon)} folders and --results {len(options.results)} files: give one a folder."
         )
-    if not 1 <= options.targets <= MAX_TARGETS:
-        raise UserError(f"--targets must be from 1 to {MAX_TARGETS}.")
-    if min(options.descriptions, options.examples, options.batch_size) < 1:
-        raise UserError("--descriptions, --examples and --batch_size must be 1 or more.")
 
 
 def _compare(

@@ -243,12 +243,12 @@ class Options(Sources):
     tasks: str | None = option(None, "folder of the tasks that were trained on: their LoRAs are Arrow's library")
     benchmarks: list[str] | None = option(None, "names of some of the ten; all by default")
     descriptions: str = option(str(DESCRIPTIONS), "JSON file of the benchmarks' evaluation descriptions")
-    descriptions_each: int = option(3, "descriptions of a benchmark that a score is the mean over")
-    shots: int = option(3, "training examples in the prompt of the few-shot row; 0: no such row")
-    arrow_top_k: int = option(3, "LoRAs that Arrow routes a token to")
-    arrow_temperature: float = option(1.0, "of the softmax over their scores")
-    limit: int | None = option(None, "examples of a benchmark, for a quick look; all by default")
-    batch_size: int = option(8, "rows in one forward pass")
+    descriptions_each: int = option(3, "descriptions of a benchmark that a score is the mean over", least=1)
+    shots: int = option(3, "training examples in the prompt of the few-shot row; 0: no such row", least=0)
+    arrow_top_k: int = option(3, "LoRAs that Arrow routes a token to", least=1)
+    arrow_temperature: float = option(1.0, "of the softmax over their scores", above=0)
+    limit: int | None = option(None, "examples of a benchmark, for a quick look; all by default", least=1)
+    batch_size: int = option(8, "rows in one forward pass", least=1)
     allow_code_execution: bool = option(False, "run HumanEval and MBPP, which execute code that the model writes")
 
 

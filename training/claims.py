@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hyperlora.files import write_atomic
+from hyperlora.files import write_atomic, writing
 from training.evaluate import KINDS, NO_DESCRIPTION, OTHER, RANDOM, SEEN, UNSEEN
 from training.tables import MULTI_TASK, NEAREST, ORACLE, PROMPTED, paper_table
-from training.trainer import writing
 
 FLAT = 0.05  # flat is a loss whose line changes by less than this part of its fall over each of the last two fifths
 CLOSE = 0.05  # scores this near to each other count as equal

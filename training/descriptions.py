@@ -124,18 +124,28 @@ class Options:
     local: str | None = option(None, "a model on this machine instead of an endpoint: folder or Hub id")
     device: str = option("cpu", "of the local model: cpu, cuda, ...")
     bf16: bool = option(False, "the local model in bfloat16")
-    queries: int = option(10, "queries a task")
-    per_query: int = option(20, "descriptions asked for in a query")
-    pairs: int = option(5, "question-answer pairs shown in a query, drawn from the training examples")
-    pair_characters: int = option(3000, "characters of a question or an answer, beyond which its middle is left out")
+    queries: int = option(10, "queries a task", least=1, most=10**6)
+    per_query: int = option(20, "descriptions asked for in a query", least=1, most=10**6)
+    pairs: int = option(5, "question-answer pairs shown in a query, drawn from the training examples", least=1)
+    pair_characters: int = option(
+        3000, "characters of a question or an answer, beyond which its middle is left out", least=1
+    )
     show_description: bool = option(True, "show the task's first own description before questions that do not hold it")
     system_message: bool = option(True, "send the system message apart; some endpoints only take it in the prompt")
     keep: bool = option(False, "keep the task's own descriptions, in front of the new ones")
-    temperature: float = option(1.0, "of the sampling")
-    max_tokens: int = option(4096, "most tokens of an answer; 0: not sent, for endpoints that refuse the field")
-    concurrency: int = option(8, "queries at a time: sent in parallel, or decoded together by the local model")
-    retries: int = option(8, "tries after a failure that may pass (limits, overload, time-outs), ever further apart")
-    timeout: float = option(120.0, "seconds without a sign of the endpoint that count as a failure")
+    temperature: float = option(1.0, "of the sampling", least=0)
+    max_tokens: int = option(
+        4096, "most tokens of an answer; 0: not sent, for endpoints that refuse the field", least=0
+    )
+    concurrency: int = option(
+        8, "queries at a time: sent in parallel, or decoded together by the local model", least=1, most=10**6
+    )
+    retries: int = option(
+        8, "tries after a failure that may pass (limits, overload, time-outs), ever further apart", least=0
+    )
+    timeout: float = option(
+        120.0, "seconds without a sign of the endpoint that count as a failure", above=0, most=10**6
+    )
     seed: int = option(0, "of the pairs drawn, and of a local model's sampling")
     strict: bool = option(False, "stop at a broken task file instead of skipping it")
 
@@ -618,14 +628,6 @@ def describe(tasks: Sequence[Task], options: Options) -> Counter:
 
 
 def _check(options: Options) -> None:
-    for name, least in (
-        *((name, 1) for name in ("queries", "per_query", "pairs", "pair_characters", "concurrency")),
-        *((name, 0) for name in ("temperature", "max_tokens", "retries")),
-        ("timeout", 1e-3),
-    ):
-        value = getattr(options, name)
-        if not (math.isfinite(value) and least <= value <= 10**6):
-            raise UserError(f"--{name} must be {least:g} or more, not {value:g}.")
     source, output = Path(options.tasks).resolve(), Path(options.output).resolve()
     if output in (source, source / "tasks"):
         raise UserError(f"--output must be another folder than that of --tasks, {options.tasks}, which stays as it is.")

@@ -23,7 +23,7 @@ from hyperlora.base import Precision, context_length, load_base, precision
 from hyperlora.config import PromptStyle
 from hyperlora.embedder import LAST_TOKEN, load_embedder
 from hyperlora.errors import UserError
-from hyperlora.files import write_atomic
+from hyperlora.files import write_atomic, writing
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
 from hyperlora.prompt import apply_template, use_trained_template, with_description
@@ -33,7 +33,6 @@ from training.metrics import accepted, exact_match, rouge_l
 from training.options import option, parse, run
 from training.tables import NEAREST, PROMPTED, paper_table
 from training.tasks import Example, Task, encode_prompts, load_tasks
-from training.trainer import writing
 
 # Kinds of description (Table 5). A task that no stage trained on has unseen descriptions only.
 SEEN, UNSEEN, OTHER, RANDOM, NO_DESCRIPTION = "seen", "unseen", "another task's", "random string", "none"
@@ -166,15 +165,15 @@ def _mean(metric, trial: Trial, answers: Sequence[str]) -> float:
 class Settings:
     """How much is measured."""
 
-    examples: int = option(24, "test examples a task and seed")
-    descriptions: int = option(3, "descriptions a task, kind and seed (the paper's tables average over three)")
-    seeds: int = option(3, "evaluation seeds; each draws its own examples and descriptions")
-    batch_size: int = option(256, "rows decoded together")
-    shots: int = option(3, "training examples in the prompt of the few-shot row; 0: no such row")
-    arrow_top_k: int = option(3, "LoRAs that Arrow routes a token to")
-    arrow_temperature: float = option(1.0, "of the softmax over their scores")
+    examples: int = option(24, "test examples a task and seed", least=1)
+    descriptions: int = option(3, "descriptions a task, kind and seed (the paper's tables average over three)", least=1)
+    seeds: int = option(3, "evaluation seeds; each draws its own examples and descriptions", least=1)
+    batch_size: int = option(256, "rows decoded together", least=1)
+    shots: int = option(3, "training examples in the prompt of the few-shot row; 0: no such row", least=0)
+    arrow_top_k: int = option(3, "LoRAs that Arrow routes a token to", least=1)
+    arrow_temperature: float = option(1.0, "of the softmax over their scores", above=0)
     rouge_l: bool = option(False, "measure ROUGE-L beside exact match; takes longer, as answers are not cut short")
-    max_new_tokens: int = option(256, "tokens of an answer, where ROUGE-L is measured")
+    max_new_tokens: int = option(256, "tokens of an answer, where ROUGE-L is measured", least=1)
 
 
 def random_strings(count: int, draw: random.Random) -> list[str]:
@@ -459,14 +458,6 @@ def check_output(path: str | Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _check_settings(settings: Settings) -> None:
-    """UserError where a number leaves nothing to measure."""
-    lowest = {"examples": 1, "seeds": 1, "batch_size": 1, "max_new_tokens": 1, "descriptions": 0, "shots": 0}
-    for name, least in lowest.items():
-        if getattr(settings, name) < least:
-            raise UserError(f"--{name} must be {least} or more, not {getattr(settings, name)}.")
-
-
 @dataclass(kw_only=True)
 class Sources:
     """What is measured."""
@@ -509,7 +500,6 @@ class Options(Settings, Sources):
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv, __doc__)
-    _check_settings(options)
     check_output(options.output)
     trained = load_tasks(options.tasks)
     splits = {"trained tasks": trained}

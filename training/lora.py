@@ -7,6 +7,7 @@ they need. Nothing passes from one to another: each has its own data order, grad
 import json
 import math
 import re
+import shutil
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from transformers import get_linear_schedule_with_warmup
 
@@ -22,9 +24,9 @@ from hyperlora.adapted import AdaptedModel
 from hyperlora.base import Precision, load_base, precision
 from hyperlora.config import lora_scale, read_json
 from hyperlora.errors import UserError
-from hyperlora.files import write_atomic
+from hyperlora.files import check_writable, write_atomic, writing
 from hyperlora.hypernetwork import Factors
-from hyperlora.lora import Adapter
+from hyperlora.lora import MAX_RANK, Adapter
 from training.loss import answer_loss, training_mode
 from training.options import option, parse, run
 from training.tasks import IGNORE, NAME, Batches, Encoded, Task, encode_task, load_tasks
@@ -38,24 +40,26 @@ TARGET_MODULES = ["q_proj", "v_proj"]  # Figure 7
 class LoRAConfig:
     """Figure 7 and the first column of Table 7."""
 
-    rank: int = option(8, "rank r of every adapter")
-    alpha: float = option(16.0, "LoRA alpha")
+    rank: int = option(8, "rank r of every adapter", least=1, most=MAX_RANK)
+    alpha: float = option(16.0, "LoRA alpha", above=0)
     use_rslora: bool = option(True, "scale by alpha / sqrt(r) rather than alpha / r")
-    lora_dropout: float = option(0.05, "dropout on the adapter's input")
-    batch_size: int = option(4, "examples an adapter in one forward pass")
-    gradient_accumulation_steps: int = option(2, "forward passes to an optimizer step")
-    epochs: float = option(10.0, "passes over the largest group's examples")
-    max_steps: int = option(0, "optimizer steps instead of epochs, where above 0")
-    learning_rate: float = option(8e-5, "highest learning rate, reached after the warm-up")
-    warmup_fraction: float = option(0.1, "part of the steps in which the learning rate rises; then it falls to 0")
-    max_grad_norm: float = option(1.0, "gradient norm of one adapter above which it is scaled down")
-    weight_decay: float = option(0.0, "AdamW's weight decay")
-    neftune_alpha: float = option(5.0, "NEFTune's noise on the token embeddings; 0: none")
+    lora_dropout: float = option(0.05, "dropout on the adapter's input", least=0, most=0.99)
+    batch_size: int = option(4, "examples an adapter in one forward pass", least=1)
+    gradient_accumulation_steps: int = option(2, "forward passes to an optimizer step", least=1)
+    epochs: float = option(10.0, "passes over the largest group's examples", above=0)
+    max_steps: int = option(0, "optimizer steps instead of epochs, where above 0", least=0)
+    learning_rate: float = option(8e-5, "highest learning rate, reached after the warm-up", least=0)
+    warmup_fraction: float = option(
+        0.1, "part of the steps in which the learning rate rises; then it falls to 0", least=0, most=1
+    )
+    max_grad_norm: float = option(1.0, "gradient norm of one adapter above which it is scaled down", above=0)
+    weight_decay: float = option(0.0, "AdamW's weight decay", least=0)
+    neftune_alpha: float = option(5.0, "NEFTune's noise on the token embeddings; 0: none", least=0)
     bf16: bool = option(False, "bfloat16 autocast")
     gradient_checkpointing: bool = option(False, "compute the base's layers twice instead of keeping what they hold")
-    loras_at_once: int = option(32, "adapters trained in one forward pass; more take more memory")
-    seed: int = option(0, "of the start of A and the order of the data")
-    log_every: int = option(100, "steps between two lines of progress")
+    loras_at_once: int = option(32, "adapters trained in one forward pass; more take more memory", least=1)
+    seed: int = option(0, "of the start of A and the order of the data", least=0)
+    log_every: int = option(100, "steps between two lines of progress", least=1)
 
 
 def train_loras(
@@ -214,14 +218,21 @@ def read_index(folder: str | Path) -> dict[str, list[str]]:
 def save_adapters(folder: str | Path, adapters: Mapping[str, Adapter], groups: Mapping[str, Sequence[Task]]) -> None:
     """Each adapter as the PEFT folder FOLDER/NAME, and index.json: name -> the tasks it was trained on.
 
-    Adapters that the folder's index names already stay.
+    Adapters that the folder's index names already stay. `UserError` where writing fails; the index names whole ones.
     """
     folder = Path(folder)
     index = read_index(folder)
-    for name, adapter in adapters.items():
-        adapter.save_pretrained(folder / name)
-        index[name] = [task.name for task in groups.get(name, [])]
-    write_atomic(folder / INDEX, (json.dumps(index, indent=1, ensure_ascii=False) + "\n").encode())
+    with writing(folder, "free some space, or choose another output folder"):
+        for name, adapter in adapters.items():
+            new = not (folder / name).exists()
+            try:
+                adapter.save_pretrained(folder / name)
+            except BaseException:
+                if new:
+                    shutil.rmtree(folder / name, ignore_errors=True)
+                raise
+            index[name] = [task.name for task in groups.get(name, [])]
+        write_atomic(folder / INDEX, (json.dumps(index, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def load_adapters(folder: str | Path) -> dict[str, Adapter]:
@@ -248,11 +259,17 @@ class Options(LoRAConfig):
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv, __doc__)
+    if PartialState(cpu=options.device == "cpu").num_processes > 1:
+        raise UserError(
+            "training.lora runs in one process: start it without accelerate launch, on several GPUs once for each, "
+            "with another part of the tasks (--tasks) and another --output."
+        )
     tasks = load_tasks(options.tasks)
     groups = {task.name: [task] for task in tasks} if options.kind == "task" else {"multi_task": tasks}
     there = load_adapters(options.output) if (Path(options.output) / INDEX).exists() else {}
     if not options.resume and (again := [name for name in groups if name in there]):
         raise UserError(f"{options.output} has a LoRA {again[0]!r} already: resume, or take another output folder.")
+    check_writable(Path(options.output))
     left = [name for name in groups if name not in there]
     if left:
         model, tokenizer = load_base(options.base, device=options.device, **precision(options.base_dtype))
@@ -261,6 +278,10 @@ def main(argv: list[str] | None = None) -> None:
         part = {name: groups[name] for name in left[first : first + options.loras_at_once]}
         save_adapters(options.output, train_loras(adapted, tokenizer, part, options, options.prompt_style), part)
     if options.kind == "task":
+        averaged = set(read_index(options.output).get("average", []))
+        if averaged - set(groups):  # such as held-out tasks' own LoRAs beside those that were trained on
+            print(f"The average in {options.output} stays: it is of other tasks.", flush=True)
+            return
         own = [adapter for name, adapter in load_adapters(options.output).items() if name in groups]
         save_adapters(options.output, {"average": average(own)}, {"average": tasks})
 

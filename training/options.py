@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,9 +16,25 @@ from hyperlora.errors import UserError
 T = TypeVar("T")
 
 
-def option(default: Any = dataclasses.MISSING, help: str = "") -> Any:
-    """A dataclass field with its help text; required on the command line where it has no default."""
-    return dataclasses.field(default=default, metadata={"help": help})
+def option(
+    default: Any = dataclasses.MISSING,
+    help: str = "",
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+) -> Any:
+    """A dataclass field with its help text; required on the command line where it has no default.
+
+    least, most: the smallest and the largest number that `parse` takes. above: what the number must be greater than.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "least": least, "above": above, "most": most})
+
+
+class _Parser(HfArgumentParser):
+    """Gives all of a field's metadata to argparse, which knows no bounds."""
+
+    def add_argument(self, *names, least=None, above=None, most=None, **kwargs):
+        return super().add_argument(*names, **kwargs)
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -25,11 +42,14 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 
 
 def parse(kind: type[T], argv: list[str] | None = None, description: str | None = None) -> T:
-    """The command line -> an instance of the dataclass `kind`. `--config FILE` (JSON or YAML) sets other defaults."""
+    """The command line -> an instance of the dataclass `kind`. `--config FILE` (JSON or YAML) sets other defaults.
+
+    Raises `UserError` for a file that cannot be read, an option that there is not, or a number out of its bounds.
+    """
     argv = sys.argv[1:] if argv is None else argv
     module = getattr(sys.modules["__main__"], "__spec__", None)  # its file's name alone would start nothing
     program = f"python -m {module.name.removesuffix('.__main__')}" if module else None
-    parser = HfArgumentParser(kind, prog=program, description=description, formatter_class=_Help, allow_abbrev=False)
+    parser = _Parser(kind, prog=program, description=description, formatter_class=_Help, allow_abbrev=False)
     parser.add_argument("--config", help="JSON or YAML file of option: value; the command line wins over it")
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
@@ -41,7 +61,27 @@ def parse(kind: type[T], argv: list[str] | None = None, description: str | None 
         # as arguments in front of the real ones, so that the parser checks their types too
         argv = [part for key, value in values.items() if value is not None for part in _argument(key, value)] + argv
     namespace = parser.parse_args(argv)
+    for field in dataclasses.fields(kind):
+        _check(field, getattr(namespace, field.name))
     return kind(**{field.name: getattr(namespace, field.name) for field in dataclasses.fields(kind)})
+
+
+def _check(field: dataclasses.Field, value: Any) -> None:
+    """`UserError` for a number that is infinite, no number (NaN) or out of the bounds that its `option` says."""
+    least, above, most = (field.metadata.get(bound) for bound in ("least", "above", "most"))
+    wanted = None
+    if not isinstance(value, int | float):
+        return
+    if isinstance(value, float) and not math.isfinite(value):
+        wanted = "a finite number"
+    elif least is not None and value < least:
+        wanted = f"at least {least}"
+    elif above is not None and value <= above:
+        wanted = f"above {above}"
+    elif most is not None and value > most:
+        wanted = f"at most {most}"
+    if wanted:
+        raise UserError(f"{field.name} is {value}, but must be {wanted}.")
 
 
 def _argument(key: str, value: Any) -> list[str]:

@@ -27,16 +27,18 @@ from transformers import PrinterCallback, TrainingArguments
 from hyperlora.base import load_base
 from hyperlora.embedder import LAST_TOKEN, load_embedder
 from hyperlora.errors import UserError
-from hyperlora.files import write_atomic
+from hyperlora.files import write_atomic, writing
 from hyperlora.generator import HyperLoRA
 from training.library import Library, pack
 from training.options import option, parse, run
 from training.sft import NetworkOptions, save, task_inputs, trained_descriptions, untrained
 from training.tasks import Task, load_tasks
-from training.trainer import BatchTrainer, Progress, check_settings, checkpoint_step, last_checkpoint, writing
+from training.trainer import BatchTrainer, Progress, check_report_to, check_settings, checkpoint_step, last_checkpoint
 
 PIECE = 2**24
-FREE = ("epochs", "max_steps", "piece", "targets_on_device", "save_every", "log_every")  # a resumed run may change them
+FREE = (  # what a resumed run may have otherwise
+    "epochs", "max_steps", "piece", "targets_on_device", "save_every", "log_every", "report_to",
+)  # fmt: skip
 TINY = 1e-12  # under every norm and deviation that is divided by
 
 Loss = Literal["factors", "delta"]
@@ -49,20 +51,23 @@ class ReconConfig(NetworkOptions):
     loss: Literal["factors", "delta"] = option(
         "factors", "L1 on the z-scores of A and B (App. D), or Frobenius distance of dW (App. E)"
     )
-    alpha: float = option(16.0, "LoRA alpha of the generated adapters; the targets' B are scaled to fit")
+    alpha: float = option(16.0, "LoRA alpha of the generated adapters; the targets' B are scaled to fit", above=0)
     use_rslora: bool = option(True, "scale by alpha / sqrt(r) rather than alpha / r")
-    targets_per_step: int = option(0, "LoRAs compared in one step; 0: all of them")
-    epochs: float = option(100_000.0, "passes over the library")
-    max_steps: int = option(0, "optimizer steps instead of epochs, where above 0")
-    learning_rate: float = option(1e-3, "highest learning rate, reached after the warm-up")
-    warmup_fraction: float = option(0.1, "part of the steps in which the learning rate rises; then it falls to 0")
-    max_grad_norm: float = option(1.0, "gradient norm above which it is scaled down")
-    weight_decay: float = option(0.0, "AdamW's weight decay")
+    targets_per_step: int = option(0, "LoRAs compared in one step; 0: all of them", least=0)
+    epochs: float = option(100_000.0, "passes over the library", above=0)
+    max_steps: int = option(0, "optimizer steps instead of epochs, where above 0", least=0)
+    learning_rate: float = option(1e-3, "highest learning rate, reached after the warm-up", least=0)
+    warmup_fraction: float = option(
+        0.1, "part of the steps in which the learning rate rises; then it falls to 0", least=0, most=1
+    )
+    max_grad_norm: float = option(1.0, "gradient norm above which it is scaled down", above=0)
+    weight_decay: float = option(0.0, "AdamW's weight decay", least=0)
     bf16: bool = option(False, "bfloat16 autocast")
-    piece: int = option(PIECE, "weights compared at once: more are faster and take more memory")
+    piece: int = option(PIECE, "weights compared at once: more are faster and take more memory", least=1)
     targets_on_device: bool = option(False, "hold the library in the device's memory instead of reading it each step")
-    save_every: int = option(1000, "steps between two checkpoints to resume from")
-    log_every: int = option(100, "steps between two lines of progress")
+    save_every: int = option(1000, "steps between two checkpoints to resume from", least=1)
+    log_every: int = option(100, "steps between two lines of progress", least=1)
+    report_to: Literal["none", "tensorboard", "wandb"] = option("none", "where losses are drawn beside the terminal")
 
 
 def build(
@@ -162,6 +167,7 @@ class ReconModel(nn.Module):
                 if differentiate:
                     gradients[0][some, i, layers], of_head = torch.autograd.grad(each, [part, heads[i]])
                     gradients[1 + i] += of_head
+                    del of_head  # else there were two of them in the next piece
                 loss += each.detach()
                 errors[some] += error
         return loss, errors, gradients
@@ -335,7 +341,7 @@ def train(
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,  # they never change, and the task inputs are large
         disable_tqdm=True,
-        report_to="none",
+        report_to=config.report_to,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # without a launcher the Trainer would copy the model to every GPU
     draws.process, draws.processes = process, processes = arguments.process_index, arguments.world_size
@@ -393,6 +399,7 @@ class Options(ReconConfig):
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv, __doc__)
+    check_report_to(options.report_to)
     tasks = load_tasks(options.tasks) if options.tasks else None
     if options.task_input == "text" and tasks is None:
         raise UserError("The task input text needs --tasks, whose descriptions it reads; or use --task_input one_hot.")

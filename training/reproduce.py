@@ -33,7 +33,7 @@ from hyperlora.base import load_base
 from hyperlora.config import read_json
 from hyperlora.embedder import LAST_TOKEN, MINILM, load_embedder
 from hyperlora.errors import UserError
-from hyperlora.files import write_atomic
+from hyperlora.files import write_atomic, writing
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
 from training import analysis, evaluate, recon, sft
@@ -44,7 +44,7 @@ from training.lora import TARGET_MODULES, LoRAConfig, average, load_adapters, re
 from training.options import option, parse, run
 from training.tables import ORACLE
 from training.tasks import Task, load_tasks
-from training.trainer import checkpoint_step, last_checkpoint, writing
+from training.trainer import checkpoint_step, last_checkpoint
 
 MAX_BYTES = 256 * 2**20
 
@@ -395,7 +395,7 @@ class Options:
     report: str = option("assets/mini/report", "folder for the report: Markdown and PNG")
     quick: bool = option(False, "a smoke run of few steps and tasks; all it writes is in OUTPUT/quick")
     device: str = option("cpu", "cpu or cuda")
-    processes: int = option(1, "hypernetworks that are trained at a time, each with its part of the threads")
+    processes: int = option(1, "hypernetworks that are trained at a time, each with its part of the threads", least=1)
 
 
 def prepare(options: Options, budget: Budget, embedder=None) -> tuple[Lab, list[Task]]:

@@ -15,10 +15,11 @@ nothing. Compiled whole, the base's graph breaks at NEFTune's noise and at every
 to 50 s to compile.
 """
 
-import importlib.util
 import itertools
+import json
 import math
 import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -38,13 +39,22 @@ from hyperlora.base import Precision, load_base, precision
 from hyperlora.config import HyperLoRAConfig
 from hyperlora.embedder import MINILM, load_embedder
 from hyperlora.errors import UserError
+from hyperlora.files import writing
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
 from training.loss import mean_loss, training_mode
 from training.muon import MuonAdamW
 from training.options import option, parse, run
 from training.tasks import Batches, Task, encode_task, load_tasks
-from training.trainer import BatchTrainer, KeepBest, Progress, check_settings, checkpoint_step, last_checkpoint, writing
+from training.trainer import (
+    BatchTrainer,
+    KeepBest,
+    Progress,
+    check_report_to,
+    check_settings,
+    checkpoint_step,
+    last_checkpoint,
+)
 
 FREE = (  # what a resumed run may have otherwise; of the batch sizes the product counts
     "batch_size", "gradient_accumulation_steps", "epochs", "max_steps", "gradient_checkpointing",
@@ -58,42 +68,46 @@ class NetworkOptions:
 
     head: Literal["L", "M", "S"] = option("M", "L: A and B at once, M: one of them, S: one rank of one")
     task_input: Literal["text", "one_hot", "learned"] = option("text", "what stands for a task (Sec. 3.2)")
-    learned_size: int = option(64, "size of a learned task vector")
+    learned_size: int = option(64, "size of a learned task vector", least=1)
     embedder: str = option(MINILM, "sentence encoder of the descriptions, or last_token for the base itself")
-    dropout: float = option(0.05, "dropout in the hypernetwork (Fig. 8)")
-    max_descriptions: int = option(128, "at most so many descriptions a task are trained on (App. G)")
+    dropout: float = option(0.05, "dropout in the hypernetwork (Fig. 8)", least=0, most=0.99)
+    max_descriptions: int = option(128, "at most so many descriptions a task are trained on (App. G)", least=1)
     prompt_style: Literal["input", "description_input"] = option("input", "whether prompts hold a description too")
-    seed: int = option(0, "of the hypernetwork's start, the data and the noise")
+    seed: int = option(0, "of the hypernetwork's start, the data and the noise", least=0)
 
 
 @dataclass
 class SFTConfig(NetworkOptions):
     """The adapters' shape, and the second column of Table 7."""
 
-    rank: int = option(8, "rank r of the adapters")
-    alpha: float = option(16.0, "LoRA alpha")
+    rank: int = option(8, "rank r of the adapters", least=1)
+    alpha: float = option(16.0, "LoRA alpha", above=0)
     use_rslora: bool = option(True, "scale by alpha / sqrt(r) rather than alpha / r")
     offset: Literal["none", "factors", "delta"] = option("factors", "offset added to A and B (Eq. 6) or to dW (Eq. 8)")
-    embedding_noise: float = option(0.0, "standard deviation of noise on the embedding, whose entries are about 1")
-    lora_dropout: float = option(0.05, "dropout on the adapter's input")
-    batch_size: int = option(4, "examples in one forward pass")
-    gradient_accumulation_steps: int = option(16, "forward passes to an optimizer step")
-    epochs: float = option(5.0, "passes over all examples (Table 7: 5 for 256 tasks, 80 for 16)")
-    max_steps: int = option(0, "optimizer steps instead of epochs, where above 0")
+    embedding_noise: float = option(
+        0.0, "standard deviation of noise on the embedding, whose entries are about 1", least=0
+    )
+    lora_dropout: float = option(0.05, "dropout on the adapter's input", least=0, most=0.99)
+    batch_size: int = option(4, "examples in one forward pass", least=1)
+    gradient_accumulation_steps: int = option(16, "forward passes to an optimizer step", least=1)
+    epochs: float = option(5.0, "passes over all examples (Table 7: 5 for 256 tasks, 80 for 16)", above=0)
+    max_steps: int = option(0, "optimizer steps instead of epochs, where above 0", least=0)
     optimizer: Literal["adamw", "muon"] = option(
         "adamw", "AdamW as in Table 7, or Muon for the hypernetwork's matrices and AdamW for the rest"
     )
-    learning_rate: float = option(1e-4, "highest learning rate, reached after the warm-up")
-    warmup_fraction: float = option(0.1, "part of the steps in which the learning rate rises; then it falls to 0")
-    max_grad_norm: float = option(1.0, "gradient norm above which it is scaled down")
-    weight_decay: float = option(0.0, "AdamW's weight decay")
-    neftune_alpha: float = option(5.0, "NEFTune's noise on the token embeddings; 0: none")
+    learning_rate: float = option(1e-4, "highest learning rate, reached after the warm-up", least=0)
+    warmup_fraction: float = option(
+        0.1, "part of the steps in which the learning rate rises; then it falls to 0", least=0, most=1
+    )
+    max_grad_norm: float = option(1.0, "gradient norm above which it is scaled down", above=0)
+    weight_decay: float = option(0.0, "AdamW's weight decay", least=0)
+    neftune_alpha: float = option(5.0, "NEFTune's noise on the token embeddings; 0: none", least=0)
     bf16: bool = option(False, "bfloat16 autocast")
     gradient_checkpointing: bool = option(False, "compute the base's layers twice instead of keeping what they hold")
-    save_every: int = option(500, "steps between two checkpoints to resume from")
-    eval_every: int = option(0, "steps between two validations; 0: none")
-    eval_batches: int = option(8, "batches of a validation")
-    log_every: int = option(50, "steps between two lines of progress")
+    save_every: int = option(500, "steps between two checkpoints to resume from", least=1)
+    eval_every: int = option(0, "steps between two validations; 0: none", least=0)
+    eval_batches: int = option(8, "batches of a validation", least=1)
+    log_every: int = option(50, "steps between two lines of progress", least=1)
     report_to: Literal["none", "tensorboard", "wandb"] = option("none", "where losses are drawn beside the terminal")
 
 
@@ -259,7 +273,8 @@ def train(
 
     With `eval_every` there is a validation loss: of `held_out` tasks with all their descriptions or, where there are
     none, of the test examples of `tasks` with unseen descriptions. OUTPUT/best holds the HyperLoRA of the lowest one.
-    Raises `UserError` where nothing can be trained or written, or a resumed run had other settings.
+    Raises `UserError` where nothing can be trained or written, or a resumed run had other settings, tasks, base,
+    target modules or offset.
     """
     output, checkpoints = Path(output), Path(output) / "checkpoints"
     tasks = trained_tasks(tasks, config)
@@ -323,6 +338,7 @@ def train(
         batches.start = checkpoint_step(checkpoint) * accumulation
     settings = {field.name: getattr(config, field.name) for field in fields(SFTConfig) if field.name not in FREE}
     settings["rows of an optimizer step"] = step_rows
+    settings |= _inputs(hyperlora, adapted, tasks)
     check_settings(checkpoints, settings, bool(checkpoint), process == 0)
 
     validation = None
@@ -362,6 +378,22 @@ def train(
     if process == 0:
         save(hyperlora, output)
     return trainer.state.log_history
+
+
+def _inputs(hyperlora: HyperLoRA, adapted: AdaptedModel, tasks: Sequence[Task]) -> dict[str, str]:
+    """What a resumed run must have been given again, in short: the tasks and the offset as a checksum."""
+    names, offset = json.dumps([task.name for task in tasks]), "none"
+    if hyperlora.offset is not None:
+        checksum = 0
+        for tensor in hyperlora.offset.buffers():
+            checksum = zlib.crc32(tensor.cpu().numpy(), checksum)
+        offset = f"{checksum:08x}"
+    return {
+        "tasks": f"{len(tasks)} tasks ({zlib.crc32(names.encode()):08x})",
+        "base": adapted.model.config.name_or_path,
+        "target modules": ", ".join(adapted.target_modules),
+        "offset adapter": offset,
+    }
 
 
 def save(hyperlora: HyperLoRA, folder: Path) -> None:
@@ -414,8 +446,7 @@ class Options(SFTConfig):
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv, __doc__)
-    if options.report_to != "none" and importlib.util.find_spec(options.report_to) is None:
-        raise UserError(f"report_to {options.report_to} needs a package: pip install {options.report_to}.")
+    check_report_to(options.report_to)
     if options.held_out and not options.eval_every:
         raise UserError("held_out needs eval_every: how many steps lie between two validations.")
     tasks = load_tasks(options.tasks)

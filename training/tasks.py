@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from hyperlora.errors import UserError
-from hyperlora.files import write_atomic
+from hyperlora.files import write_atomic, writing
 from hyperlora.prompt import apply_template, with_description
 from training import hub, sni
 from training.options import option, parse, run
@@ -63,9 +63,10 @@ class Task:
     group: str | None = None
 
     def save(self, folder: str | Path) -> Path:
-        """Write the task as FOLDER/NAME.json, in the form that `load_task` reads."""
+        """Write the task as FOLDER/NAME.json, in the form that `load_task` reads. `UserError` where that fails."""
         path = Path(folder) / f"{self.name}.json"
-        write_atomic(path, (json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n").encode())
+        with writing(path, "free some space, or choose another output folder"):
+            write_atomic(path, (json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n").encode())
         return path
 
 
@@ -362,16 +363,16 @@ class Options:
     source: str = option(help="folder of task files, clone of natural-instructions, or hub:NAME")
     output: str = option(help="folder for the task files, one a task; others in it stay")
     select: str | None = option(None, "train, held_out or removed of selection.json, or a file with a name a line")
-    first: int = option(0, "only the first so many of the selected names, where above 0")
-    limit: int = option(sni.LIMIT, "at most so many training and so many test examples a task; 0: all")
+    first: int = option(0, "only the first so many of the selected names, where above 0", least=0)
+    limit: int = option(sni.LIMIT, "at most so many training and so many test examples a task; 0: all", least=0)
     definition: bool = option(True, "natural-instructions: the Definition before the input, or the input alone")
     strict: bool = option(False, "stop at a broken or missing task instead of skipping it")
 
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv, __doc__)
-    if options.limit < 0 or options.first < 0 or (options.first and not options.select):
-        raise UserError("--limit and --first take 0 or more, and --first goes with --select.")
+    if options.first and not options.select:
+        raise UserError("--first takes the first of the names that --select says: give that too.")
     names = sni.selection(options.select)[: options.first or None] if options.select else None
     limit = options.limit or sys.maxsize
     tasks = load_tasks(options.source, options.strict, limit, options.definition, names)

@@ -1,14 +1,13 @@
 """What the stages add to `transformers.Trainer`: ready batches, checkpoints that are whole, progress, the best kept."""
 
+import importlib.util
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback
@@ -16,7 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hyperlora.config import read_json
 from hyperlora.errors import UserError
-from hyperlora.files import write_atomic
+from hyperlora.files import write_atomic, writing
 
 STATE = "trainer_state.json"  # the last file of a checkpoint to be written
 SETTINGS = "settings.json"
@@ -51,14 +50,10 @@ class BatchTrainer(Trainer):
         self.accelerator.wait_for_everyone()  # `STATE` comes after every process's file
 
 
-@contextmanager
-def writing(path: Path, advice: str) -> Iterator[None]:
-    """Inside, what fails to write (a full disk, no permission) raises `UserError` with the path and the advice."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError, safetensors its own
-        reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
-        raise UserError(f"{path} could not be written ({reason}): {advice}.") from error
+def check_report_to(name: str) -> None:
+    """`UserError` where losses are to be drawn by a package that is not there."""
+    if name != "none" and importlib.util.find_spec(name) is None:
+        raise UserError(f"report_to {name} needs a package: pip install {name}.")
 
 
 def last_checkpoint(folder: Path, main_process: bool = True) -> Path | None:
@@ -81,9 +76,11 @@ def checkpoint_step(path: Path) -> int:
 def _is_whole(path: Path) -> bool:
     try:
         json.loads((path / STATE).read_text(encoding="utf-8"))
+        sizes = {file.name: file.stat().st_size for file in path.iterdir()}
     except (OSError, ValueError):
         return False
-    return checkpoint_step(path) >= 0 and all((path / name).is_file() for name in FILES)
+    # a machine that fails may leave files that are there, but empty
+    return checkpoint_step(path) >= 0 and sizes.keys() >= set(FILES) and all(sizes.values())
 
 
 def check_settings(folder: Path, settings: dict, resumed: bool, main_process: bool) -> None:

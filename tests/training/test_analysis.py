@@ -383,7 +383,7 @@ def test_the_command_says_what_is_missing(tmp_path, tasks):
         main([*out, "--tasks", str(tmp_path / "tasks"), "--adapters", str(tmp_path)])
     with pytest.raises(UserError, match="2 folders and --results 1 files"):
         main([*out, "--recon", "a", "b", "--results", "c"])
-    with pytest.raises(UserError, match="--targets must be"):
+    with pytest.raises(UserError, match="targets is 0, but must be at least 1"):
         main([*out, "--targets", "0"])
     assert not (tmp_path / "out").exists()
 

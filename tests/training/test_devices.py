@@ -23,12 +23,12 @@ TWO_CPUS = ["--config_file", str(CONFIGS / "accelerate-2-cpus.yaml")]
 QUIET = ["--dropout", "0", "--lora_dropout", "0", "--neftune_alpha", "0", "--learning_rate", "5e-4"]
 
 
-def accelerate(launcher: list[str], arguments: list[str]) -> subprocess.CompletedProcess:
-    """`accelerate launch LAUNCHER -m training.sft ARGUMENTS`, on this machine alone."""
+def accelerate(launcher: list[str], arguments: list[str], stage: str = "training.sft") -> subprocess.CompletedProcess:
+    """`accelerate launch LAUNCHER -m STAGE ARGUMENTS`, on this machine alone."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    launch = ["accelerate.commands.launch", *launcher, "--main_process_port", port, "-m", "training.sft"]
+    launch = ["accelerate.commands.launch", *launcher, "--main_process_port", port, "-m", stage]
     return subprocess.run(
         [sys.executable, "-m", *launch, *arguments],
         cwd=ROOT,
@@ -124,6 +124,14 @@ def test_a_launcher_that_starts_one_process_of_two_is_refused(tasks, tiny_base, 
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     with pytest.raises(UserError, match=r"accelerate-2-cpus\.yaml"):
         main(command(tiny_base, tmp_path / "tasks", tmp_path / "out"))
+
+
+def test_plain_loras_are_not_trained_by_two_processes(tmp_path):
+    """Each would train all of them, and write the same files; it is said before anything is read."""
+    nowhere = ["--tasks", "nowhere", "--base", "nowhere", "--output", str(tmp_path / "out")]
+    done = accelerate(TWO_CPUS, nowhere, "training.lora")
+    assert done.returncode != 0 and "training.lora runs in one process: start it without" in done.stderr
+    assert "nowhere" not in done.stderr.split("Traceback")[0] and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("sft-*.yaml")), ids=lambda path: path.stem)

@@ -321,11 +321,11 @@ def test_the_command_line_writes_the_results(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"examples": 0}, "--examples must be 1 or more, not 0"),
-        ({"seeds": 0}, "--seeds must be 1 or more"),
-        ({"batch_size": 0}, "--batch_size must be 1 or more"),
-        ({"descriptions": -1}, "--descriptions must be 0 or more"),
-        ({"shots": -1}, "--shots must be 0 or more"),
+        ({"examples": 0}, "examples is 0, but must be at least 1"),
+        ({"seeds": 0}, "seeds is 0, but must be at least 1"),
+        ({"batch_size": 0}, "batch_size is 0, but must be at least 1"),
+        ({"descriptions": -1}, "descriptions is -1, but must be at least 1"),
+        ({"shots": -1}, "shots is -1, but must be at least 0"),
         ({"held_out": ["new", "old/new"]}, "two splits 'new'"),
         ({"tasks": "untested"}, 'None of these tasks has "test" examples'),
     ],

@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -7,9 +8,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from hyperlora.errors import UserError
+from tests.training.test_sft import ROOT
 from training.library import pack
-from training.lora import LoRAConfig, average, load_adapters, main, read_index, save_adapters, train_loras
+from training.lora import LoRAConfig, Options, average, load_adapters, main, read_index, save_adapters, train_loras
 from training.loss import mean_loss
+from training.options import parse
 from training.tasks import collate, encode_task
 
 QUICK = LoRAConfig(  # a random base needs large steps, and its small embeddings drown in NEFTune's noise
@@ -143,6 +146,46 @@ def test_a_run_that_was_stopped_goes_on_with_the_loras_that_are_missing(tasks, t
     torch.testing.assert_close(load_adapters(out)["average"].weights, average(own).weights)
 
 
+def test_held_out_tasks_own_loras_leave_the_average_alone(tasks, tiny_base, tmp_path, capsys):
+    for folder, some in (("trained", tasks[:2]), ("held_out", tasks[2:])):
+        for task in some:
+            task.save(tmp_path / folder)
+        main(
+            ["--tasks", f"{tmp_path / folder}", "--base", f"{tiny_base}", "--output", f"{tmp_path}", "--max_steps", "2"]
+        )
+    assert "The average in" in capsys.readouterr().out
+    found = load_adapters(tmp_path)
+    own = [found[task.name] for task in tasks[:2]]
+    torch.testing.assert_close(found["average"].weights, average(own).weights)
+
+
+def test_an_output_that_cannot_be_written_is_said_before_anything_is_trained(tasks, tiny_base, tmp_path, monkeypatch):
+    tasks[0].save(tmp_path / "tasks")
+    (tmp_path / "out").write_text("a file")
+    monkeypatch.setattr("training.lora.load_base", None)  # would be called to load the base
+    folders = ["--tasks", f"{tmp_path / 'tasks'}", "--base", f"{tiny_base}", "--output", f"{tmp_path / 'out'}"]
+    with pytest.raises(UserError, match=r"out could not be written \(File exists\): choose another output folder\."):
+        main(folders)
+
+
+def test_a_full_disk_leaves_no_half_written_lora(make_adapter, tasks, tmp_path, monkeypatch):
+    """The disk is full when a LoRA's second file is written."""
+    save_adapters(tmp_path, {"first": make_adapter(1)}, {"first": tasks[:1]})
+    written, fsync = [], os.fsync
+
+    def full(file: int) -> None:
+        written.append(file)
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+        fsync(file)
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match=r"could not be written \(No space left on device\): free some space"):
+        save_adapters(tmp_path, {"second": make_adapter(2)}, {"second": tasks[1:2]})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "index.json"]
+    assert list(load_adapters(tmp_path)) == ["first"]
+
+
 def test_gradient_checkpointing_trains_the_same_lora(adapted, tokenizer, tasks):
     plain = train_loras(adapted, tokenizer, {"both": tasks}, NOISELESS)["both"]
     again = train_loras(adapted, tokenizer, {"both": tasks}, replace(NOISELESS, gradient_checkpointing=True))["both"]
@@ -155,6 +198,14 @@ def test_an_option_is_not_known_by_its_beginning(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["--tasks", "x", "--base", "x", "--output", "x", "--conf", f"{tmp_path / 'quick.json'}"])
     assert "unrecognized arguments: --conf" in capsys.readouterr().err
+
+
+def test_the_shipped_settings_are_the_papers():
+    """All but what a base of 7B needs are the defaults."""
+    config = ROOT / "training" / "configs" / "lora-mistral-7b.yaml"
+    options = parse(Options, ["--config", str(config), "--tasks", "T", "--output", "O"])
+    usual = parse(Options, ["--base", options.base, "--tasks", "T", "--output", "O"])
+    assert options == replace(usual, base_dtype="bfloat16", device="cuda", bf16=True, loras_at_once=1)
 
 
 def test_an_unknown_option_in_the_file_is_named(tmp_path):

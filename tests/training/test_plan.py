@@ -14,10 +14,13 @@ from hyperlora.config import HyperLoRAConfig
 from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
 from hyperlora.hypernetwork import HyperNetwork
+from hyperlora.lora import Adapter
 from hyperlora.memory import SHAPES, BaseShape, HyperShape
 from tests.training.test_sft import ROOT
+from training.library import pack
 from training.loss import mean_loss
 from training.plan import GPUS, Options, main, stages
+from training.recon import ReconConfig, ReconModel, build
 from training.sft import SFTModel
 
 TARGETS = ("q_proj", "v_proj")
@@ -88,8 +91,8 @@ def small(dtype: torch.dtype = torch.float32) -> tuple[MistralForCausalLM, Adapt
     return model, AdaptedModel(model.eval(), TARGETS)
 
 
-def batch() -> tuple[torch.Tensor, torch.Tensor]:
-    ids = torch.randint(0, SMALL.vocab, (ROWS, TOKENS))
+def batch(rows: int = ROWS) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.randint(0, SMALL.vocab, (rows, TOKENS))
     labels = ids.clone()
     labels[:, :-ANSWERS] = -100
     return ids, labels
@@ -167,6 +170,57 @@ def test_the_peak_of_an_sft_step_is_as_planned(checkpointing):
     assert 0.95 * measured < planned < 1.25 * measured
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("loras", "rows"), [(1, 4), (4, 1), (3, 2)])
+def test_the_peak_of_a_step_of_plain_loras_is_as_planned(loras, rows, checkpointing):
+    """Forward and backward of LoRAs trained together, `rows` rows each."""
+    model, adapted = small(torch.bfloat16)
+    ids, labels = batch(loras * rows)
+    shape = HyperShape(SMALL)
+    weights = {m: (a.requires_grad_(), b.requires_grad_()) for m, (a, b) in random_factors(shape, loras).items()}
+    if checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False, "context_fn": adapted.recomputing})
+        model.disable_input_require_grads()
+        model.train()
+
+    def forward_and_backward() -> None:
+        each = torch.arange(loras).repeat_interleave(rows)
+        with torch.autocast("cpu", torch.bfloat16), adapted.use_factors(weights, each, 1.0):
+            loss = mean_loss(model, ids, labels)
+        loss.backward()
+
+    forward_and_backward()  # its gradients stay, as between the passes of a step
+    parts = memory.lora(shape, loras, rows, TOKENS, ANSWERS, checkpointing=checkpointing, dropout=False)
+    before = parts["LoRAs"] + parts["base"] + parts["overhead"]  # there already, or not on a CPU
+    measured, planned = allocated(forward_and_backward), sum(parts.values()) - before
+    assert 0.95 * measured < planned < 1.25 * measured
+
+
+@pytest.mark.parametrize("piece", [2**18, 2**21])
+@pytest.mark.parametrize(("head", "loss"), [("L", "factors"), ("M", "factors"), ("M", "delta"), ("S", "factors")])
+def test_the_peak_of_a_step_of_reconstruction_is_as_planned(head, loss, piece, tmp_path):
+    """Of 64 LoRAs: in several pieces, and a module at once. No dropout, whose masks take more on a CPU."""
+    targets, d_emb = 64, 32
+    shape = HyperShape(SMALL, head, d_emb=d_emb)
+    for i in range(targets):
+        weights = {m: (a[0], b[0]) for m, (a, b) in random_factors(shape, 1).items()}
+        Adapter(weights, 16.0, True).save_pretrained(tmp_path / "loras" / f"{i}")
+    library = pack(tmp_path / "loras", tmp_path / "library.safetensors")
+    config = ReconConfig(head=head, task_input="learned", learned_size=d_emb, dropout=0.0)
+    recon = ReconModel(build(library, config), library, torch.arange(targets), loss, piece)
+
+    def forward_and_backward() -> None:
+        recon.zero_grad()
+        recon(torch.arange(targets), torch.arange(targets), torch.tensor(64.0))["loss"].backward()
+
+    forward_and_backward()
+    recon.zero_grad()
+    parts = memory.recon(shape, targets, piece)
+    before = (memory.ADAM - 4) * shape.parameters + parts["mean and deviation"] + parts["overhead"]
+    measured, planned = allocated(forward_and_backward), sum(parts.values()) - before
+    assert 0.95 * measured < planned < 1.25 * measured
+
+
 def test_a_base_in_4_bits_takes_what_is_planned(tmp_path, tiny_base):
     pytest.importorskip("bitsandbytes")
     model, _ = load_base(tiny_base, dtype=torch.bfloat16, quantize="4bit")
@@ -175,15 +229,22 @@ def test_a_base_in_4_bits_takes_what_is_planned(tmp_path, tiny_base):
 
 
 @pytest.mark.parametrize(
-    ("config", "gpu", "processes"),
-    [("sft-mistral-7b", "A100 80", 1), ("sft-mistral-7b-4bit-ddp", "L4", 8), ("sft-mistral-7b-fsdp", "L4", 8)],
+    ("config", "stage", "gpu", "processes"),
+    [
+        ("lora-mistral-7b", "a LoRA a task", "A100 80", 1),
+        ("sft-mistral-7b", "SFT", "A100 80", 1),
+        ("sft-mistral-7b-4bit-ddp", "SFT", "L4", 8),
+        ("sft-mistral-7b-fsdp", "SFT", "L4", 8),
+    ],
 )
-def test_the_shipped_settings_fit_the_gpus_that_they_name(config, gpu, processes):
+def test_the_shipped_settings_fit_the_gpus_that_they_name(config, stage, gpu, processes):
     """With rows of up to 1,024 tokens."""
     values = yaml.safe_load((ROOT / "training" / "configs" / f"{config}.yaml").read_text())
+    if stage == "a LoRA a task":
+        values["lora_batch_size"] = values.pop("batch_size")
     known = {key: value for key, value in values.items() if key in Options.__dataclass_fields__ and key != "base"}
     options = Options(**known, processes=processes, longest=1024)
-    assert stages(options)["SFT"].bytes < GPUS[gpu].memory * memory.GB
+    assert stages(options)[stage].bytes < GPUS[gpu].memory * memory.GB
 
 
 def test_the_plan_is_a_table_of_stages_and_gpus(capsys):

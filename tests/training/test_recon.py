@@ -255,6 +255,12 @@ def test_a_lora_without_descriptions_is_named(library, tasks, embedder):
         build(library, ReconConfig(), [tasks[0], tasks[2]], embedder)
 
 
+def test_a_package_that_draws_losses_must_be_there(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "tensorboard" else "there")
+    with pytest.raises(UserError, match="pip install tensorboard"):
+        main(["--adapters", "nowhere", "--output", "nowhere", "--report_to", "tensorboard"])
+
+
 def test_the_command_line_reconstructs_the_loras_of_some_tasks(library, tasks, tmp_path):
     for task in tasks[:2]:
         task.save(tmp_path / "tasks")

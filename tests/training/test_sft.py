@@ -261,6 +261,8 @@ def test_a_half_written_checkpoint_is_passed_over(adapted, tokenizer, tasks, emb
     state.write_text(state.read_text()[:100])
     assert last_checkpoint(checkpoints, main_process=False).name == "checkpoint-2"
     assert last_checkpoint(checkpoints).name == "checkpoint-2" and not state.parent.exists()
+    (checkpoints / "checkpoint-2" / "optimizer.pt").write_bytes(b"")  # the machine failed before its data were written
+    assert last_checkpoint(checkpoints) is None
 
 
 @pytest.fixture
@@ -302,6 +304,37 @@ def test_a_run_is_resumed_with_its_own_settings(adapted, tokenizer, tasks, embed
     with pytest.raises(UserError, match="rows of an optimizer step 4, not 8"):
         run(2, resume=True, gradient_accumulation_steps=2)
     assert len(losses(run(2, resume=True, batch_size=2, gradient_accumulation_steps=2))) == 2
+
+
+def test_a_run_is_resumed_with_its_own_tasks_base_and_offset(
+    adapted, tokenizer, tasks, embedder, make_adapter, tmp_path, monkeypatch
+):
+    config = few(1)
+
+    def run(tasks, resume=True, offset=1, adapted=adapted):
+        adapter = make_adapter(offset)
+        adapter.weights = {module: adapter.weights[module] for module in adapted.target_modules}
+        hyperlora = build(adapted, tokenizer, tasks, config, adapter, embedder)
+        return train(hyperlora, adapted, tokenizer, tasks, config, tmp_path, resume)
+
+    run(tasks, resume=False)
+    with pytest.raises(
+        UserError, match=r"was trained with tasks '3 tasks \(.*, not '2 tasks \(.*: resume with the same"
+    ):
+        run(tasks[:2])
+    with pytest.raises(UserError, match="was trained with offset adapter"):
+        run(tasks, offset=2)
+    with pytest.raises(UserError, match="was trained with target modules 'q_proj, v_proj', not 'q_proj'"):
+        run(tasks, adapted=AdaptedModel(adapted.model, ["q_proj"]))
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"was trained with base .*, not 'another'"):
+        patch.setattr(adapted.model.config, "name_or_path", "another")
+        run(tasks)
+
+    path = tmp_path / "checkpoints" / "settings.json"
+    new = {"tasks", "base", "target modules", "offset adapter"}
+    kept = {name: value for name, value in json.loads(path.read_text()).items() if name not in new}
+    path.write_text(json.dumps(kept))  # as they were written before these were kept
+    run(tasks)
 
 
 @pytest.mark.parametrize("base_dtype", ["float32", "bfloat16", "4bit", "8bit"])

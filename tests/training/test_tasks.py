@@ -247,3 +247,10 @@ def test_description_prompts_hold_the_descriptions_in_turn(tokenizer, tasks):
         tokenizer.decode(row["input_ids"]).replace("<unk>", "\n") for row in rows[:2]
     ]  # the tiny base has no newline
     assert texts == ["<s>[INST] Do first.\nas [/INST] a</s>", "<s>[INST] Please first.\nat [/INST] a</s>"]
+
+
+def test_an_output_that_cannot_be_written_is_said(tasks, tmp_path):
+    tasks[0].save(tmp_path / "tasks")
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(UserError, match=r"first\.json could not be written \(.*\): free some space, or choose another"):
+        main(["--source", str(tmp_path / "tasks"), "--output", str(tmp_path / "out")])

@@ -52,11 +52,11 @@ class Options:
     instruction_induction: str | None = option(
         None, "folder of the benchmark's tasks, to be evaluated on (never trained)"
     )
-    base_steps: int = option(14000, "optimizer steps of the base model")
-    hyperlora_steps: int = option(8000, "optimizer steps of the hypernetwork with head M")
-    other_head_steps: int = option(800, "optimizer steps of the hypernetworks with heads S and L")
-    lora_steps: int = option(200, "optimizer steps of the multi-task LoRA and of the tasks' own")
-    examples: int = option(400, "training examples a task for the adapters")
+    base_steps: int = option(14000, "optimizer steps of the base model", least=1)
+    hyperlora_steps: int = option(8000, "optimizer steps of the hypernetwork with head M", least=1)
+    other_head_steps: int = option(800, "optimizer steps of the hypernetworks with heads S and L", least=1)
+    lora_steps: int = option(200, "optimizer steps of the multi-task LoRA and of the tasks' own", least=1)
+    examples: int = option(400, "training examples a task for the adapters", least=1)
     until: str = option("assets", "the last stage to run")
 
 

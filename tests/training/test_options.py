@@ -1,0 +1,62 @@
+"""A stage's options: numbers out of their bounds are refused in a sentence, on the command line and in a file."""
+
+import importlib
+from dataclasses import dataclass, fields
+
+import pytest
+
+from hyperlora.errors import UserError
+from training.options import option, parse
+
+STAGES = [
+    "analysis", "benchmarks", "descriptions", "evaluate", "lora", "mini.__main__", "plan", "recon", "reproduce", "sft",
+    "tasks",
+]  # fmt: skip
+
+
+@dataclass
+class Bounded:
+    rows: int = option(4, "rows", least=1)
+    share: float = option(0.5, "a share", above=0, most=1)
+    limit: int | None = option(None, "or none", least=1)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (["--rows", "0"], "rows is 0, but must be at least 1."),
+        (["--share", "0"], "share is 0.0, but must be above 0."),
+        (["--share", "1.5"], "share is 1.5, but must be at most 1."),
+        (["--share", "nan"], "share is nan, but must be a finite number."),
+        (["--limit", "-1"], "limit is -1, but must be at least 1."),
+    ],
+)
+def test_a_number_out_of_its_bounds_is_refused(line, sentence):
+    with pytest.raises(UserError) as error:
+        parse(Bounded, line)
+    assert str(error.value) == sentence
+
+
+def test_numbers_within_their_bounds_are_taken():
+    assert parse(Bounded, ["--rows", "1", "--share", "1"]) == Bounded(1, 1.0, None)
+
+
+def test_a_file_is_held_to_the_bounds_too(tmp_path):
+    (tmp_path / "file.yaml").write_text("rows: 0\n")
+    with pytest.raises(UserError, match="rows is 0"):
+        parse(Bounded, ["--config", str(tmp_path / "file.yaml")])
+    assert parse(Bounded, ["--config", str(tmp_path / "file.yaml"), "--rows", "2"]).rows == 2
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_stage_takes_a_number_below_what_it_can_use(stage):
+    """Every number that has a bound, one below it."""
+    kind = importlib.import_module(f"training.{stage}").Options
+    needed = [part for field in fields(kind) if field.type is str for part in (f"--{field.name}", "x")]
+    parse(kind, needed)  # the defaults are within the bounds
+    below = {f.name: f.metadata["least"] - 1 for f in fields(kind) if f.metadata["least"] is not None}
+    below |= {f.name: f.metadata["above"] for f in fields(kind) if f.metadata["above"] is not None}
+    assert below
+    for name, value in below.items():
+        with pytest.raises(UserError, match=f"^{name} is {value}.*, but must be"):
+            parse(kind, [*needed, f"--{name}={value}"])
