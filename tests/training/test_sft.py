@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -265,26 +266,28 @@ def test_a_half_written_checkpoint_is_passed_over(adapted, tokenizer, tasks, emb
     assert last_checkpoint(checkpoints) is None
 
 
-@pytest.fixture
+@contextmanager
 def full_disk():
-    """full_disk(): from then on no file gets larger than 50 kB, as if the disk were full."""
+    """Inside, no file gets larger than 50 kB, as if the disk were full. (Not until the test's end: a log may be.)"""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_is_said_and_leaves_nothing_half_written(
-    adapted, tokenizer, tasks, embedder, make_adapter, tmp_path, full_disk
+    adapted, tokenizer, tasks, embedder, make_adapter, tmp_path
 ):
     config = few(2, save_every=1)
     hyperlora = build(adapted, tokenizer, tasks, config, make_adapter(1), embedder)
     save(hyperlora, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     torch.nn.init.ones_(hyperlora.network.heads["q_proj"].weight)
-    full_disk()
-    with pytest.raises(UserError, match=r"could not be written \(File too large\): free some space"):
+    with full_disk(), pytest.raises(UserError, match=r"could not be written \(File too large\): free some space"):
         save(hyperlora, tmp_path)
-    with pytest.raises(UserError, match="checkpoint-1 could not be written"):
+    with full_disk(), pytest.raises(UserError, match="checkpoint-1 could not be written"):
         train(hyperlora, adapted, tokenizer, tasks, config, tmp_path)
     assert not (tmp_path / "checkpoints" / "checkpoint-1").exists()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
