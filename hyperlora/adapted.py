@@ -112,11 +112,13 @@ class AdaptedModel:
             x = x.to(A.dtype)
         if self.lora_dropout and linear.training:
             x = F.dropout(x, self.lora_dropout)
-        x = x @ A.mT
         if batch.adapted is None and y.dtype == x.dtype == B.dtype and not torch.is_grad_enabled():
             # into the linear's fresh output: a token at a time, each kernel fewer counts
-            return y.baddbmm_(x, B.mT) if B.ndim == 3 else y.view(-1, len(B)).addmm_(x.flatten(0, 1), B.mT).view_as(y)
-        delta = x @ B.mT
+            if B.ndim == 3:
+                return y.baddbmm_(torch.bmm(x, A.mT), B.mT)
+            y.view(-1, y.shape[-1]).addmm_(x.flatten(0, 1) @ A.mT, B.mT)
+            return y
+        delta = (x @ A.mT) @ B.mT
         if batch.adapted is None:
             return (y + delta).to(y.dtype)
         dtype = torch.promote_types(y.dtype, delta.dtype)
