@@ -18,12 +18,12 @@ from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_availa
 from hyperlora.config import read_json
 from hyperlora.errors import UserError
 from hyperlora.files import resolve_folder
+from hyperlora.memory import MAX_CONFIG_BYTES
 
 # Never a pickle, nor a repository's second copy of the weights under another name (consolidated.safetensors).
 PATTERNS = ["*.json", "model*.safetensors", "*.jinja", "tokenizer.model"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ATTENTION = ("eager", "sdpa", "flash_attention_2")
-MAX_CONFIG_BYTES = 2**20
 AUTOMATIC = ("auto", "balanced", "balanced_low_0", "sequential")  # device maps that accelerate makes itself
 Module = TypeVar("Module", bound=torch.nn.Module)
 DeviceMap = str | Mapping[str, str | int | torch.device]

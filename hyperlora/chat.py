@@ -274,7 +274,7 @@ class ChatEngine:
                     with torch.inference_mode(False):
                         future.set_result(function())
                 except BaseException as error:
-                    future.set_exception(self._said(error))
+                    future.set_exception(self._in_words(error))
             rows = joining
             try:
                 self._join(joining)
@@ -289,9 +289,9 @@ class ChatEngine:
 
     def _end(self, rows: list[_Row], error: Exception | None = None) -> None:
         for row in rows:
-            row.stream._queue.put(error and self._said(error))
+            row.stream._queue.put(error and self._in_words(error))
 
-    def _said(self, error: BaseException) -> BaseException:
+    def _in_words(self, error: BaseException) -> BaseException:
         """The error, in a sentence where memory ran out."""
         if not out_of_memory(error):
             return error

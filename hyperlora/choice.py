@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from hyperlora import hub
+from hyperlora import hub, presets
 from hyperlora.devices import Device, device_named
 from hyperlora.errors import UserError
 from hyperlora.files import resolve_folder
@@ -15,6 +15,7 @@ from hyperlora.hub import Repo, gigabytes
 from hyperlora.presets import GTE_REVISION, PRESETS, Preset, asset_or_hub, get_preset
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the bundled model's page opens before that
+    from hyperlora.config import HyperLoRAConfig
     from hyperlora.memory import BaseShape
     from hyperlora.pipe import Pipeline
 
@@ -242,18 +243,16 @@ def named_pair(preset: str | None, base: str | None, hyperlora: str | None) -> P
             raise UserError(
                 f"There is no hypernetwork for {base}: train one (python -m training.sft --base {base} --tasks TASKS "
                 f"--output DIR; python -m training.plan --base {base} says what that takes) and name it with "
-                "--hyperlora, or take a preset, which may be had with --base where this is a copy of its base model."
+                "--hyperlora, or take a preset; a copy of a preset's base goes with --preset beside --base."
             )
         base = None if base_revision is None else base
     elif chosen is None and base is None:
-        from hyperlora.config import HyperLoRAConfig
-        from hyperlora.generator import CONFIG
         from hyperlora.interop import text_to_lora
 
-        if Pair(hyperlora=hyperlora).native is None:
+        named = Pair(hyperlora=hyperlora, hyperlora_revision=hyperlora_revision)
+        if named.native is None:
             base, _ = text_to_lora.names_of(hyperlora)
-        elif (file := resolve_folder(hyperlora, hyperlora_revision, [CONFIG]) / CONFIG).is_file():
-            config = HyperLoRAConfig.load(file)
+        elif config := _config(named):
             base, base_revision = config.base_model, config.base_revision
         if base is None:
             raise UserError(f"{hyperlora} does not say which base model it is for: name that with --base.")
@@ -274,6 +273,18 @@ def _name(option: str, value: str | None) -> tuple[str | None, str | None]:
     if name is not None and not name.strip():
         raise UserError(f"--{option} is {value!r}, which names no model: give a folder or a Hub id.")
     return name, revision
+
+
+def _config(pair: Pair) -> "HyperLoRAConfig | None":
+    """The settings of a pair's native hypernetwork; None where it has another format, or the file is missing."""
+    from hyperlora.config import HyperLoRAConfig
+    from hyperlora.generator import CONFIG
+
+    if pair.native is None:
+        return None
+    name, revision = pair.native
+    file = resolve_folder(name, revision, [CONFIG]) / CONFIG
+    return HyperLoRAConfig.load(file) if file.is_file() else None
 
 
 def _repos(pair: Pair) -> list[Repo]:
@@ -305,7 +316,7 @@ def _repos(pair: Pair) -> list[Repo]:
         encoder = (preset.embedder, preset.embedder_revision)
     else:  # a folder in the public format
         _, name = text_to_lora.names_of(pair.hyperlora)
-        encoder = (name, GTE_REVISION if name == GTE[0] else None)
+        encoder = (name, GTE_REVISION if name == presets.GTE else None)
     if encoder[0] in GTE:
         found.append(Repo(encoder[0], (gte.CONFIG, gte.WEIGHTS, gte.TOKENIZER), encoder[1], gte.WEIGHTS))
     return [repo for repo in found if not os.path.isdir(os.path.expanduser(repo.name))]
@@ -331,12 +342,12 @@ def _fit(
     """The best (dtype, bits) that fits, and why; `TooLarge` where none does, `UserError` where a package is missing."""
     if quantize and device.name == "mps":
         raise UserError("bitsandbytes does not support mps: leave --quantize out.")
-    title, tries = pair.title, _precisions(shape, device, dtype, quantize)
+    title, widths, tries = pair.title, _widths(pair), _precisions(shape, device, dtype, quantize)
     for dtype, bits in tries:
         words = WORDS.get(bits, dtype)
         if shape is None:
             return dtype, bits, f"{title} in {words} on {device.name}"
-        need = _need(pair, shape, bits or dtype, device.name)
+        need = _need(widths, shape, bits or dtype, device.name)
         if device.free is not None and need > device.free:
             continue
         if bits and find_spec("bitsandbytes") is None:
@@ -351,18 +362,17 @@ def _fit(
     )
 
 
-def _need(pair: Pair, shape: "BaseShape", precision: str, device: str) -> float:
-    """Bytes that must be free there to load that base with its hypernetwork (head L: the largest), and chat."""
-    from hyperlora.config import HyperLoRAConfig
-    from hyperlora.generator import CONFIG
+def _need(widths: dict[str, int], shape: "BaseShape", precision: str, device: str) -> float:
+    """Bytes that must be free there to load that base with a hypernetwork for it (head L: the largest), and chat."""
     from hyperlora.memory import OVERHEAD, HyperShape, serving
 
-    sizes = pair.preset
-    if pair.hyperlora is not None and pair.native is not None:
-        name, revision = pair.native
-        sizes = HyperLoRAConfig.load(resolve_folder(name, revision, [CONFIG]) / CONFIG)
-    widths = {} if sizes is None else {"latent_size": sizes.latent_size, "head_size": sizes.head_size}
     return MARGIN * (serving(HyperShape(shape, "L", **widths), precision) - (OVERHEAD if device == "cpu" else 0))
+
+
+def _widths(pair: Pair) -> dict[str, int]:
+    """Those of the pair's hypernetwork; the usual ones, {}, where only its importer will know."""
+    known = pair.preset if pair.hyperlora is None else _config(pair)
+    return {} if known is None else {"latent_size": known.latent_size, "head_size": known.head_size}
 
 
 def _precisions(
@@ -384,8 +394,8 @@ def _no_gpu() -> str:
     """Why the best is the mini model where there is no GPU, and what would be needed for more."""
     from hyperlora.memory import SHAPES
 
-    pair = Pair(PRESETS["mistral-7b"])
-    few, full = (_need(pair, SHAPES["mistral-7b"], *where) for where in (("4bit", "cuda"), ("bfloat16", "cpu")))
+    widths = _widths(Pair(PRESETS["mistral-7b"]))
+    few, full = (_need(widths, SHAPES["mistral-7b"], *where) for where in (("4bit", "cuda"), ("bfloat16", "cpu")))
     return (
         f"PyTorch finds no GPU that it can use: with one, {gigabytes(few)} of free memory are enough for --preset "
         f"mistral-7b, which also runs on the CPU, slowly, in {gigabytes(full)}."

@@ -213,11 +213,8 @@ def pipeline(
                 "use the base model that it was trained on."
             )
         if config.task_input == "text":
-            revision = config.embedder_revision
-            if revision is None and chosen is not None and config.embedder == chosen.embedder:
-                revision = chosen.embedder_revision
             generator.embedder = load_embedder(
-                config.embedder, revision, embedder_device, (model, tokenizer), local_files_only
+                config.embedder, config.embedder_revision, embedder_device, (model, tokenizer), local_files_only
             )
         generator.to(device_of(model.get_input_embeddings()))
     pipe = Pipeline(generator, adapted, tokenizer, chosen, str(base))

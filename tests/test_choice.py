@@ -254,6 +254,7 @@ def test_a_preset_is_known_by_its_base_and_a_hypernetwork_knows_its_base(tiny_hy
     (tmp_path / "hypermod.pt").touch()  # the public format
     with pytest.raises(UserError, match=r"args\.yaml is missing"):
         choice.named_pair(None, None, str(tmp_path))
+    (tmp_path / "adapter_config.json").touch()
     arguments = "training_task: sft\ntarget_modules: [q_proj]\nmodel_dir: models/gemma-2-2b-it\n"
     (tmp_path / "args.yaml").write_text(arguments)
     assert choice.named_pair(None, None, str(tmp_path)).base == GEMMA.base
@@ -263,7 +264,8 @@ def test_a_preset_is_known_by_its_base_and_a_hypernetwork_knows_its_base(tiny_hy
 
 
 def test_the_encoder_of_a_folder_in_the_public_format_is_announced_too(online, gpu, tiny_base, tmp_path):
-    (tmp_path / "hypermod.pt").touch()
+    for name in ("hypermod.pt", "adapter_config.json"):
+        (tmp_path / name).touch()
     arguments = "training_task: sft\ntarget_modules: [q_proj]\nemb_model: Alibaba-NLP/gte-large-en-v1.5\n"
     (tmp_path / "args.yaml").write_text(arguments)
     chosen = choice.choose(options("--base", str(tiny_base), "--hyperlora", str(tmp_path)))

@@ -14,7 +14,6 @@ from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
 import hyperlora
 from hyperlora import Adapter, HyperLoRA, UserError
-from hyperlora.embedder import MINILM
 from hyperlora.interop.order import with_order
 from hyperlora.interop.text_to_lora import import_checkpoint
 from hyperlora.presets import PRESETS, Preset
@@ -42,13 +41,14 @@ def single_turn(tiny_base, tiny_hyperlora, monkeypatch):
     pipe.close()
 
 
-def test_a_preset_pins_the_encoder_where_its_checkpoint_does_not(tiny_base, tiny_hyperlora, minilm, monkeypatch):
-    preset = Preset("tiny", "For tests.", str(tiny_base), str(tiny_hyperlora), embedder=MINILM, embedder_revision="abc")
-    monkeypatch.setitem(PRESETS, "tiny", preset)
+def test_a_checkpoint_pins_its_encoder(tiny_base, tiny_hyperlora, minilm, monkeypatch, tmp_path):
+    pinned = HyperLoRA.from_pretrained(tiny_hyperlora)
+    pinned.config.embedder_revision = "abc"
+    pinned.save_pretrained(tmp_path)
     asked = []
     monkeypatch.setattr("hyperlora.pipe.load_embedder", lambda name, revision, *_: asked.append(revision) or minilm)
-    hyperlora.pipeline("tiny").close()
-    hyperlora.pipeline(None, base=tiny_base, hyperlora=tiny_hyperlora).close()
+    for folder in (tmp_path, tiny_hyperlora):
+        hyperlora.pipeline(None, base=tiny_base, hyperlora=folder).close()
     assert asked == ["abc", None]
 
 

@@ -92,10 +92,7 @@ def import_checkpoint(
 
 def names_of(folder: str | Path) -> tuple[str | None, str | None]:
     """The base model and the description encoder that the checkpoint in FOLDER names; None for one that it does not."""
-    path = Path(folder).expanduser() / ARGS
-    if not path.is_file():
-        raise UserError(f"{path} is missing: a text-to-lora checkpoint holds {WEIGHTS}, {ARGS}, {ADAPTER}.")
-    args = _read_args(path)
+    args = _read_args(_folder(folder, None, None) / ARGS)
     return _hub_id(args.model_dir), _hub_id(args.emb_model)
 
 
