@@ -55,18 +55,16 @@ def add_device(options: argparse.ArgumentParser) -> None:
     options.add_argument("--device", type=device, default="cpu", help="cpu, or cuda (default: cpu)")
 
 
-def arguments(description: str, repetitions: int, device: bool = False, swaps: int = 0) -> argparse.Namespace:
+def arguments(description: str, repetitions: int, device: bool = False) -> argparse.Namespace:
     """The command line: `repetitions`, and the folders `base` and `hyperlora`, the bundled mini model's by default.
 
-    `device`, and `swaps` where a number is given: with these options too.
+    `device`: with that option too.
     """
     options = parser(description, repetitions)
     options.add_argument("--base", help="the folder of a base model instead of the bundled one")
     options.add_argument("--hyperlora", help="the folder of a hypernetwork for it")
     if device:
         add_device(options)
-    if swaps:
-        options.add_argument("--swaps", type=int, default=swaps, help=f"whose memory is counted (default: {swaps})")
     args = options.parse_args()
     if (args.base is None) != (args.hyperlora is None):
         options.error("give both --base and --hyperlora, or neither")

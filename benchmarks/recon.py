@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.hypernetwork import D_EMB, LAYERS, TARGETS
-from benchmarks.measure import added_mb, medians, parser, print_table
+from benchmarks.measure import add_device, added_mb, medians, parser, print_table
 from hyperlora.config import HyperLoRAConfig
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
@@ -65,7 +65,7 @@ def main() -> None:
     options.add_argument("--heads", default="LMS", help="which heads (default: LMS)")
     options.add_argument("--piece", type=int, default=PIECE, help=f"weights compared at once (default: {PIECE})")
     options.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
-    options.add_argument("--device", default="cpu", help="cpu, or cuda with all targets in its memory")
+    add_device(options)  # which holds all targets
     args = options.parse_args()
     torch.set_float32_matmul_precision("high")  # as in training.recon: TF32 on a GPU that has it
     rows = []

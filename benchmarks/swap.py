@@ -26,6 +26,8 @@ from hyperlora.config import HyperLoRAConfig
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
 
+SWAPS = 10  # PEFT's folders stay loaded, and each one makes the next slower
+
 
 @cache
 def shared_weight(shape: torch.Size, device: str) -> nn.Parameter:
@@ -53,7 +55,7 @@ def random_hyperlora(adapted: AdaptedModel, device: str) -> HyperLoRA:
 
 
 def compare(
-    base: str, models: list[PreTrainedModel], device: str, repetitions: int, swap_count: int
+    base: str, models: list[PreTrainedModel], device: str, repetitions: int
 ) -> tuple[list[list[str]], list[list[str]]]:
     """The rows of both tables for one base; `models` are three of it."""
     adapted = AdaptedModel(models[0], TARGETS)
@@ -122,7 +124,7 @@ def compare(
         swap()
         synchronize()
         before = held_mb(device)
-        for _ in range(swap_count):
+        for _ in range(SWAPS):
             swap()
         growth.append(held_mb(device) - before)
 
@@ -135,15 +137,12 @@ def compare(
 
 
 def main() -> None:
-    args = arguments(__doc__, repetitions=20, device=True, swaps=100)
+    args = arguments(__doc__, repetitions=20, device=True)
     mini = [load_base(args.base, device=args.device)[0] for _ in range(3)]
     large = [attention_of_mistral_7b(args.device) for _ in range(3)]
-    tables = [
-        compare(base, models, args.device, args.repetitions, args.swaps)
-        for base, models in (("mini", mini), ("7B", large))
-    ]
+    tables = [compare(base, models, args.device, args.repetitions) for base, models in (("mini", mini), ("7B", large))]
     swaps, from_embedding = ([row for rows in kind for row in rows] for kind in zip(*tables, strict=True))
-    print_table(["base; way", "ms a swap", "of ours", f"MB more after {args.swaps} swaps"], swaps)
+    print_table(["base; way", "ms a swap", "of ours", f"MB more after {SWAPS} swaps"], swaps)
     print()
     print_table(["from a task embedding to ready", "ms", "of ours"], from_embedding)
 
