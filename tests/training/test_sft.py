@@ -340,18 +340,24 @@ def test_a_run_is_resumed_with_its_own_tasks_base_and_offset(
     run(tasks)
 
 
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
 @pytest.mark.parametrize("base_dtype", ["float32", "bfloat16", "4bit", "8bit"])
 def test_training_goes_on_after_an_evaluation_whatever_the_base_is_held_in(
-    tiny_base, tasks, embedder, make_adapter, base_dtype, tmp_path
+    tiny_base, tasks, embedder, make_adapter, base_dtype, device, tmp_path
 ):
     """The gradient after a validation is that of a run without one; a base that cannot do that is refused."""
     quantize = base_dtype if "bit" in base_dtype else None
     if quantize:
         pytest.importorskip("bitsandbytes")
     dtype = torch.float32 if base_dtype == "float32" else torch.bfloat16
-    model, tokenizer = load_base(tiny_base, dtype=dtype, quantize=quantize)
+    model, tokenizer = load_base(tiny_base, device=device, dtype=dtype, quantize=quantize)
     adapted = AdaptedModel(model, ["q_proj", "v_proj"])
-    if refused := any(getattr(module, "support_avx512bf16_for_cpu", False) for module in model.modules()):
+    if refused := any(
+        device == "cpu" and getattr(module, "support_avx512bf16_for_cpu", False) for module in model.modules()
+    ):
         assert base_dtype == "4bit"
     logs = []
     for eval_every in (0, 2):
@@ -362,8 +368,11 @@ def test_training_goes_on_after_an_evaluation_whatever_the_base_is_held_in(
                 train(hyperlora, adapted, tokenizer, tasks, config, tmp_path / f"{eval_every}")
             return
         logs.append(train(hyperlora, adapted, tokenizer, tasks, config, tmp_path / f"{eval_every}"))
-    assert losses(logs[0]) == losses(logs[1])
-    assert losses(logs[0], "grad_norm") == losses(logs[1], "grad_norm") and min(losses(logs[0], "grad_norm")) > 0
+    on_gpu = {"loss": 1e-2, "grad_norm": 5e-2}  # which adds in any order; a CPU always in the same
+    for key, near in on_gpu.items():
+        near = near if device == "cuda" else 0
+        assert losses(logs[0], key) == pytest.approx(losses(logs[1], key), rel=near, abs=0)
+    assert min(losses(logs[0], "grad_norm")) > 0
 
 
 def test_a_base_that_bitsandbytes_would_repack_is_refused(adapted, tokenizer, tasks, embedder, make_adapter, tmp_path):
