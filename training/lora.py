@@ -266,7 +266,7 @@ def main(argv: list[str] | None = None) -> None:
         )
     tasks = load_tasks(options.tasks)
     groups = {task.name: [task] for task in tasks} if options.kind == "task" else {"multi_task": tasks}
-    there = load_adapters(options.output) if (Path(options.output) / INDEX).exists() else {}
+    there = read_index(options.output)
     if not options.resume and (again := [name for name in groups if name in there]):
         raise UserError(f"{options.output} has a LoRA {again[0]!r} already: resume, or take another output folder.")
     check_writable(Path(options.output))
