@@ -4,7 +4,7 @@ python -m training.plan [--base mistral-7b] [--batch_size 8] [--gradient_checkpo
 
 Memory is that of `hyperlora.memory`. Time is FLOPs over the GPU's own figure times a utilisation, and after that the
 bytes that have to be read over half its bandwidth: an estimate to choose a machine by. An H200 took 0.27 s for an SFT
-step of 8 x 512 tokens (43 per cent of its figure) and 37.0 GB, and 0.05 s for one of reconstruction of 489 targets.
+step of 8 x 512 tokens (43 per cent of its figure) and 37.0 GB, and 0.06 s for one of reconstruction of 489 targets.
 """
 
 from dataclasses import dataclass
@@ -68,7 +68,7 @@ class Options:
     loras_at_once: int = option(1, "LoRAs: trained in one pass", least=1)
     lora_batch_size: int = option(4, "LoRAs: rows of each in a pass", least=1)
     lora_epochs: float = option(10.0, "LoRAs: passes over a task's examples", above=0)
-    recon_steps: int = option(100_000, "reconstruction: steps over all LoRAs, in bfloat16", least=1)
+    recon_steps: int = option(100_000, "reconstruction: steps over all LoRAs", least=1)
     piece: int = option(2**27, "reconstruction: weights compared at once", least=1)
     targets_on_device: bool = option(True, "reconstruction: the library lies in the GPU's memory, not on the disk")
     evaluated: int = option(

@@ -9,10 +9,7 @@ OUTPUT gets the trained HyperLoRA, OUTPUT/best the one with the lowest validatio
 The loss of an optimizer step is the mean over all answer tokens of its batch_size x gradient_accumulation_steps x
 processes rows, and those rows depend on that product alone: a step is the same however it is cut, up to rounding.
 
-There is no option for torch.compile: with norms and MLPs compiled for any shape, a step of 8 x 512 tokens through four
-layers of Mistral-7B's width took 34.4 ms instead of 37.4 on one NVIDIA H200 (8 per cent), and one of 8 x 256 gained
-nothing. Compiled whole, the base's graph breaks at NEFTune's noise and at every adapter's hook, and two layers took 20
-to 50 s to compile.
+There is no option for torch.compile: NEFTune's noise breaks the base's graph.
 """
 
 import itertools
