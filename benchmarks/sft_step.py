@@ -1,8 +1,9 @@
 """One step of supervised fine-tuning through a frozen base in bfloat16, with random weights of real shapes.
 
-Both ways are the training package's own step (hypernetwork, loss on answers, AdamW) and differ only in how a row's
+All ways are the training package's own step (hypernetwork, loss on answers, AdamW). Two differ only in how a row's
 adapter meets its tokens: as matrix products a row, or with A and B copied for every token, as the public implementation
-does. Utilisation counts the frozen base as 4 FLOPs a weight and token, against one large matrix product here.
+does. The third is the first with `--compile`, where there is a C++ compiler. Utilisation counts the frozen base as 4
+FLOPs a weight and token, against one large matrix product here.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from hyperlora.generator import HyperLoRA
 from hyperlora.hypernetwork import Factors
 from hyperlora.memory import BaseShape, HyperShape, training_flops
 from hyperlora.memory import sft as planned
-from training.loss import training_mode
+from training.loss import compiled_layers, has_compiler, training_mode
 from training.sft import SFTConfig, SFTModel
 from training.tasks import IGNORE
 
@@ -87,6 +88,16 @@ def make_step(model: SFTModel, batch: dict[str, Tensor], settings: SFTConfig) ->
     return step
 
 
+def compiled(step: Callable[[], None], adapted: AdaptedModel) -> Callable[[], None]:
+    """The same step through compiled layers, which are compiled at its first call alone."""
+
+    def through() -> None:
+        with compiled_layers(adapted.model):
+            step()
+
+    return through
+
+
 def loss(model: SFTModel, batch: dict[str, Tensor]) -> Tensor:
     with torch.autocast(batch["input_ids"].device.type, torch.bfloat16):
         return model(**batch)["loss"]
@@ -137,8 +148,10 @@ def main(argv: list[str] | None = None) -> None:
     flops, possible = training_flops(shapes, rows, tokens, answers), product_flops(device, 10)
     steps, memory, table = {}, {}, []
     with training_mode(adapted.model, settings.neftune_alpha):
-        for name, model in models.items():
-            step = make_step(model.train(), batch, settings)
+        made = {name: make_step(model.train(), batch, settings) for name, model in models.items()}
+        if has_compiler():
+            made["HyperLoRA, compiled"] = compiled(make_step(models["HyperLoRA"], batch, settings), adapted)
+        for name, step in made.items():
             try:
                 step()  # warm: the optimizer's state is there
                 memory[name] = added_mb(step, device), held_mb(device, peak=True)

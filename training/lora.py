@@ -57,6 +57,7 @@ class LoRAConfig:
     neftune_alpha: float = option(5.0, "NEFTune's noise on the token embeddings; 0: none", least=0)
     bf16: bool = option(False, "bfloat16 autocast")
     gradient_checkpointing: bool = option(False, "compute the base's layers twice instead of keeping what they hold")
+    compile: bool = option(False, "torch.compile the base's layers: less time where elementwise work takes much of it")
     loras_at_once: int = option(32, "adapters trained in one forward pass; more take more memory", least=1)
     seed: int = option(0, "of the start of A and the order of the data", least=0)
     log_every: int = option(100, "steps between two lines of progress", least=1)
@@ -86,7 +87,7 @@ def train_loras(
     adapted.lora_dropout, before = config.lora_dropout, adapted.lora_dropout
     recomputing = adapted.recomputing if config.gradient_checkpointing else None
     try:
-        with training_mode(adapted.model, config.neftune_alpha, recomputing):
+        with training_mode(adapted.model, config.neftune_alpha, recomputing, config.compile):
             for first in range(0, len(names), config.loras_at_once):
                 part = names[first : first + config.loras_at_once]
                 weights = _train_together(adapted, {name: data[name] for name in part}, config, tokenizer.pad_token_id)

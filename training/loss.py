@@ -1,8 +1,12 @@
 """The loss on answers, and NEFTune's noise: what every stage that trains through the base model shares."""
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
+import torch._dynamo
+import torch.fx.experimental._config
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
@@ -47,13 +51,13 @@ def check_trainable(model: PreTrainedModel) -> None:
 
 @contextmanager
 def training_mode(
-    model: PreTrainedModel, neftune_alpha: float = 0.0, recomputing: Callable | None = None
+    model: PreTrainedModel, neftune_alpha: float = 0.0, recomputing: Callable | None = None, compiled: bool = False
 ) -> Iterator[None]:
     """Inside, the model is in training mode and its token embeddings get NEFTune's noise where alpha is above 0.
 
     recomputing: `AdaptedModel.recomputing` for gradient checkpointing: a layer keeps its input alone and is computed
     again in the backward pass. On a CPU the attention is the plain one: PyTorch's fused one is slower backward, above
-    all in bfloat16.
+    all in bfloat16. compiled: each layer runs through torch.compile (`UserError` where it cannot).
     """
     check_trainable(model)
     embeddings, was_training = model.get_input_embeddings(), model.training
@@ -68,7 +72,8 @@ def training_mode(
         model.disable_input_require_grads()  # what reentrant checkpointing alone would need
     model.train()
     try:
-        yield
+        with compiled_layers(model) if compiled else nullcontext():
+            yield
     finally:
         model.train(was_training)
         model.set_attn_implementation(attention)
@@ -76,3 +81,33 @@ def training_mode(
             model.activation_checkpointing_disable()
         if handle:
             handle.remove()
+
+
+def has_compiler() -> bool:
+    """Whether there is the C++ compiler that torch.compile needs, on a GPU too."""
+    return shutil.which(os.environ.get("CXX", "g++")) is not None
+
+
+@contextmanager
+def compiled_layers(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, each layer of `model` is compiled when it first runs, once for all lengths of batches.
+
+    Layer by layer: NEFTune's noise would break the graph of the whole. Raises `UserError` where there is no compiler.
+    """
+    if not has_compiler():
+        raise UserError("compile needs a C++ compiler, and there is no g++ here: install one, or leave compile away.")
+    layers = [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
+    with ExitStack() as stack:
+        # a layer has its own numbers in the hooks of `AdaptedModel`, so all of them count as one that changes
+        stack.enter_context(
+            torch._dynamo.config.patch(recompile_limit=8 * len(layers), force_nn_module_property_static_shapes=False)
+        )
+        # rows and adapters that are once as many are not so for ever
+        stack.enter_context(torch.fx.experimental._config.patch(use_duck_shape=False))
+        for layer in layers:
+            layer.compile(dynamic=True)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer._compiled_call_impl = None

@@ -1,4 +1,4 @@
-"""The paper's experiments at the size of a small base: 28 hypernetworks, and a report of which claims held.
+"""The paper's experiments at the size of a small base: 26 hypernetworks, and a report of which claims held.
 
 python -m training.reproduce [--base assets/mini/base] [--tasks DIR] [--held_out DIR] [--output DIR] [--report DIR]
 
@@ -10,6 +10,7 @@ model leaves cores idle when it trains on several: `--processes 2` trains two hy
 """
 
 import json
+import os
 import shutil
 import statistics
 from collections import defaultdict
@@ -19,9 +20,10 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from random import Random
+from threading import Thread
 from typing import Literal
 
 import torch
@@ -41,6 +43,7 @@ from training.claims import HELD_OUT, TRAINED, Claim, claims, ending, scores, se
 from training.evaluate import KINDS, UNSEEN, Trial
 from training.library import Library, pack
 from training.lora import TARGET_MODULES, LoRAConfig, average, load_adapters, read_index, save_adapters, train_loras
+from training.loss import has_compiler
 from training.options import option, parse, run
 from training.tables import ORACLE
 from training.tasks import Task, load_tasks
@@ -53,14 +56,14 @@ MAX_BYTES = 256 * 2**20
 class Budget:
     """How much of everything."""
 
-    tasks: int = 128  # trained on, at most: the more, the more steps until the loss is flat
+    tasks: int = 64  # trained on, at most: the more, the more steps until the loss is flat
     held_out: int = 20
-    ladder: tuple[int, ...] = (16, 32, 64)  # numbers of tasks below all of them: Table 3, Fig. 1, Fig. 3
+    ladder: tuple[int, ...] = (16, 32)  # numbers of tasks below all of them: Table 3, Fig. 1, Fig. 3
     distilled: int = 9  # tasks of Table 1
     descriptions: int = 64  # a task, for training
     fewer_descriptions: tuple[int, ...] = (1, 4, 8)  # Fig. 12
     seeds: int = 3  # of SFT with head M on all tasks, and of reconstruction in Table 6
-    sft_steps: int = 3200
+    sft_steps: int = 2000
     recon_steps: int = 2000
     probe_steps: int = 50  # that the speed of reconstruction is taken from, for Table 6's equal wall-clock
     multi_task_steps: int = 150
@@ -71,12 +74,14 @@ class Budget:
     checked: int = 24  # trained tasks that are measured
     targets: int = 10  # of Fig. 4, 5, 10
     compared: int = 64  # trained tasks' LoRAs in Fig. 4 and 10
+    compile: bool = True  # the base's layers, where there is a C++ compiler: pays from some hundred steps on
     decides: bool = True  # whether its claims can be decided
 
 
 QUICK = Budget(
     tasks=64, held_out=12, ladder=(8, 24), sft_steps=50, recon_steps=60, probe_steps=10, multi_task_steps=50,
-    lora_steps=30, examples=6, draws=2, checked=12, targets=4, compared=12, descriptions=16, decides=False,
+    lora_steps=30, examples=6, draws=2, checked=12, targets=4, compared=12, descriptions=16, compile=False,
+    decides=False,
 )  # fmt: skip
 
 
@@ -169,9 +174,13 @@ def train_plain(lab: Lab, oracles: Sequence[Task]) -> None:
 
     A rung has its own multi-task LoRA: that of all tasks would tell it of tasks that it must not know.
     """
-    budget, common = lab.budget, {"gradient_accumulation_steps": 1, "neftune_alpha": 0.0}
-    shared = LoRAConfig(batch_size=budget.batch_size, max_steps=budget.multi_task_steps, learning_rate=1e-3, **common)
-    own = LoRAConfig(batch_size=8, max_steps=budget.lora_steps, learning_rate=3e-3, **common)
+    budget = lab.budget
+    common = LoRAConfig(
+        gradient_accumulation_steps=1, lora_dropout=0.0, neftune_alpha=0.0, bf16=True,
+        compile=budget.compile and has_compiler(),
+    )  # fmt: skip
+    shared = replace(common, batch_size=budget.batch_size, max_steps=budget.multi_task_steps, learning_rate=1e-3)
+    own = replace(common, batch_size=8, max_steps=budget.lora_steps, learning_rate=3e-3)
     groups = {"multi_task": lab.tasks}
     groups |= {f"multi_task_{rung}": lab.tasks[:rung] for rung in budget.ladder if rung < len(lab.tasks)}
     parts = [({name: group}, shared) for name, group in groups.items()]
@@ -224,6 +233,7 @@ def train_sft(lab: Lab, cell: Cell, steps: int, folder: Path) -> list[dict]:
         batch_size=lab.budget.batch_size, gradient_accumulation_steps=1, optimizer="muon", learning_rate=2e-3,
         warmup_fraction=0.05, embedding_noise=0.6, lora_dropout=0.0, neftune_alpha=0.0, max_steps=steps,
         save_every=max(1, steps // 4), log_every=min(64, max(1, steps // 25)), bf16=True,
+        compile=lab.budget.compile and has_compiler(),
     )  # fmt: skip
     config, tasks = replace(config, **cell.settings), lab.of(cell)
     offset = Adapter.from_pretrained(lab.loras / cell.offset) if config.offset != "none" else None
@@ -430,6 +440,16 @@ def finish_cell(lab: Lab, cell: Cell) -> tuple[dict, list[dict]]:
     return trained, results(lab.folder / "cells" / cell.name / "results.json", lambda: measure_cell(lab, cell))
 
 
+def end_with_parent() -> None:
+    """A process whose parent was killed would train on, in the folders of the run that is started next."""
+
+    def watch() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
+
+
 @cache
 def own_lab(options: Options, budget: Budget, embedder) -> Lab:
     """That of a process of its own, which keeps it from cell to cell."""
@@ -452,7 +472,8 @@ def reproduce(options: Options, budget: Budget, embedder=None) -> list[Claim]:
     with ExitStack() as stack:
         each: Callable = partial(map, partial(finish_cell, lab))
         if options.processes > 1:
-            pool = stack.enter_context(ProcessPoolExecutor(options.processes, get_context("spawn")))
+            made = ProcessPoolExecutor(options.processes, get_context("spawn"), initializer=end_with_parent)
+            pool = stack.enter_context(made)
             each = partial(pool.map, partial(finish_alone, options, budget, embedder))
         for timed in (False, True):  # a cell that gets another's time comes after it
             wave = [cell for cell in every if bool(cell.equal_to) == timed]

@@ -8,8 +8,6 @@ OUTPUT gets the trained HyperLoRA, OUTPUT/best the one with the lowest validatio
 
 The loss of an optimizer step is the mean over all answer tokens of its batch_size x gradient_accumulation_steps x
 processes rows, and those rows depend on that product alone: a step is the same however it is cut, up to rounding.
-
-There is no option for torch.compile: NEFTune's noise breaks the base's graph.
 """
 
 import itertools
@@ -54,7 +52,7 @@ from training.trainer import (
 )
 
 FREE = (  # what a resumed run may have otherwise; of the batch sizes the product counts
-    "batch_size", "gradient_accumulation_steps", "epochs", "max_steps", "gradient_checkpointing",
+    "batch_size", "gradient_accumulation_steps", "epochs", "max_steps", "gradient_checkpointing", "compile",
     "save_every", "eval_every", "eval_batches", "log_every", "report_to",
 )  # fmt: skip
 
@@ -101,6 +99,7 @@ class SFTConfig(NetworkOptions):
     neftune_alpha: float = option(5.0, "NEFTune's noise on the token embeddings; 0: none", least=0)
     bf16: bool = option(False, "bfloat16 autocast")
     gradient_checkpointing: bool = option(False, "compute the base's layers twice instead of keeping what they hold")
+    compile: bool = option(False, "torch.compile the base's layers: less time where elementwise work takes much of it")
     save_every: int = option(500, "steps between two checkpoints to resume from", least=1)
     eval_every: int = option(0, "steps between two validations; 0: none", least=0)
     eval_batches: int = option(8, "batches of a validation", least=1)
@@ -367,7 +366,7 @@ def train(
     adapted.lora_dropout, before = config.lora_dropout, adapted.lora_dropout
     recomputing = adapted.recomputing if config.gradient_checkpointing else None
     try:
-        with training_mode(adapted.model, config.neftune_alpha, recomputing):
+        with training_mode(adapted.model, config.neftune_alpha, recomputing, config.compile):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         adapted.lora_dropout = before

@@ -2,6 +2,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +16,11 @@ from training import reproduce
 from training.claims import Claim
 from training.reproduce import Budget, Options, cells
 
+ROOT = Path(__file__).parents[2]
 TINY = Budget(
     tasks=3, held_out=2, ladder=(2,), distilled=2, descriptions=2, fewer_descriptions=(1,), seeds=1, sft_steps=5,
     recon_steps=5, probe_steps=2, multi_task_steps=2, lora_steps=2, batch_size=4, examples=2, draws=1, checked=2,
-    targets=2, compared=3,
+    targets=2, compared=3, compile=False,
 )  # fmt: skip
 OPERATIONS = {
     "first": lambda t: t[0],
@@ -37,6 +41,11 @@ def killed(*args, **kwargs):
 
 def killed_by_the_system(*args):
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def runs(stat: Path) -> bool:
+    """Whether a process is there that is more than the mark of one that has ended."""
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +132,27 @@ def test_a_process_that_is_killed_is_said_in_a_sentence(done, tmp_path, monkeypa
         reproduce.reproduce(options, TINY, WordEmbedder())
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for the process in /proc")
+def test_processes_end_with_a_run_that_is_killed(tmp_path):
+    (tmp_path / "killed.py").write_text(
+        "import os, signal, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from multiprocessing import get_context\n"
+        "from training.reproduce import end_with_parent\n"
+        "if __name__ == '__main__':\n"
+        "    pool = ProcessPoolExecutor(1, get_context('spawn'), initializer=end_with_parent)\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    pool.submit(time.sleep, 600)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    found = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run([sys.executable, tmp_path / "killed.py"], env=found, stdout=subprocess.PIPE, text=True)
+    left, patience = Path("/proc") / run.stdout.strip() / "stat", time.monotonic() + 60
+    while runs(left) and time.monotonic() < patience:
+        time.sleep(0.1)
+    assert not runs(left)
+
+
 def test_a_second_run_only_writes_the_report_again(done, monkeypatch):
     options, said = done
     report = Path(options.report) / "README.md"
@@ -150,5 +180,5 @@ def test_tasks_both_trained_and_held_out_are_refused(tmp_path):
 
 def test_the_full_run_has_about_25_cells_all_of_other_names():
     names = [cell.name for cell in cells(Budget(), 300)]
-    assert len(names) == len(set(names)) == 28
-    assert sum(name.startswith("sft") for name in names) == 15
+    assert len(names) == len(set(names)) == 26
+    assert sum(name.startswith("sft") for name in names) == 14

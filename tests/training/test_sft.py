@@ -18,7 +18,7 @@ from hyperlora.adapted import AdaptedModel
 from hyperlora.base import load_base
 from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
-from training.loss import training_mode
+from training.loss import has_compiler, training_mode
 from training.sft import SFTConfig, SFTModel, build, main, save, train, trained_descriptions
 from training.tasks import collate, encode_task
 from training.trainer import last_checkpoint
@@ -186,6 +186,31 @@ def test_gradient_checkpointing_changes_no_gradient(adapted, tokenizer, tasks, e
     torch.testing.assert_close(gradients[0], gradients[1])
     assert saved[1] < saved[0]
     assert not adapted.model.is_activation_checkpointing
+
+
+@pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_layers_give_the_same_losses(
+    adapted, tokenizer, tasks, embedder, make_adapter, tmp_path, checkpointing
+):
+    """In training and in validation; and the layers are as before."""
+    logs = []
+    for compile in (False, True):
+        config = few(6, compile=compile, gradient_checkpointing=checkpointing, eval_every=3, eval_batches=2)
+        hyperlora = build(adapted, tokenizer, tasks, config, make_adapter(1), embedder)
+        logs.append(train(hyperlora, adapted, tokenizer, tasks, config, tmp_path / f"{compile}"))
+    for key in ("loss", "eval_loss"):
+        assert losses(logs[0], key) == pytest.approx(losses(logs[1], key), abs=1e-4)
+    assert len(losses(logs[0])) == 6 and len(losses(logs[0], "eval_loss")) == 2
+    assert not any(module._compiled_call_impl for module in adapted.model.modules())
+
+
+def test_a_compiler_is_needed_to_compile(adapted, tokenizer, tasks, embedder, make_adapter, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    config = few(1, compile=True)
+    hyperlora = build(adapted, tokenizer, tasks, config, make_adapter(1), embedder)
+    with pytest.raises(UserError, match="compile needs a C\\+\\+ compiler"):
+        train(hyperlora, adapted, tokenizer, tasks, config, tmp_path)
 
 
 def test_at_most_so_many_descriptions_of_a_task_are_trained_on(adapted, tokenizer, tasks, embedder, tmp_path):

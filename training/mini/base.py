@@ -3,7 +3,6 @@
 Half of its examples have a training description in front of the input, half the input alone.
 """
 
-import shutil
 import string
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
@@ -23,7 +22,7 @@ from transformers import (
     get_wsd_schedule,
 )
 
-from training.loss import mean_loss, training_mode
+from training.loss import has_compiler, mean_loss, training_mode
 from training.mini.splits import split_of
 from training.mini.suite import TextTask
 from training.muon import MuonAdamW
@@ -158,8 +157,6 @@ def train_base(tasks: Sequence[TextTask], folder: Path, steps: int, batch_size: 
             get_wsd_schedule(optimizer, num_warmup_steps=100, num_decay_steps=steps * 2 // 5, num_training_steps=steps),
         ),
     )
-    if shutil.which("g++"):  # compiled, a step takes half the time; the lengths of batches differ
-        model.compile(dynamic=True)
-    with training_mode(model):
+    with training_mode(model, compiled=has_compiler()):
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     model.to(torch.bfloat16).save_pretrained(folder)
