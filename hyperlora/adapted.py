@@ -260,8 +260,6 @@ class AdaptedModel:
         # One unbind a module: its backward puts the layers' gradients together once, not once a layer.
         A = [A for module in self.target_modules for A in factors[module][0].unbind()]
         B = [B for module in self.target_modules for B in factors[module][1].unbind()]
-        if pick is not None:  # no views: torch.compile takes their sizes as fixed, so it would compile for each n
-            A, B = [a.contiguous() for a in A], [b.contiguous() for b in B]
         return _Batch(
             size,
             A=[a.to(device) for a, device in zip(A, devices, strict=True)],

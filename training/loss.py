@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch._dynamo
 import torch.fx.experimental._config
@@ -57,9 +57,12 @@ def training_mode(
 
     recomputing: `AdaptedModel.recomputing` for gradient checkpointing: a layer keeps its input alone and is computed
     again in the backward pass. On a CPU the attention is the plain one: PyTorch's fused one is slower backward, above
-    all in bfloat16. compiled: each layer runs through torch.compile (`UserError` where it cannot).
+    all in bfloat16. compiled: each layer runs through torch.compile, which takes a minute or more at first (`UserError`
+    where it cannot).
     """
     check_trainable(model)
+    if compiled and recomputing:
+        raise UserError("compile and gradient_checkpointing do not go together: leave one of them away.")
     embeddings, was_training = model.get_input_embeddings(), model.training
     handle, attention = None, model.config._attn_implementation
     if embeddings.weight.device.type == "cpu":
@@ -84,7 +87,7 @@ def training_mode(
 
 
 def has_compiler() -> bool:
-    """Whether there is the C++ compiler that torch.compile needs, on a GPU too."""
+    """Whether there is the C++ compiler that torch.compile needs."""
     return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
@@ -92,18 +95,21 @@ def has_compiler() -> bool:
 def compiled_layers(model: PreTrainedModel) -> Iterator[None]:
     """Inside, each layer of `model` is compiled when it first runs, once for all lengths of batches.
 
-    Layer by layer: NEFTune's noise would break the graph of the whole. Raises `UserError` where there is no compiler.
+    Layer by layer: NEFTune's noise would break the graph of the whole. Raises `UserError` where there is no compiler,
+    or no layer that transformers names, as in a base that is split over processes.
     """
     if not has_compiler():
-        raise UserError("compile needs a C++ compiler, and there is no g++ here: install one, or leave compile away.")
-    layers = [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
-    with ExitStack() as stack:
-        # a layer has its own numbers in the hooks of `AdaptedModel`, so all of them count as one that changes
-        stack.enter_context(
-            torch._dynamo.config.patch(recompile_limit=8 * len(layers), force_nn_module_property_static_shapes=False)
-        )
-        # rows and adapters that are once as many are not so for ever
-        stack.enter_context(torch.fx.experimental._config.patch(use_duck_shape=False))
+        raise UserError("compile needs a C++ compiler (g++, or what CXX names): install one, or leave compile away.")
+    layers = [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
+    if not layers:
+        raise UserError("compile finds no layers in this base model (or it is split over processes): leave it away.")
+    limits = {"recompile_limit": 8 * len(layers), "accumulated_recompile_limit": 8 * len(layers)}
+    with (
+        # All layers count as one that changes, since each has numbers of its own in the hooks of `AdaptedModel`; the
+        # number of adapters, which comes from those hooks, is no fixed size, and not tied to that of rows.
+        torch._dynamo.config.patch(**limits, force_nn_module_property_static_shapes=False),
+        torch.fx.experimental._config.patch(use_duck_shape=False),
+    ):
         for layer in layers:
             layer.compile(dynamic=True)
         try:

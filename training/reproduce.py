@@ -15,9 +15,8 @@ import shutil
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from multiprocessing import get_context, parent_process
@@ -63,8 +62,9 @@ class Budget:
     descriptions: int = 64  # a task, for training
     fewer_descriptions: tuple[int, ...] = (1, 4, 8)  # Fig. 12
     seeds: int = 3  # of SFT with head M on all tasks, and of reconstruction in Table 6
-    sft_steps: int = 2000
+    sft_steps: int = 2400
     recon_steps: int = 2000
+    ladder_steps: int = 1000  # of reconstruction in Fig. 3: so few that the errors differ
     probe_steps: int = 50  # that the speed of reconstruction is taken from, for Table 6's equal wall-clock
     multi_task_steps: int = 150
     lora_steps: int = 150
@@ -74,13 +74,12 @@ class Budget:
     checked: int = 24  # trained tasks that are measured
     targets: int = 10  # of Fig. 4, 5, 10
     compared: int = 64  # trained tasks' LoRAs in Fig. 4 and 10
-    compile: bool = True  # the base's layers, where there is a C++ compiler: pays from some hundred steps on
     decides: bool = True  # whether its claims can be decided
 
 
 QUICK = Budget(
-    tasks=64, held_out=12, ladder=(8, 24), sft_steps=50, recon_steps=60, probe_steps=10, multi_task_steps=50,
-    lora_steps=30, examples=6, draws=2, checked=12, targets=4, compared=12, descriptions=16, compile=False,
+    tasks=64, held_out=12, ladder=(8, 24), sft_steps=50, recon_steps=60, ladder_steps=30, probe_steps=10,
+    multi_task_steps=50, lora_steps=30, examples=6, draws=2, checked=12, targets=4, compared=12, descriptions=16,
     decides=False,
 )  # fmt: skip
 
@@ -95,14 +94,16 @@ class Cell:
     tasks: int = 0  # 0: all
     on: tuple[str, ...] = (HELD_OUT,)
     offset: str = "multi_task"
+    steps: int = 0  # 0: those of its scheme
     equal_to: str = ""  # the cell whose wall-clock it gets instead of a number of steps
 
 
 def cells(budget: Budget, tasks: int) -> list[Cell]:
-    """All cells, in the order they are trained; `tasks`: how many there are."""
+    """All cells, the longest first, and each behind the one whose time it gets; `tasks`: how many there are."""
     rungs = [rung for rung in budget.ladder if rung < tasks]
     few = min(budget.distilled, tasks)
     heads = [(head, kind) for head in "LMS" for kind in ("text", "one_hot")]
+    ladder = partial(Cell, scheme="recon", settings={"task_input": "one_hot"}, on=(TRAINED,), steps=budget.ladder_steps)
     return [
         Cell("sft-M-0", "sft", on=(HELD_OUT, TRAINED)),
         *(Cell(f"sft-M-{seed}", "sft", {"seed": seed}) for seed in range(1, budget.seeds)),
@@ -113,9 +114,9 @@ def cells(budget: Budget, tasks: int) -> list[Cell]:
         Cell("sft-M-no-offset", "sft", {"offset": "none"}),
         Cell("sft-M-delta-offset", "sft", {"offset": "delta"}),
         *(Cell(f"sft-M-{n}-descriptions", "sft", {"max_descriptions": n}) for n in budget.fewer_descriptions),
-        *(Cell(f"recon-{h}-{kind}", "recon", {"head": h, "task_input": kind}, few, (TRAINED,)) for h, kind in heads),
-        *(Cell(f"recon-M-{n}-tasks", "recon", {"task_input": "one_hot"}, n, (TRAINED,)) for n in [*rungs, tasks]),
         *(Cell(f"recon-M-{s}", "recon", {"seed": s}, equal_to=f"sft-M-{s}") for s in range(budget.seeds)),
+        *(Cell(f"recon-{h}-{kind}", "recon", {"head": h, "task_input": kind}, few, (TRAINED,)) for h, kind in heads),
+        *(ladder(f"recon-M-{n}-tasks", tasks=n) for n in [*rungs, tasks]),
     ]
 
 
@@ -166,6 +167,11 @@ def once(path: Path, options: Mapping, make: Callable[[], Mapping]) -> dict:
     return data
 
 
+def pays(steps: int) -> bool:
+    """Whether so many steps are worth the minute or two that it takes to compile the base's layers."""
+    return steps >= 100 and has_compiler()
+
+
 # ---- plain LoRAs ----
 
 
@@ -177,7 +183,7 @@ def train_plain(lab: Lab, oracles: Sequence[Task]) -> None:
     budget = lab.budget
     common = LoRAConfig(
         gradient_accumulation_steps=1, lora_dropout=0.0, neftune_alpha=0.0, bf16=True,
-        compile=budget.compile and has_compiler(),
+        compile=pays(budget.lora_steps),
     )  # fmt: skip
     shared = replace(common, batch_size=budget.batch_size, max_steps=budget.multi_task_steps, learning_rate=1e-3)
     own = replace(common, batch_size=8, max_steps=budget.lora_steps, learning_rate=3e-3)
@@ -204,7 +210,7 @@ def train_plain(lab: Lab, oracles: Sequence[Task]) -> None:
 def train_cell(lab: Lab, cell: Cell) -> dict:
     """OUTPUT/cells/NAME/trained.json: {"tasks", "steps", "seconds", "log"} and what `claims.ending` gives."""
     folder = lab.folder / "cells" / cell.name
-    steps = lab.budget.sft_steps if cell.scheme == "sft" else lab.budget.recon_steps
+    steps = cell.steps or (lab.budget.sft_steps if cell.scheme == "sft" else lab.budget.recon_steps)
     if cell.equal_to:
         steps = once(folder / "steps.json", {}, lambda: {"steps": equal_steps(lab, cell, folder)})["steps"]
 
@@ -233,7 +239,7 @@ def train_sft(lab: Lab, cell: Cell, steps: int, folder: Path) -> list[dict]:
         batch_size=lab.budget.batch_size, gradient_accumulation_steps=1, optimizer="muon", learning_rate=2e-3,
         warmup_fraction=0.05, embedding_noise=0.6, lora_dropout=0.0, neftune_alpha=0.0, max_steps=steps,
         save_every=max(1, steps // 4), log_every=min(64, max(1, steps // 25)), bf16=True,
-        compile=lab.budget.compile and has_compiler(),
+        compile=pays(steps),
     )  # fmt: skip
     config, tasks = replace(config, **cell.settings), lab.of(cell)
     offset = Adapter.from_pretrained(lab.loras / cell.offset) if config.offset != "none" else None
@@ -461,30 +467,41 @@ def finish_alone(options: Options, budget: Budget, embedder, cell: Cell) -> tupl
     return finish_cell(own_lab(options, budget, embedder), cell)
 
 
+def finish_together(options: Options, budget: Budget, embedder, every: Sequence[Cell]) -> dict[str, tuple]:
+    """`finish_cell` of all cells by name, `processes` at a time; one that gets another's time waits for it."""
+    waiting, running, finished = list(every), {}, {}
+    context = get_context("spawn")
+    with ProcessPoolExecutor(options.processes, context, initializer=end_with_parent) as pool:
+        try:
+            while waiting or running:
+                ready = [cell for cell in waiting if not cell.equal_to or cell.equal_to in finished]
+                for cell in ready[: options.processes - len(running)]:
+                    waiting.remove(cell)
+                    running[pool.submit(finish_alone, options, budget, embedder, cell)] = cell
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    finished[running.pop(future).name] = future.result()
+        except BrokenProcessPool:
+            raise UserError(
+                "A process that trained a hypernetwork was killed, most likely for want of memory. What is done "
+                "is kept: start again with the same command, and fewer --processes."
+            ) from None
+    return finished
+
+
 def reproduce(options: Options, budget: Budget, embedder=None) -> list[Claim]:
     """Everything that is not done yet, and the report. embedder: instead of the sentence encoder."""
     lab, oracles = prepare(options, budget, embedder)
     train_plain(lab, oracles)
-    trained, found, every = {}, {}, cells(budget, len(lab.tasks))
+    every = cells(budget, len(lab.tasks))
     for cell in every:
         if cell.scheme == "recon":  # before processes share them
             library_of(lab, cell)
-    with ExitStack() as stack:
-        each: Callable = partial(map, partial(finish_cell, lab))
-        if options.processes > 1:
-            made = ProcessPoolExecutor(options.processes, get_context("spawn"), initializer=end_with_parent)
-            pool = stack.enter_context(made)
-            each = partial(pool.map, partial(finish_alone, options, budget, embedder))
-        for timed in (False, True):  # a cell that gets another's time comes after it
-            wave = [cell for cell in every if bool(cell.equal_to) == timed]
-            try:
-                for cell, (done, rows) in zip(wave, each(wave), strict=True):
-                    trained[cell.name], found[cell.name] = done, rows
-            except BrokenProcessPool:
-                raise UserError(
-                    "A process that trained a hypernetwork was killed, most likely for want of memory. What is done "
-                    "is kept: start again with the same command, and fewer --processes."
-                ) from None
+    if options.processes > 1:
+        finished = finish_together(options, budget, embedder, every)
+    else:
+        finished = {cell.name: finish_cell(lab, cell) for cell in every}
+    trained = {cell.name: finished[cell.name][0] for cell in every}
+    found = {cell.name: finished[cell.name][1] for cell in every}
     found["table-2"] = results(lab.folder / "table-2.json", lambda: measure_table_2(lab))
     report = Path(options.report)
     figures = draw_figures(lab, every, found, report)

@@ -6,6 +6,7 @@ from training.claims import (
     better,
     claims,
     ending,
+    error_r,
     is_flat,
     no_worse,
     positive,
@@ -64,6 +65,11 @@ def test_a_mean_correlation_is_above_0_where_twice_its_standard_error_is_not_mor
     assert positive(data, "noisy")[0] is False
     assert positive({"r": {"clear": {"a": 0.9}}}, "clear") == (None, "not defined")
     assert positive({"missing": "no LoRA scores"}, "clear") == (None, "no LoRA scores")
+
+
+def test_performances_that_hardly_differ_say_nothing_of_errors():
+    near, far = ({"r": -0.9, "instances": [{"relative_performance": p} for p in (1.0, low)]} for low in (0.97, 0.8))
+    assert error_r(near) is None and error_r(far) == -0.9
 
 
 def test_a_method_is_not_taken_for_another_that_begins_alike():

@@ -19,8 +19,8 @@ from training.reproduce import Budget, Options, cells
 ROOT = Path(__file__).parents[2]
 TINY = Budget(
     tasks=3, held_out=2, ladder=(2,), distilled=2, descriptions=2, fewer_descriptions=(1,), seeds=1, sft_steps=5,
-    recon_steps=5, probe_steps=2, multi_task_steps=2, lora_steps=2, batch_size=4, examples=2, draws=1, checked=2,
-    targets=2, compared=3, compile=False,
+    recon_steps=5, ladder_steps=4, probe_steps=2, multi_task_steps=2, lora_steps=2, batch_size=4, examples=2, draws=1,
+    checked=2, targets=2, compared=3,
 )  # fmt: skip
 OPERATIONS = {
     "first": lambda t: t[0],

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors import safe_open
+from torch._dynamo.utils import counters
 
 from hyperlora.adapted import AdaptedModel
 from hyperlora.base import load_base
@@ -189,27 +190,39 @@ def test_gradient_checkpointing_changes_no_gradient(adapted, tokenizer, tasks, e
 
 
 @pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_compiled_layers_give_the_same_losses(
-    adapted, tokenizer, tasks, embedder, make_adapter, tmp_path, checkpointing
-):
-    """In training and in validation; and the layers are as before."""
+def test_compiled_layers_give_the_same_losses(adapted, tokenizer, tasks, embedder, make_adapter, tmp_path):
+    """In training and in validation, once for all lengths and numbers of adapters; and the layers are as before."""
+    many = [replace(task, descriptions=[f"Do {task.name} {i}." for i in range(3)]) for task in tasks]
     logs = []
     for compile in (False, True):
-        config = few(6, compile=compile, gradient_checkpointing=checkpointing, eval_every=3, eval_batches=2)
-        hyperlora = build(adapted, tokenizer, tasks, config, make_adapter(1), embedder)
-        logs.append(train(hyperlora, adapted, tokenizer, tasks, config, tmp_path / f"{compile}"))
+        torch._dynamo.reset()
+        counters.clear()
+        config = few(12, compile=compile, eval_every=6, eval_batches=2)
+        hyperlora = build(adapted, tokenizer, many, config, make_adapter(1), embedder)
+        logs.append(train(hyperlora, adapted, tokenizer, many, config, tmp_path / f"{compile}"))
     for key in ("loss", "eval_loss"):
         assert losses(logs[0], key) == pytest.approx(losses(logs[1], key), abs=1e-4)
-    assert len(losses(logs[0])) == 6 and len(losses(logs[0], "eval_loss")) == 2
+    assert 0 < counters["stats"]["unique_graphs"] <= 6 * adapted.num_layers and not counters["graph_break"]
     assert not any(module._compiled_call_impl for module in adapted.model.modules())
+
+
+@pytest.mark.parametrize("compiled_base", ["checkpointing", "no layers"])
+def test_what_cannot_be_compiled_is_refused(adapted, compiled_base):
+    recomputing = adapted.recomputing if compiled_base == "checkpointing" else None
+    if not recomputing:
+        adapted.model._no_split_modules = set()
+    with (
+        pytest.raises(UserError, match="do not go together" if recomputing else "finds no layers"),
+        training_mode(adapted.model, recomputing=recomputing, compiled=True),
+    ):
+        pass
 
 
 def test_a_compiler_is_needed_to_compile(adapted, tokenizer, tasks, embedder, make_adapter, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     config = few(1, compile=True)
     hyperlora = build(adapted, tokenizer, tasks, config, make_adapter(1), embedder)
-    with pytest.raises(UserError, match="compile needs a C\\+\\+ compiler"):
+    with pytest.raises(UserError, match="compile needs"):
         train(hyperlora, adapted, tokenizer, tasks, config, tmp_path)
 
 
