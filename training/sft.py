@@ -52,7 +52,7 @@ from training.trainer import (
 )
 
 FREE = (  # what a resumed run may have otherwise; of the batch sizes the product counts
-    "batch_size", "gradient_accumulation_steps", "epochs", "max_steps", "gradient_checkpointing", "compile",
+    "batch_size", "gradient_accumulation_steps", "epochs", "max_steps", "gradient_checkpointing",
     "save_every", "eval_every", "eval_batches", "log_every", "report_to",
 )  # fmt: skip
 
