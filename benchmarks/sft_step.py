@@ -2,7 +2,7 @@
 
 All ways are the training package's own step (hypernetwork, loss on answers, AdamW). Two differ only in how a row's
 adapter meets its tokens: as matrix products a row, or with A and B copied for every token, as the public implementation
-does. The third is the first with `--compile`, where there is a C++ compiler. Utilisation counts the frozen base as 4
+does. `--compile` adds the first through compiled layers. Utilisation counts the frozen base as 4
 FLOPs a weight and token, against one large matrix product here.
 """
 
@@ -22,7 +22,8 @@ from hyperlora.generator import HyperLoRA
 from hyperlora.hypernetwork import Factors
 from hyperlora.memory import BaseShape, HyperShape, training_flops
 from hyperlora.memory import sft as planned
-from training.loss import compiled_layers, has_compiler, training_mode
+from training.compile import compiled_layers
+from training.loss import training_mode
 from training.sft import SFTConfig, SFTModel
 from training.tasks import IGNORE
 
@@ -126,6 +127,7 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--batch", type=int, help="rows (default: 8, on the CPU 1)")
     options.add_argument("--tokens", type=int, help="of a row, the answer included (default: 512, on the CPU 32)")
     options.add_argument("--answers", type=int, help="tokens of an answer (default: a quarter of the row)")
+    options.add_argument("--compile", action="store_true", help="with the base's layers compiled too: minutes more")
     args = options.parse_args(argv)
     device, shape, settings = args.device, chosen_shape(args), SFTConfig()
     rows, tokens = args.batch or (1 if device == "cpu" else 8), args.tokens or (32 if device == "cpu" else 512)
@@ -149,7 +151,7 @@ def main(argv: list[str] | None = None) -> None:
     steps, memory, table = {}, {}, []
     with training_mode(adapted.model, settings.neftune_alpha):
         made = {name: make_step(model.train(), batch, settings) for name, model in models.items()}
-        if has_compiler():
+        if args.compile:
             made["HyperLoRA, compiled"] = compiled(make_step(models["HyperLoRA"], batch, settings), adapted)
         for name, step in made.items():
             try:

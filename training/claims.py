@@ -280,9 +280,8 @@ targets is, "about as well" and "recovers" where the difference is within {100 *
 where the training loss of one of its cells still changed by {100 * FLAT:.0f} % or more of its whole fall over one of
 the last two fifths of its steps, or where there is nothing to compare; after `--quick` all are. Plain LoRAs log no loss
 here, so claims about them alone rest on their {plain["own"]} steps each. The spread over tasks says nothing about other
-seeds;
-SFT with head M is the mean over {seeds}, or, in Table 5 and Fig. 5, the first of them,
-reconstruction in Table 6 that over as many, and all else is of one seed.
+seeds; SFT with head M is the mean over {seeds}, or, in Table 5 and Fig. 5, the first of them, reconstruction in Table 6
+that over as many, and all else is of one seed.
 
 {table(["source", "claim", "verdict", "measured", "cells"], claim_lines)}
 ## Cells

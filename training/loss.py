@@ -1,18 +1,15 @@
 """The loss on answers, and NEFTune's noise: what every stage that trains through the base model shares."""
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
-import torch._dynamo
-import torch.fx.experimental._config
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 from transformers.integrations.neftune import neftune_post_forward_hook
 
 from hyperlora.errors import UserError
+from training.compile import compiled_layers
 from training.tasks import IGNORE
 
 
@@ -84,36 +81,3 @@ def training_mode(
             model.activation_checkpointing_disable()
         if handle:
             handle.remove()
-
-
-def has_compiler() -> bool:
-    """Whether there is the C++ compiler that torch.compile needs."""
-    return shutil.which(os.environ.get("CXX", "g++")) is not None
-
-
-@contextmanager
-def compiled_layers(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, each layer of `model` is compiled when it first runs, once for all lengths of batches.
-
-    Layer by layer: NEFTune's noise would break the graph of the whole. Raises `UserError` where there is no compiler,
-    or no layer that transformers names, as in a base that is split over processes.
-    """
-    if not has_compiler():
-        raise UserError("compile needs a C++ compiler (g++, or what CXX names): install one, or leave compile away.")
-    layers = [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
-    if not layers:
-        raise UserError("compile finds no layers in this base model (or it is split over processes): leave it away.")
-    limits = {"recompile_limit": 8 * len(layers), "accumulated_recompile_limit": 8 * len(layers)}
-    with (
-        # All layers count as one that changes, since each has numbers of its own in the hooks of `AdaptedModel`; the
-        # number of adapters, which comes from those hooks, is no fixed size, and not tied to that of rows.
-        torch._dynamo.config.patch(**limits, force_nn_module_property_static_shapes=False),
-        torch.fx.experimental._config.patch(use_duck_shape=False),
-    ):
-        for layer in layers:
-            layer.compile(dynamic=True)
-        try:
-            yield
-        finally:
-            for layer in layers:
-                layer._compiled_call_impl = None

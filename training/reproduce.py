@@ -39,10 +39,10 @@ from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
 from training import analysis, evaluate, recon, sft
 from training.claims import HELD_OUT, TRAINED, Claim, claims, ending, scores, seeds_of, write_report
+from training.compile import has_compiler
 from training.evaluate import KINDS, UNSEEN, Trial
 from training.library import Library, pack
 from training.lora import TARGET_MODULES, LoRAConfig, average, load_adapters, read_index, save_adapters, train_loras
-from training.loss import has_compiler
 from training.options import option, parse, run
 from training.tables import ORACLE
 from training.tasks import Task, load_tasks

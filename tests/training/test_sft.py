@@ -19,7 +19,8 @@ from hyperlora.adapted import AdaptedModel
 from hyperlora.base import load_base
 from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
-from training.loss import has_compiler, training_mode
+from training.compile import has_compiler
+from training.loss import training_mode
 from training.sft import SFTConfig, SFTModel, build, main, save, train, trained_descriptions
 from training.tasks import collate, encode_task
 from training.trainer import last_checkpoint

@@ -22,7 +22,8 @@ from transformers import (
     get_wsd_schedule,
 )
 
-from training.loss import has_compiler, mean_loss, training_mode
+from training.compile import has_compiler
+from training.loss import mean_loss, training_mode
 from training.mini.splits import split_of
 from training.mini.suite import TextTask
 from training.muon import MuonAdamW
