@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch._dynamo
+import torch._inductor.config
 import torch.fx.experimental._config
 from transformers import PreTrainedModel
 
@@ -36,6 +37,8 @@ def compiled_layers(model: PreTrainedModel) -> Iterator[None]:
         # number of adapters, which comes from those hooks, is no fixed size, and not tied to that of rows.
         torch._dynamo.config.patch(**limits, force_nn_module_property_static_shapes=False),
         torch.fx.experimental._config.patch(use_duck_shape=False),
+        # The numbers that dropout draws without compiling; on a CPU those of compiled code take much longer, too.
+        torch._inductor.config.patch(fallback_random=True),
     ):
         for layer in layers:
             layer.compile(dynamic=True)
