@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch._dynamo
 import torch._inductor.config
 import torch.fx.experimental._config
+from torch import nn
 from transformers import PreTrainedModel
 
 from hyperlora.errors import UserError
@@ -18,18 +19,25 @@ def has_compiler() -> bool:
     return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
-@contextmanager
-def compiled_layers(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, each layer of `model` is compiled when it first runs, once for all lengths of batches.
-
-    Layer by layer: NEFTune's noise would break the graph of the whole. Raises `UserError` where there is no compiler,
-    or no layer that transformers names, as in a base that is split over processes.
+def layers_to_compile(model: PreTrainedModel) -> list[nn.Module]:
+    """Those that transformers names. `UserError` where there is none, as in a base that is split over processes, or no
+    compiler.
     """
     if not has_compiler():
         raise UserError("compile needs a C++ compiler (g++, or what CXX names): install one, or leave compile away.")
     layers = [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]
     if not layers:
         raise UserError("compile finds no layers in this base model (or it is split over processes): leave it away.")
+    return layers
+
+
+@contextmanager
+def compiled_layers(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, each layer of `model` is compiled when it first runs, once for all lengths of batches.
+
+    Layer by layer: NEFTune's noise would break the graph of the whole. Raises what `layers_to_compile` does.
+    """
+    layers = layers_to_compile(model)
     limit = max(256, 8 * len(layers))  # 256 is PyTorch's own for all layers together
     limits = {"recompile_limit": limit, "accumulated_recompile_limit": limit}
     with (

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.neftune import neftune_post_forward_hook
 
 from hyperlora.errors import UserError
-from training.compile import compiled_layers
+from training.compile import compiled_layers, layers_to_compile
 from training.tasks import IGNORE
 
 
@@ -32,11 +32,12 @@ def mean_loss(model: PreTrainedModel, input_ids: Tensor, labels: Tensor, tokens:
     return answer_loss(model, input_ids, labels).sum() / count
 
 
-def check_trainable(model: PreTrainedModel) -> None:
-    """Raise `UserError` for a base that would lose its gradient at the first evaluation, with nothing but a warning.
+def check_trainable(model: PreTrainedModel, recomputed: bool, compiled: bool) -> None:
+    """Raise `UserError` where `training_mode` could not do what is asked, or the model would lose its gradient.
 
-    On a CPU with avx512_bf16, bitsandbytes (0.50) repacks a 4-bit weight in the first forward outside training, for a
-    kernel that has no backward, and never unpacks it.
+    A 4-bit one would at the first evaluation, with nothing but a warning: on a CPU with avx512_bf16, bitsandbytes
+    (0.50) repacks a weight in the first forward outside training, for a kernel that has no backward, and never unpacks
+    it.
     """
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False) and module.weight.device.type == "cpu":
@@ -44,6 +45,10 @@ def check_trainable(model: PreTrainedModel) -> None:
                 "A 4-bit base model cannot be trained on this CPU: bitsandbytes repacks its weights at the first "
                 "evaluation, and there is no gradient from then on. Load it in bfloat16, or use a GPU."
             )
+    if compiled and recomputed:
+        raise UserError("compile and gradient_checkpointing do not go together: leave one of them away.")
+    if compiled:
+        layers_to_compile(model)
 
 
 @contextmanager
@@ -54,12 +59,10 @@ def training_mode(
 
     recomputing: `AdaptedModel.recomputing` for gradient checkpointing: a layer keeps its input alone and is computed
     again in the backward pass. On a CPU the attention is the plain one: PyTorch's fused one is slower backward, above
-    all in bfloat16. compiled: each layer runs through torch.compile, which takes a minute or more at first (`UserError`
-    where it cannot).
+    all in bfloat16. compiled: each layer runs through torch.compile, which takes a minute or more at first. Raises what
+    `check_trainable` does.
     """
-    check_trainable(model)
-    if compiled and recomputing:
-        raise UserError("compile and gradient_checkpointing do not go together: leave one of them away.")
+    check_trainable(model, recomputing is not None, compiled)
     embeddings, was_training = model.get_input_embeddings(), model.training
     handle, attention = None, model.config._attn_implementation
     if embeddings.weight.device.type == "cpu":

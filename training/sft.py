@@ -37,7 +37,7 @@ from hyperlora.errors import UserError
 from hyperlora.files import writing
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
-from training.loss import mean_loss, training_mode
+from training.loss import check_trainable, mean_loss, training_mode
 from training.muon import MuonAdamW
 from training.options import option, parse, run
 from training.tasks import Batches, Task, encode_task, load_tasks
@@ -273,6 +273,7 @@ def train(
     target modules or offset.
     """
     output, checkpoints = Path(output), Path(output) / "checkpoints"
+    check_trainable(adapted.model, config.gradient_checkpointing, config.compile)  # before anything is written
     tasks = trained_tasks(tasks, config)
     sources = [encode_task(tokenizer, task, config.prompt_style) for task in tasks]
     inputs, choices = task_inputs(hyperlora, tasks, "descriptions")

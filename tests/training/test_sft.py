@@ -225,7 +225,8 @@ def test_a_compiler_is_needed_to_compile(adapted, tokenizer, tasks, embedder, ma
     config = few(1, compile=True)
     hyperlora = build(adapted, tokenizer, tasks, config, make_adapter(1), embedder)
     with pytest.raises(UserError, match="compile needs"):
-        train(hyperlora, adapted, tokenizer, tasks, config, tmp_path)
+        train(hyperlora, adapted, tokenizer, tasks, config, tmp_path / "output")
+    assert not (tmp_path / "output").exists()
 
 
 def test_at_most_so_many_descriptions_of_a_task_are_trained_on(adapted, tokenizer, tasks, embedder, tmp_path):
