@@ -16,6 +16,7 @@ from transformers import (
 from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
 
 from hyperlora.config import read_json
+from hyperlora.devices import device_named
 from hyperlora.errors import UserError
 from hyperlora.files import resolve_folder
 from hyperlora.memory import MAX_CONFIG_BYTES
@@ -120,9 +121,9 @@ def _check_text_only(folder: Path) -> None:
 
 
 def find_device(device: str) -> torch.device:
-    """The device of that name; "auto" is the best here: cuda, else mps, else cpu. `UserError` where there is none."""
+    """The device of that name; "auto" is that of `device_named`. `UserError` where there is none."""
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        device = device_named("auto").name
     try:
         found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
@@ -231,3 +232,10 @@ def out_of_memory(error: BaseException) -> bool:
 def context_length(model: PreTrainedModel) -> int:
     """The most tokens, prompt and answer together, that the model was made for."""
     return model.config.get_text_config().max_position_embeddings
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The tokens that end an answer: those that the model names, or else the tokenizer's."""
+    eos = model.generation_config.eos_token_id
+    eos = tokenizer.eos_token_id if eos is None else eos
+    return {eos} if isinstance(eos, int) else set(eos or ())

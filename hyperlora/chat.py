@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from hyperlora.adapted import AdaptedModel
-from hyperlora.base import context_length, device_of, out_of_memory
+from hyperlora.base import context_length, device_of, end_tokens, out_of_memory
 from hyperlora.batch import Batch, merge, select
 from hyperlora.errors import UserError
 from hyperlora.lora import Adapter
@@ -176,8 +176,7 @@ class ChatEngine:
         self._model = adapted.model
         self._device = device_of(adapted.model.get_input_embeddings())
         config = adapted.model.generation_config
-        eos = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
-        self._eos = {eos} if isinstance(eos, int) else set(eos or ())
+        self._eos = end_tokens(adapted.model, tokenizer)
         names = [option.name for option in fields(Options)]
         self._defaults = {name: value for name in names if (value := getattr(config, name, None)) is not None}
         only_last = "logits_to_keep" in signature(adapted.model.forward).parameters

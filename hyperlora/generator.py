@@ -13,10 +13,9 @@ from hyperlora.embedder import load_embedder
 from hyperlora.errors import UserError
 from hyperlora.files import check_finite, open_safetensors, resolve_folder, safetensors_bytes, write_atomic
 from hyperlora.hypernetwork import Factors, HyperNetwork
-from hyperlora.lora import Adapter
+from hyperlora.lora import MAX_DESCRIPTION, Adapter
 
 CONFIG, WEIGHTS, DESCRIPTIONS = "hyperlora_config.json", "hyperlora.safetensors", "descriptions.json"
-MAX_DESCRIPTION = 2_000  # characters
 MAX_DESCRIPTIONS_FILE = 512 * 2**20  # bytes
 NOTICE = "This description is far from every task that this hypernetwork was trained on, so the adapter may not help."
 

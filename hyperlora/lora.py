@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from hyperlora.config import lora_scale, read_json
+from hyperlora.config import MAX_RANK, lora_scale, read_json
 from hyperlora.errors import UserError
 from hyperlora.files import open_safetensors, write_atomic
 
@@ -25,8 +25,7 @@ PEFT_KEY = re.compile(r"base_model\.model\.model\.layers\.(\d{1,4})\.(\w+\.\w+)\
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PICKLES = [f"adapter_model.{suffix}" for suffix in ("bin", "pt", "pth", "pkl", "pickle", "ckpt")]
 MAX_CONFIG_BYTES, MAX_WEIGHTS_BYTES = 2**20, 2**31
-MAX_RANK = 1024
-MAX_DESCRIPTION = 2000  # characters
+MAX_DESCRIPTION = 2_000  # characters
 
 # What changes the meaning of A and B in a PEFT folder beyond plain LoRA; each must be absent, null, false or empty.
 UNSUPPORTED = (

@@ -346,8 +346,8 @@ def test_the_engine_survives_a_failing_forward(start, alone, monkeypatch):
 def test_a_full_queue_says_so(start):
     engine = start(max_batch=1, max_waiting=2)
     running = engine.submit("a", max_new_tokens=240)
-    next(iter(running))
-    running.stopped = False  # as if its reader were only slow
+    pieces = iter(running)  # kept: a stream whose reader is gone stops
+    next(pieces)
     waiting = [engine.submit("a", max_new_tokens=1) for _ in range(2)]
     with pytest.raises(UserError, match="busy: 2 chats are waiting"):
         engine.submit("a", max_new_tokens=1)
@@ -358,7 +358,8 @@ def test_a_full_queue_says_so(start):
 def test_close_ends_everything(start):
     engine = start(max_batch=1)
     streams = engine.submit_many(["a", "a"], [None, None], max_new_tokens=240)
-    next(iter(streams[0]))
+    pieces = iter(streams[0])  # kept: a stream whose reader is gone stops
+    next(pieces)
     engine.close()
     with pytest.raises(UserError, match="closed"):
         list(streams[1])

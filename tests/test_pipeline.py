@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -39,6 +40,23 @@ def single_turn(tiny_base, tiny_hyperlora, monkeypatch):
     pipe.engine._eos = set()
     yield pipe
     pipe.close()
+
+
+def test_the_bundled_model_answers_as_the_readme_says():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    rows = re.findall(r"^\| (.+) \| `(.+)` \| `(.+)` \|$", readme, re.MULTILINE)
+    mini = hyperlora.pipeline("mini")
+    adapters = [mini.adapt(description) for description, *_ in rows]
+    answers = mini.chat_batch([message for _, message, _ in rows], adapters=adapters)
+    mini.close()
+    assert len(rows) == 5 and answers == [answer for *_, answer in rows]
+
+
+@pytest.mark.parametrize("head", ["M", "S"])
+def test_the_bundled_hypernetworks_can_be_loaded(head):
+    folder = Path(__file__).parents[1] / "assets" / "mini" / f"hyperlora-{head}"
+    [adapter] = HyperLoRA.from_pretrained(folder).generate(["Reverse the words."])
+    assert adapter.rank == 8
 
 
 def test_a_checkpoint_pins_its_encoder(tiny_base, tiny_hyperlora, minilm, monkeypatch, tmp_path):

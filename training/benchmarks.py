@@ -241,7 +241,7 @@ class Options(Sources):
 
     output: str = option(help="file for the results (JSON); the table goes beside it (.md) and to standard output")
     tasks: str | None = option(None, "folder of the tasks that were trained on: their LoRAs are Arrow's library")
-    benchmarks: list[str] | None = option(None, "names of some of the ten; all by default")
+    benchmarks: list[str] | None = option(None, "names of some of the ten; by default all that may run")
     descriptions: str = option(str(DESCRIPTIONS), "JSON file of the benchmarks' evaluation descriptions")
     descriptions_each: int = option(3, "descriptions of a benchmark that a score is the mean over", least=1)
     shots: int = option(3, "training examples in the prompt of the few-shot row; 0: no such row", least=0)

@@ -3,14 +3,13 @@
 import math
 import re
 import statistics
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hyperlora.files import write_atomic, writing
 from training.evaluate import KINDS, NO_DESCRIPTION, OTHER, RANDOM, SEEN, UNSEEN
-from training.tables import MULTI_TASK, NEAREST, ORACLE, PROMPTED, paper_table
+from training.tables import MULTI_TASK, NEAREST, ORACLE, PROMPTED, mean_by_task, paper_table
 
 FLAT = 0.05  # flat is a loss whose line changes by less than this part of its fall over each of the last two fifths
 CLOSE = 0.05  # scores this near to each other count as equal
@@ -62,12 +61,7 @@ def scores(
     found: Mapping[str, list[dict]], *names: str, split: str = HELD_OUT, kind: str = UNSEEN, method: str = "HyperLoRA"
 ) -> Scores:
     """Mean over the cells, task by task; the method "HyperLoRA" is that of any head."""
-    values = defaultdict(list)
-    for name in names:
-        for row in found[name]:
-            if (row["split"], row["kind"]) == (split, kind) and method in (row["method"], row["method"].split(" ")[0]):
-                values[row["task"]].append(row["score"])
-    return {task: statistics.fmean(each) for task, each in values.items()}
+    return mean_by_task((row for name in names for row in found[name]), split, kind, method)
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:

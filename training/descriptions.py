@@ -17,7 +17,6 @@ import math
 import os
 import random
 import re
-import threading
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -27,16 +26,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from threading import Event
 from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
-from transformers import GenerationConfig
 
 from hyperlora.base import context_length, load_base
 from hyperlora.errors import UserError
 from hyperlora.files import write_atomic
 from hyperlora.prompt import format_prompt
+from training.decode import decode
 from training.options import option, parse, run
 from training.tasks import Example, Task, load_tasks
 
@@ -356,7 +356,7 @@ class _MayPass(Exception):
         self.wait = wait
 
 
-def endpoint(options: Options, stop: threading.Event) -> Ask:
+def endpoint(options: Options, stop: Event) -> Ask:
     """Ask a server in OpenAI's chat completions format. Once `stop` is set, nothing is tried again.
 
     Raises UserError where the URL or the key cannot be right, the server refuses, or the tries are used up.
@@ -475,11 +475,7 @@ def local_model(options: Options) -> Ask:
     model, tokenizer = load_base(
         options.local, dtype=torch.bfloat16 if options.bf16 else torch.float32, device=options.device
     )
-    eos = model.generation_config.eos_token_id
-    eos = tokenizer.eos_token_id if eos is None else eos
-    ends = eos if isinstance(eos, list) else [eos]
 
-    @torch.no_grad()
     def ask(chats: Sequence[Messages], attempt: int) -> list[Reply]:
         prompts = [format_prompt(tokenizer, chat) for chat in chats]
         longest = max(map(len, prompts))
@@ -488,26 +484,16 @@ def local_model(options: Options) -> Ask:
             raise UserError(
                 f"A query has {longest} tokens, more than {options.local} takes: lower --pairs or --pair_characters."
             )
-        ids = torch.tensor([[tokenizer.pad_token_id] * (longest - len(p)) + p for p in prompts], device=model.device)
-        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-        sampling = {"do_sample": True, "temperature": options.temperature} if options.temperature else {}
-        config = GenerationConfig(
-            **{"do_sample": False} | sampling,
-            max_new_tokens=min(options.max_tokens or room, room),
-            eos_token_id=eos,
-            bos_token_id=tokenizer.bos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        most = min(options.max_tokens or room, room)
         torch.manual_seed(zlib.crc32(f"{options.seed} {attempt} {prompts}".encode()))
         try:
-            out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+            answers = decode(model, tokenizer, prompts, most, options.temperature)
         except torch.OutOfMemoryError as error:
             raise UserError(f"{options.local} needs more memory than there is: lower --concurrency.") from error
-        replies = []
-        for prompt, row in zip(prompts, out[:, longest:].tolist(), strict=True):
-            length = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
-            replies.append(Reply(tokenizer.decode(row[:length], skip_special_tokens=True), len(prompt), length))
-        return replies
+        return [
+            Reply(tokenizer.decode(row, skip_special_tokens=True), len(prompt), len(row))
+            for prompt, row in zip(prompts, answers, strict=True)
+        ]
 
     return ask
 
@@ -585,7 +571,7 @@ def describe(tasks: Sequence[Task], options: Options) -> Counter:
         total.update(count)
         dataclasses.replace(task, descriptions=descriptions).save(options.output)
 
-    stop = threading.Event()
+    stop = Event()
 
     def work(batch: Sequence[Query]) -> list[tuple[Query, Reply]]:
         if stop.is_set():

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from transformers import GenerationConfig
 
 from hyperlora.adapted import AdaptedModel
 from hyperlora.base import Precision, context_length, load_base, precision
@@ -28,6 +27,7 @@ from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
 from hyperlora.prompt import apply_template, use_trained_template, with_description
 from training.arrow import Arrow
+from training.decode import decode
 from training.lora import TARGET_MODULES, load_adapters
 from training.metrics import accepted, exact_match, rouge_l
 from training.options import option, parse, run
@@ -71,28 +71,14 @@ def answer(
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             with adapted.use([slots[id(adapters[row])] for row in rows]):
-                texts = _generate(adapted.model, tokenizer, [prompts[r] for r in rows], max(limits[r] for r in rows))
+                found = decode(adapted.model, tokenizer, [prompts[r] for r in rows], max(limits[r] for r in rows))
+            texts = tokenizer.batch_decode(found, skip_special_tokens=True)
             for row, text in zip(rows, texts, strict=True):
-                answers[row] = text
+                answers[row] = text.strip()
         for slot in slots.values():
             if slot is not None:
                 adapted.unload(slot)
     return answers
-
-
-def _generate(model, tokenizer, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
-    length, device = max(map(len, prompts)), model.get_input_embeddings().weight.device
-    ids = torch.tensor([[tokenizer.pad_token_id] * (length - len(p)) + p for p in prompts], device=device)
-    mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=device)
-    config = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=model.generation_config.eos_token_id or tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-    return [text.strip() for text in tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)]
 
 
 @dataclass

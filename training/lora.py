@@ -22,11 +22,11 @@ from transformers import get_linear_schedule_with_warmup
 
 from hyperlora.adapted import AdaptedModel
 from hyperlora.base import Precision, load_base, precision
-from hyperlora.config import lora_scale, read_json
+from hyperlora.config import MAX_RANK, lora_scale, read_json
 from hyperlora.errors import UserError
 from hyperlora.files import check_writable, write_atomic, writing
 from hyperlora.hypernetwork import Factors
-from hyperlora.lora import MAX_RANK, Adapter
+from hyperlora.lora import Adapter
 from training.loss import answer_loss, training_mode
 from training.options import option, parse, run
 from training.tasks import IGNORE, NAME, Batches, Encoded, Task, encode_task, load_tasks

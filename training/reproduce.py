@@ -40,7 +40,7 @@ from hyperlora.lora import Adapter
 from training import analysis, evaluate, recon, sft
 from training.claims import HELD_OUT, TRAINED, Claim, claims, ending, scores, seeds_of, write_report
 from training.compile import has_compiler
-from training.evaluate import KINDS, UNSEEN, Trial
+from training.evaluate import KINDS, NO_DESCRIPTION, UNSEEN, Trial
 from training.library import Library, pack
 from training.lora import TARGET_MODULES, LoRAConfig, average, load_adapters, read_index, save_adapters, train_loras
 from training.options import option, parse, run
@@ -310,7 +310,8 @@ def measure_cell(lab: Lab, cell: Cell) -> list[dict]:
         cell_rows[method, split, trial.kind, trial.task.name, len(trial.examples)].append(value)
     keys = "method", "split", "kind", "task", "examples"
     return [
-        dict(zip(keys, key, strict=True)) | {"seed": 0, "score": statistics.fmean(values), "descriptions": len(values)}
+        dict(zip(keys, key, strict=True))
+        | {"seed": 0, "score": statistics.fmean(values), "descriptions": len(values) if key[2] != NO_DESCRIPTION else 0}
         for key, values in cell_rows.items()
     ]
 

@@ -3,13 +3,22 @@
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 MAX_TASK_COLUMNS = 12
 MULTI_TASK, ORACLE = "multi-task LoRA", "oracle LoRA"
 PROMPTED, NEAREST = "base, prompted", "nearest task's LoRA"  # both read a description
 UNADAPTED = ("base", PROMPTED, "base, few-shot", "average LoRA", MULTI_TASK)
 SECTIONS = ("No test-time adaptation", "Zero-shot adaptation", "Oracle")
+
+
+def mean_by_task(rows: Iterable[Mapping], split: str, kind: str, method: str) -> dict[str, float]:
+    """Task -> mean score, over seeds and results files. The method "HyperLoRA" is that of any head."""
+    values = defaultdict(list)
+    for row in rows:
+        if (row["split"], row["kind"]) == (split, kind) and method in (row["method"], row["method"].split(" ")[0]):
+            values[row["task"]].append(row["score"])
+    return {task: statistics.fmean(each) for task, each in values.items()}
 
 
 def paper_table(rows: Sequence[dict], metric: str = "score", labels: Mapping[str, str] | None = None) -> str:

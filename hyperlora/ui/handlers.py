@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def status(kind: str, text: str) -> str:
+    """A line of HTML of that class; the text is escaped."""
     return f'<span class="{kind}">{escape(text)}</span>'
 
 
@@ -37,10 +38,12 @@ def bubbles(turns: list[Turn], busy: bool = False) -> list[dict]:
 
 
 def choices(session: Session) -> list[tuple[str, str]]:
+    """(label, key) of the adapters that a visitor may chat with, the newest first; no adapter is ""."""
     return [(NO_ADAPTER, ""), *((recipe.description, recipe.key) for recipe in reversed(session.shelf))]
 
 
 def sentence(error: Exception) -> str:
+    """What a visitor reads of an error; one that is no `UserError` goes to the log."""
     if isinstance(error, UserError):
         return str(error)
     log.error("Unexpected error on the page", exc_info=error)
@@ -58,6 +61,8 @@ def progress(done: float, size: float, seconds: float) -> str:
 
 
 class Handlers:
+    """The page's events over one model; each gives the new values of the components that it names."""
+
     def __init__(self, model: Model):
         self.model = model
 

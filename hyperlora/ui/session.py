@@ -30,6 +30,8 @@ class Turn:
 
 @dataclass
 class Session:
+    """What one visitor has: adapters made, the chat, and how many recipes there ever were (their keys)."""
+
     shelf: list[Recipe] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     stream: "ChatStream | None" = None  # the answer being written, where there is one

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -139,8 +140,8 @@ def test_the_shipped_settings_are_options(path: Path):
     """Every key is one of the stage's, and the rows of an optimizer step are Table 7's on the GPUs that it is for."""
     options = parse(Options, ["--config", str(path), "--tasks", "T", "--output", "O"])
     gpus = 1
-    if launcher := next((line.split()[-1] for line in path.read_text().splitlines() if "--config_file" in line), None):
-        gpus = load_config_from_file(str(ROOT / launcher)).num_processes
+    if launcher := re.search(r"--config_file (\S+)", path.read_text()):
+        gpus = load_config_from_file(str(ROOT / launcher[1])).num_processes
     assert options.batch_size * options.gradient_accumulation_steps * gpus == 64
     assert options.device == "cuda" and options.bf16
 

@@ -1,5 +1,7 @@
 import json
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,8 @@ from hyperlora.generator import HyperLoRA
 from hyperlora.hypernetwork import HyperNetwork
 from training.library import pack
 from training.lora import save_adapters
-from training.recon import Draws, ReconConfig, ReconModel, build, errors, main, train
+from training.options import parse
+from training.recon import Draws, Options, ReconConfig, ReconModel, build, errors, main, train
 
 ONE_HOT = ReconConfig(task_input="one_hot", dropout=0.0, max_steps=300, log_every=100)
 
@@ -272,3 +275,11 @@ def test_the_command_line_reconstructs_the_loras_of_some_tasks(library, tasks, t
     loaded = HyperLoRA.from_pretrained(tmp_path / "out")
     assert loaded.config.z_score and loaded.config.num_tasks == 2
     assert len(loaded.generate(embeddings=torch.arange(2))) == 2
+
+
+def test_the_shipped_settings_are_the_papers():
+    """All but what a base of 7B needs are the defaults."""
+    config = Path(__file__).parents[2] / "training" / "configs" / "recon-mistral-7b.yaml"
+    options = parse(Options, ["--config", str(config), "--adapters", "A", "--output", "O"])
+    usual = parse(Options, ["--adapters", "A", "--output", "O", "--embedder", options.embedder])
+    assert options == replace(usual, device="cuda", targets_on_device=True, piece=options.piece)

@@ -1,12 +1,11 @@
 """The model card of the mini model, made from what was measured."""
 
 import json
-import statistics
-from collections import defaultdict
 from pathlib import Path
 
 from training.evaluate import UNSEEN, markdown_table
 from training.mini.suite import EVAL_WORDINGS, TRAIN_WORDINGS, suite
+from training.tables import mean_by_task
 
 CARD = """---
 license: apache-2.0
@@ -65,15 +64,6 @@ heads.
 """
 
 
-def mean_by_task(rows: list[dict], split: str, method: str = "HyperLoRA M", kind: str = UNSEEN) -> dict[str, float]:
-    """Task -> mean score over the seeds."""
-    scores = defaultdict(list)
-    for row in rows:
-        if (row["split"], row["method"], row["kind"]) == (split, method, kind):
-            scores[row["task"]].append(row["score"])
-    return {task: statistics.fmean(values) for task, values in scores.items()}
-
-
 def write_card(path: Path, work: Path) -> None:
     """Write the card from the results and times in the work folder."""
     from safetensors import safe_open
@@ -81,11 +71,11 @@ def write_card(path: Path, work: Path) -> None:
     results = json.loads((work / "results.json").read_text())
     notice = json.loads((work / "notice.json").read_text())
     rows, groups = results["rows"], [task.group for task in suite()]
-    trained = mean_by_task(rows, "trained tasks")
-    table_rows = {
-        split: "\n".join(f"| {task} | {score:.2f} |" for task, score in mean_by_task(rows, split).items())
-        for split in ("new combinations", "new operations")
-    }
+    trained = mean_by_task(rows, "trained tasks", UNSEEN, "HyperLoRA M")
+    table_rows = {}
+    for split in ("new combinations", "new operations"):
+        found = mean_by_task(rows, split, UNSEEN, "HyperLoRA M")
+        table_rows[split] = "\n".join(f"| {task} | {score:.2f} |" for task, score in found.items())
     with safe_open(work / "base" / "model.safetensors", "pt") as file:
         parameters = sum(file.get_tensor(key).numel() for key in file.keys())  # noqa: SIM118
     oracles = {row["task"] for row in rows if row["method"] == "oracle LoRA" and row["split"] == "trained tasks"}
