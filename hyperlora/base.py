@@ -105,7 +105,15 @@ def load_base(
         raise UserError(f"The base model in {folder} is damaged or incomplete ({reason}).") from error
     if wrong := sorted(report["missing_keys"]) or sorted(str(key) for key in report["mismatched_keys"]):
         raise UserError(f"The base model in {folder} does not fit its config.json: {wrong[0]} is missing or misshapen.")
+    if not Path(path_or_id).expanduser().is_dir():  # what others can load too, not where this machine's cache has it
+        model.name_or_path = model.config.name_or_path = str(path_or_id)
+        model.config._commit_hash = folder.name
     return model.eval().requires_grad_(False), tokenizer
+
+
+def origin(model: PreTrainedModel) -> tuple[str | None, str | None]:
+    """The folder or Hub id that a base is from, and the commit of the latter: what an adapter says of its base."""
+    return model.config.name_or_path or None, getattr(model.config, "_commit_hash", None)
 
 
 def _check_text_only(folder: Path) -> None:

@@ -43,6 +43,8 @@ class HyperLoRAConfig:
     """`text`: a description's embedding; `one_hot`; `learned`: one trained vector of `d_emb` a task (§3.2)."""
     num_tasks: int | None = None
     """Number of tasks for the inputs `one_hot` and `learned`; None for `text`."""
+    task_names: list[str] | None = None
+    """Their names, in the order of their numbers, where they are known."""
     offset: Offset = "none"
     """`factors`: added to A and B (Eq. 6); `delta`: a ΔW of its own (Eq. 8)."""
     z_score: bool = False
@@ -120,10 +122,19 @@ class HyperLoRAConfig:
         if self.task_input == "text":
             if self.num_tasks is not None:
                 raise _bad("num_tasks", "null when the task input is text", self.num_tasks)
+            if self.task_names is not None:
+                raise _bad("task_names", "null when the task input is text", self.task_names)
             return
         self.num_tasks = _integer("num_tasks", self.num_tasks, MAX_TASKS)
         if self.task_input == "one_hot" and self.d_emb != self.num_tasks:
             raise _bad("d_emb", f"num_tasks ({self.num_tasks}) when the task input is one_hot", self.d_emb)
+        names = self.task_names
+        if names is None:
+            return
+        if not isinstance(names, list) or not all(isinstance(name, str) and len(name) <= MAX_TEXT for name in names):
+            raise _bad("task_names", f"texts of at most {MAX_TEXT:,} characters", names)
+        if len(names) != self.num_tasks or len(set(names)) < len(names):
+            raise _bad("task_names", f"num_tasks ({self.num_tasks}) different names", names)
 
     @property
     def scale(self) -> float:

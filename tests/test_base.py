@@ -38,6 +38,16 @@ def test_a_folder_is_loaded_frozen_and_without_network(tiny_base, monkeypatch):
     assert load_base(tiny_base, dtype=torch.bfloat16)[0].dtype == torch.bfloat16
 
 
+def test_a_base_from_the_hub_says_which_and_at_what_commit(tiny_base, tmp_path, monkeypatch):
+    """What an adapter names as its base has to be found on other machines too, not in this one's cache."""
+    snapshot = tmp_path / "models--owner--tiny" / "snapshots" / ("ab12" * 10)
+    shutil.copytree(tiny_base, snapshot)
+    monkeypatch.setattr("hyperlora.base.resolve_folder", lambda *_: snapshot)
+    assert origin(load_base("owner/tiny")[0]) == ("owner/tiny", "ab12" * 10)
+    monkeypatch.undo()
+    assert origin(load_base(tiny_base)[0]) == (str(tiny_base), None)
+
+
 def test_a_base_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="There is no folder"):
         load_base(tmp_path / "nowhere")

@@ -170,16 +170,16 @@ def random_strings(count: int, draw: random.Random) -> list[str]:
 
 def pick_descriptions(task: Task, kind: str, trained: Sequence[Task], count: int, draw: random.Random) -> list[str]:
     """Up to `count` descriptions of one kind; another task's, where asked for, is a trained task's. Maybe none."""
-    is_trained = any(other.name == task.name for other in trained)
+    seen = next((other.descriptions for other in trained if other.name == task.name), None)
     if kind == RANDOM:
         return random_strings(count, draw)
     if kind == OTHER:
-        others = [other for other in trained if other.name != task.name]
+        others = [other for other in trained if other.name != task.name and other.descriptions]
         return [draw.choice(draw.choice(others).descriptions) for _ in range(count)] if others else []
     if kind == SEEN:
-        pool = task.descriptions if is_trained else []
+        pool = seen or []
     else:
-        pool = task.eval_descriptions if is_trained else task.descriptions + task.eval_descriptions
+        pool = task.eval_descriptions if seen is not None else task.descriptions + task.eval_descriptions
     return draw.sample(pool, min(count, len(pool)))
 
 
@@ -192,6 +192,8 @@ class NearestLoRA:
         self.embedder = embedder
         self.adapters = [adapters[task.name] for task in found for _ in task.descriptions]
         self.embeddings = embedder.embed([text for task in found for text in task.descriptions])
+        if not self.adapters:
+            raise UserError("None of the trained tasks with a LoRA has a description to be found by.")
 
     def generate(self, texts: list[str]) -> list[Adapter]:
         cosine = F.normalize(self.embedder.embed(texts), dim=-1) @ F.normalize(self.embeddings, dim=-1).T
@@ -224,16 +226,20 @@ def evaluate(
     were trained on (what is a seen description). hyperloras: a label -> the checkpoint; the first one that reads
     descriptions is also measured with the description in the prompt, and gives retrieval its adapters; one that was
     trained with the description in the prompt is measured so alone; one that numbers its tasks is measured on them
-    alone, in the order of `trained`. adapters: "multi_task", "average" and, by task name, a task's own; those of
-    `trained` are the library of Arrow and of the nearest task's LoRA. What is absent is not measured. A row: {"method",
-    "split", "kind", "task", "seed", "score", "descriptions", "examples"}, the score (exact match) a mean over the
-    descriptions, and "rouge_l" where the settings ask for it.
+    alone, in the order of `trained` where it says no other. adapters: "multi_task", "average" and, by task name, a
+    task's own; those of `trained` are the library of Arrow and of the nearest task's LoRA. What is absent is not
+    measured. A row: {"method", "split", "kind", "task", "seed", "score", "descriptions", "examples"}, the score (exact
+    match) a mean over the descriptions, and "rouge_l" where the settings ask for it.
     """
     settings = settings or Settings()
     readers = [hyperlora for hyperlora in hyperloras.values() if hyperlora.config.task_input == "text"]
     library = [adapters[task.name] for task in trained if task.name in adapters]
     arrow = Arrow(adapted, library, settings.arrow_top_k, settings.arrow_temperature) if library else None
     nearest = NearestLoRA(readers[0].embedder, trained, adapters) if library and readers else None
+    for reader in readers:  # seen is what it was trained on: not all that a task has, where that is more
+        if known := set(reader.descriptions):
+            kept = ([text for text in task.descriptions if text in known] for task in trained)
+            trained = [replace(task, descriptions=texts) for task, texts in zip(trained, kept, strict=True)]
     rows = []
     for seed in range(settings.seeds):
         for split, tasks in splits.items():
@@ -369,7 +375,8 @@ def _parts(trials: Iterable[Trial], most: int) -> Iterator[list[Trial]]:
 
 def _numbered(plain: Sequence[Trial], trained: Sequence[Task], hyperlora: HyperLoRA) -> list[Trial]:
     """The trials of trained tasks, with the adapters of a hypernetwork whose input is a task's number."""
-    numbers = {task.name: i for i, task in enumerate(trained)}
+    names = hyperlora.config.task_names or [task.name for task in trained]
+    numbers = {name: i for i, name in enumerate(names)}
     if len(numbers) != hyperlora.config.num_tasks:
         raise UserError(
             f"The hypernetwork {hyperlora.name} numbers {hyperlora.config.num_tasks} tasks, and there are "

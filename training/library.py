@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import struct
+import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -69,6 +70,13 @@ class Library:
         for layer in range(self.num_layers):
             A, B = self.read(module, slice(layer, layer + 1), range(len(self)))
             yield layer, A[:, 0], B[:, 0]
+
+    def checksum(self) -> int:
+        """CRC-32 of one layer of one module: other LoRAs have another, whatever their names."""
+        found = 0
+        for side in self.read(next(iter(self.target_modules)), slice(0, 1), range(len(self))):
+            found = zlib.crc32(side.cpu().contiguous().numpy(), found)
+        return found
 
     def statistics(self) -> tuple[Factors, Factors]:
         """Mean and standard deviation of each weight entry over the LoRAs (App. D), read layer by layer.
@@ -166,9 +174,11 @@ def write_library(
 
 
 def _check_alike(name: str, adapter: Adapter, first_name: str, first: Adapter) -> None:
-    for what, of in (("modules", lambda a: list(a.weights)), ("base", lambda a: (a.base_model, a.base_revision))):
+    for what, of in (("modules", lambda a: list(a.weights)), ("base", lambda a: a.base_model)):
         if of(adapter) != of(first):
             raise UserError(f"The LoRA {name} has the {what} {of(adapter)}, but {first_name} has {of(first)}.")
+    if None not in (commits := (adapter.base_revision, first.base_revision)) and commits[0] != commits[1]:
+        raise UserError(f"The LoRA {name} is of the base's revision {commits[0]}, but {first_name} of {commits[1]}.")
     for module, expected in first.weights.items():
         found, wanted = ([list(side.shape) for side in sides] for sides in (adapter.weights[module], expected))
         if found != wanted:

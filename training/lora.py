@@ -18,10 +18,9 @@ from typing import Literal
 import torch
 from accelerate import PartialState
 from torch import Tensor
-from transformers import get_linear_schedule_with_warmup
 
 from hyperlora.adapted import AdaptedModel
-from hyperlora.base import Precision, load_base, precision
+from hyperlora.base import Precision, load_base, origin, precision
 from hyperlora.config import MAX_RANK, lora_scale, read_json
 from hyperlora.errors import UserError
 from hyperlora.files import check_writable, write_atomic, writing
@@ -46,7 +45,7 @@ class LoRAConfig:
     lora_dropout: float = option(0.05, "dropout on the adapter's input", least=0, most=0.99)
     batch_size: int = option(4, "examples an adapter in one forward pass", least=1)
     gradient_accumulation_steps: int = option(2, "forward passes to an optimizer step", least=1)
-    epochs: float = option(10.0, "passes over the largest group's examples", above=0)
+    epochs: float = option(10.0, "passes over the examples", above=0)
     max_steps: int = option(0, "optimizer steps instead of epochs, where above 0", least=0)
     learning_rate: float = option(8e-5, "highest learning rate, reached after the warm-up", least=0)
     warmup_fraction: float = option(
@@ -78,12 +77,11 @@ def train_loras(
     config = config or LoRAConfig()
     names = list(groups)
     data = {
-        name: [encode_task(tokenizer, task, prompt_style) for task in tasks if task.train]
-        for name, tasks in groups.items()
+        name: [encode_task(tokenizer, task, prompt_style) for task in tasks]
+        for name, tasks in _examples(groups).items()
     }
-    if empty := [name for name in names if not data[name]]:
-        raise UserError(f"No task of {empty[0]!r} has training examples.")
     adapters = {}
+    base_model, base_revision = origin(adapted.model)
     adapted.lora_dropout, before = config.lora_dropout, adapted.lora_dropout
     recomputing = adapted.recomputing if config.gradient_checkpointing else None
     try:
@@ -100,11 +98,34 @@ def train_loras(
                         alpha=config.alpha,
                         use_rslora=config.use_rslora,
                         lora_dropout=config.lora_dropout,
-                        base_model=adapted.model.config.name_or_path or None,
+                        base_model=base_model,
+                        base_revision=base_revision,
                     )
     finally:
         adapted.lora_dropout = before
     return adapters
+
+
+def _examples(groups: Mapping[str, Sequence[Task]]) -> dict[str, list[Task]]:
+    """The tasks of each group that can be trained on; `UserError` where a group has none."""
+    found = {name: [task for task in tasks if task.train] for name, tasks in groups.items()}
+    if empty := [name for name, tasks in found.items() if not tasks]:
+        raise UserError(f"No task of {empty[0]!r} has training examples.")
+    return found
+
+
+def _check_resumed(folder: Path, adapted: AdaptedModel, config: LoRAConfig) -> None:
+    """`UserError` where the LoRA that is there is of another base or another form than those that would follow."""
+    there = Adapter.from_pretrained(folder)
+    sizes = {
+        module: ((adapted.num_layers, config.rank, d_in), (adapted.num_layers, d_out, config.rank))
+        for module, (d_in, d_out) in adapted.target_modules.items()
+    }
+    if _form(there) != (origin(adapted.model)[0], config.alpha, config.use_rslora, sizes):
+        raise UserError(
+            f"The LoRA {folder} is of another base, alpha, rank or target modules than the ones that would be trained "
+            "now: resume with the same, or take another output folder."
+        )
 
 
 def _train_together(
@@ -113,42 +134,60 @@ def _train_together(
     """Train one adapter for each entry of `data`; A [n, layers, r, d_in] and B [n, layers, d_out, r] a module."""
     n, accumulation = len(data), config.gradient_accumulation_steps
     device = adapted.model.get_input_embeddings().weight.device
-    steps = config.max_steps
-    if not steps:
-        examples = max(sum(map(len, sources)) for sources in data.values())
-        steps = math.ceil(config.epochs * examples / (config.batch_size * accumulation))
+    rows = config.batch_size * accumulation
+    own = [config.max_steps or math.ceil(config.epochs * sum(map(len, of)) / rows) for of in data.values()]
+    steps = max(own)
     seeds = [config.seed + zlib.crc32(name.encode()) for name in data]  # the same in any company
     weights = _start(adapted, seeds, config.rank, device)
     parameters = [tensor.requires_grad_() for pair in weights.values() for tensor in pair]
     optimizer = torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True)
-    schedule = get_linear_schedule_with_warmup(optimizer, round(config.warmup_fraction * steps), steps)
     streams = [
         iter(Batches(sources, [[i]] * len(sources), config.batch_size, pad, seed))
         for i, (sources, seed) in enumerate(zip(data.values(), seeds, strict=True))
     ]
     scale = lora_scale(config.alpha, config.rank, config.use_rslora)
-    started, total = time.perf_counter(), torch.zeros(n, device=device)
+    started, total, counted = time.perf_counter(), torch.zeros(n, device=device), 0
     for step in range(1, steps + 1):
         for _ in range(accumulation):
-            ids, labels, rows = (part.to(device) for part in _joined([next(stream) for stream in streams], pad))
+            batches = [next(stream) for stream, end in zip(streams, own, strict=True) if step <= end]
+            ids, labels, rows = (part.to(device) for part in _joined(batches, pad))
             autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.bf16)
             with adapted.use_factors(weights, rows, scale), autocast:
                 losses = answer_loss(adapted.model, ids, labels).sum(1)
                 tokens = (labels[:, 1:] != IGNORE).sum(1)
                 each = losses.new_zeros(n).index_add(0, rows, losses)
-                each = each / tokens.new_zeros(n).index_add(0, rows, tokens)
+                each = each / tokens.new_zeros(n).index_add(0, rows, tokens).clamp_min(1)  # 0: at its end already
                 (each.sum() / accumulation).backward()  # a sum: no adapter's gradient depends on another
             total += each.detach() / accumulation
+        counted += len(batches)
         _clip(parameters, config.max_grad_norm)
+        before = [p.detach().clone() for p in parameters]
         optimizer.step()
-        schedule.step()
+        rates = torch.tensor([_rate(step, end, config.warmup_fraction) for end in own], device=device)
+        with torch.no_grad():  # a step of AdamW is linear in the learning rate: so each adapter has its own
+            for p, old in zip(parameters, before, strict=True):
+                p.copy_(old.lerp(p, rates.view(-1, 1, 1, 1)))
         optimizer.zero_grad()
         if step % config.log_every == 0 or step == steps:
-            mean = float(total.mean()) / (step % config.log_every or config.log_every)
+            if broken := [name for name, loss in zip(data, total.tolist(), strict=True) if not math.isfinite(loss)]:
+                raise UserError(
+                    f"The loss of {broken[0]!r} is no finite number any more at step {step}: lower learning_rate, or "
+                    "raise warmup_fraction."
+                )
+            mean = float(total.sum()) / counted
             speed = step / (time.perf_counter() - started)
             print(f"{n} LoRAs, step {step} of {steps}: loss {mean:.4f}, {speed:.2f} steps/s", flush=True)
             total.zero_()
+            counted = 0
     return weights
+
+
+def _rate(step: int, steps: int, warmup_fraction: float) -> float:
+    """The part of the learning rate in step 1, 2, ... of `steps`: up in the warm-up, down to 0, and 0 after the end."""
+    warmup = round(warmup_fraction * steps)
+    if step <= warmup:
+        return (step - 1) / warmup
+    return max(0.0, (steps - step + 1) / max(1, steps - warmup))
 
 
 def _start(adapted: AdaptedModel, seeds: Sequence[int], r: int, device: torch.device) -> Factors:
@@ -184,17 +223,22 @@ def average(adapters: Sequence[Adapter]) -> Adapter:
     if not adapters:
         raise UserError("There are no adapters to average.")
     first = adapters[0]
-    if any(
-        (a.alpha, a.use_rslora, a.rank, list(a.weights))
-        != (first.alpha, first.use_rslora, first.rank, list(first.weights))
-        for a in adapters
-    ):
-        raise UserError("Only adapters of the same alpha, rank and modules can be averaged.")
+    if any(_form(adapter) != _form(first) for adapter in adapters):
+        raise UserError("Only adapters of the same base, alpha, rank, modules and sizes can be averaged.")
     means = {
         module: tuple(torch.stack([a.weights[module][side] for a in adapters]).mean(0) for side in (0, 1))
         for module in first.weights
     }
-    return Adapter(means, first.alpha, first.use_rslora, first.lora_dropout, base_model=first.base_model)
+    return Adapter(
+        means, first.alpha, first.use_rslora, first.lora_dropout,
+        base_model=first.base_model, base_revision=first.base_revision,
+    )  # fmt: skip
+
+
+def _form(adapter: Adapter) -> tuple:
+    """What adapters must have in common to be averaged."""
+    sizes = {module: (tuple(A.shape), tuple(B.shape)) for module, (A, B) in adapter.weights.items()}
+    return adapter.base_model, adapter.alpha, adapter.use_rslora, sizes
 
 
 def read_index(folder: str | Path) -> dict[str, list[str]]:
@@ -272,9 +316,12 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{options.output} has a LoRA {again[0]!r} already: resume, or take another output folder.")
     check_writable(Path(options.output))
     left = [name for name in groups if name not in there]
+    _examples({name: groups[name] for name in left})  # before a large base is loaded
     if left:
         model, tokenizer = load_base(options.base, device=options.device, **precision(options.base_dtype))
         adapted = AdaptedModel(model, options.target_modules.split(","))
+        if there:
+            _check_resumed(Path(options.output) / next(iter(there)), adapted, options)
     for first in range(0, len(left), options.loras_at_once):  # each part is on the disk before the next begins
         part = {name: groups[name] for name in left[first : first + options.loras_at_once]}
         save_adapters(options.output, train_loras(adapted, tokenizer, part, options, options.prompt_style), part)

@@ -84,11 +84,15 @@ def build(
         if embedder is None:
             if config.embedder == LAST_TOKEN and not library.base_model:
                 raise UserError("The LoRAs do not name their base model, whose last token was to be the task input.")
-            base = load_base(library.base_model, device=device) if config.embedder == LAST_TOKEN else None
+            base = (
+                load_base(library.base_model, library.base_revision, device=device)
+                if config.embedder == LAST_TOKEN
+                else None
+            )
             embedder = load_embedder(config.embedder, device=device, base=base)
     hyperlora = untrained(
         config,
-        len(library),
+        library.tasks,
         descriptions,
         embedder,
         target_modules=dict(library.target_modules),
@@ -336,6 +340,7 @@ def train(
         save_steps=config.save_every,
         save_total_limit=2,
         logging_steps=config.log_every,
+        logging_nan_inf_filter=False,  # it would log a loss of 0
         remove_unused_columns=False,
         ignore_data_skip=True,  # the draws start where the checkpoint stopped
         ddp_find_unused_parameters=False,
@@ -353,7 +358,8 @@ def train(
     if checkpoint:
         draws.start = checkpoint_step(checkpoint)
     settings = {field.name: getattr(config, field.name) for field in fields(ReconConfig) if field.name not in FREE}
-    settings["library"] = f"{len(library)} LoRAs ({zlib.crc32(json.dumps(library.names).encode()):08x})"
+    content = zlib.crc32(json.dumps(library.names).encode(), library.checksum())
+    settings["library"] = f"{len(library)} LoRAs ({content:08x})"
     check_settings(checkpoints, settings, bool(checkpoint), process == 0)
 
     if config.targets_on_device:

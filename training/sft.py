@@ -30,7 +30,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments, get_linear_schedule_with_warmup
 
 from hyperlora.adapted import AdaptedModel
-from hyperlora.base import Precision, load_base, precision
+from hyperlora.base import Precision, load_base, origin, precision
 from hyperlora.config import HyperLoRAConfig
 from hyperlora.embedder import MINILM, load_embedder
 from hyperlora.errors import UserError
@@ -123,13 +123,14 @@ def build(
     if (offset is None) != (config.offset == "none"):
         raise UserError(f"Offset {config.offset!r} " + ("needs" if offset is None else "takes no") + " offset adapter.")
     descriptions = []
+    base_model, base_revision = origin(adapted.model)
     if config.task_input == "text":
         device = str(adapted.model.get_input_embeddings().weight.device)
         embedder = embedder or load_embedder(config.embedder, device=device, base=(adapted.model, tokenizer))
         descriptions = [text for task in tasks for text in trained_descriptions(task, config)]
     hyperlora = untrained(
         config,
-        len(tasks),
+        [task.name for task in tasks],
         descriptions,
         embedder,
         target_modules=dict(adapted.target_modules),
@@ -138,7 +139,8 @@ def build(
         alpha=config.alpha,
         use_rslora=config.use_rslora,
         offset=config.offset,
-        base_model=adapted.model.config.name_or_path or None,
+        base_model=base_model,
+        base_revision=base_revision,
         chat_template=tokenizer.chat_template,
     )
     if offset is not None:
@@ -146,13 +148,13 @@ def build(
     return hyperlora
 
 
-def untrained(config: NetworkOptions, count: int, descriptions: list[str], embedder, **shape) -> HyperLoRA:
-    """The hypernetwork that a stage starts from, for `count` tasks, with their training descriptions in it.
+def untrained(config: NetworkOptions, names: Sequence[str], descriptions: list[str], embedder, **shape) -> HyperLoRA:
+    """The hypernetwork that a stage starts from, for the tasks of these names, with their training descriptions in it.
 
     embedder: an object with `embed` and `d_emb`, read only where the task input is text. shape: the fields of
     `HyperLoRAConfig` that are not among the stage's settings.
     """
-    text = config.task_input == "text"
+    text, count = config.task_input == "text", len(names)
     torch.manual_seed(config.seed)
     hyperlora = HyperLoRA(
         HyperLoRAConfig(
@@ -160,6 +162,7 @@ def untrained(config: NetworkOptions, count: int, descriptions: list[str], embed
             d_emb=embedder.d_emb if text else {"one_hot": count, "learned": config.learned_size}[config.task_input],
             task_input=config.task_input,
             num_tasks=None if text else count,
+            task_names=None if text else list(names),
             dropout=config.dropout,
             embedder=config.embedder,
             prompt_style=config.prompt_style,
@@ -294,6 +297,7 @@ def train(
         save_steps=config.save_every,
         save_total_limit=2,
         logging_steps=config.log_every,
+        logging_nan_inf_filter=False,  # it would log a loss of 0
         eval_strategy="steps" if checked else "no",
         eval_steps=config.eval_every or None,
         metric_for_best_model="loss" if checked else None,
@@ -379,17 +383,16 @@ def train(
 
 def _inputs(hyperlora: HyperLoRA, adapted: AdaptedModel, tasks: Sequence[Task]) -> dict[str, str]:
     """What a resumed run must have been given again, in short: the tasks and the offset as a checksum."""
-    names, offset = json.dumps([task.name for task in tasks]), "none"
-    if hyperlora.offset is not None:
-        checksum = 0
-        for tensor in hyperlora.offset.buffers():
-            checksum = zlib.crc32(tensor.cpu().numpy(), checksum)
-        offset = f"{checksum:08x}"
+    content, checksum = 0, 0
+    for task in tasks:
+        content = zlib.crc32(json.dumps([task.name, task.descriptions, task.train]).encode(), content)
+    for tensor in hyperlora.offset.buffers() if hyperlora.offset is not None else ():
+        checksum = zlib.crc32(tensor.cpu().numpy(), checksum)
     return {
-        "tasks": f"{len(tasks)} tasks ({zlib.crc32(names.encode()):08x})",
+        "tasks": f"{len(tasks)} tasks ({content:08x})",
         "base": adapted.model.config.name_or_path,
         "target modules": ", ".join(adapted.target_modules),
-        "offset adapter": offset,
+        "offset adapter": "none" if hyperlora.offset is None else f"{checksum:08x}",
     }
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -26,8 +27,13 @@ FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt")
 class BatchTrainer(Trainer):
     """A Trainer whose datasets yield ready batches, each process its own.
 
-    A checkpoint that cannot be written leaves nothing behind, and `UserError` says why.
+    A checkpoint that cannot be written leaves nothing behind, and `UserError` says why. So it does where the loss or a
+    weight is no finite number any more: no checkpoint holds such a one. (`logging_nan_inf_filter` is to be False.)
     """
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        self._check(math.isfinite(logs.get("loss", 0.0)))
+        super().log(logs, start_time)
 
     def get_train_dataloader(self) -> DataLoader:
         # a generator of its own: a loader that draws from the global one would change the noise after a resume
@@ -37,6 +43,7 @@ class BatchTrainer(Trainer):
         return DataLoader(self.eval_dataset, batch_size=None, generator=torch.Generator())
 
     def _save_checkpoint(self, model, trial) -> None:
+        self._check(all(bool(weight.isfinite().all()) for weight in model.parameters()))
         folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         try:
             with writing(folder, "free some space and resume"):
@@ -44,6 +51,13 @@ class BatchTrainer(Trainer):
         except UserError:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+
+    def _check(self, finite: bool) -> None:
+        if not finite:
+            raise UserError(
+                f"At step {self.state.global_step} the loss is no finite number any more: lower learning_rate, or "
+                f"raise warmup_fraction. The checkpoints in {self.args.output_dir} are from before that."
+            )
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

@@ -143,6 +143,20 @@ def test_descriptions_of_each_kind(tasks):
     assert all(text.isalnum() for text in pick_descriptions(held_out, RANDOM, trained, 3, draw))
 
 
+def test_seen_is_what_the_hypernetwork_was_trained_on(adapted, tokenizer, tasks, embedder, make_adapter, monkeypatch):
+    """Of a task's many descriptions it may have been trained on some."""
+    config = SFTConfig(max_descriptions=1)
+    hyperlora = build(adapted, tokenizer, tasks, config, make_adapter(1), embedder)
+    asked, generate = [], type(hyperlora).generate
+    monkeypatch.setattr(
+        type(hyperlora), "generate", lambda self, texts, **more: asked.extend(texts) or generate(self, texts, **more)
+    )
+    rows = evaluate(adapted, tokenizer, {"all": tasks}, tasks, {"M": hyperlora}, {}, Settings(examples=1, seeds=1))
+    first = [text for text in asked if "first" in text]
+    assert "Now first." in first and len({"Do first.", "Please first."} & set(first)) == 1
+    assert {row["kind"] for row in rows if row["method"] == "M"} == {SEEN, UNSEEN, OTHER, RANDOM}
+
+
 def test_retrieval_takes_the_adapter_of_the_nearest_training_description(
     adapted, tokenizer, tasks, embedder, make_adapter, monkeypatch
 ):
@@ -195,6 +209,11 @@ def test_a_hypernetwork_that_numbers_its_tasks_is_measured_on_them(adapted, toke
     assert set(found) == {"first", "second", "both"} and found["second"]["score"] == 1
     assert found["first"]["score"] < 1
     assert not any(row["method"] in ("retrieval", "one-hot, prompted") for row in rows)
+    turned = evaluate(adapted, tokenizer, {"all": tasks}, tasks[::-1], {"one-hot": hyperlora}, {}, settings)
+    assert {row["task"]: row["score"] for row in turned if row["method"] == "one-hot"} == {
+        task: row["score"] for task, row in found.items()
+    }  # the checkpoint knows its tasks' names
+    hyperlora.config.task_names = None
     with pytest.raises(UserError, match="numbers 3 tasks, and there are 2"):
         evaluate(adapted, tokenizer, {"all": tasks}, tasks[:2], {"one-hot": hyperlora}, {}, settings)
 

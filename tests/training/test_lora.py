@@ -5,12 +5,22 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 
 from hyperlora.errors import UserError
 from tests.training.test_sft import ROOT
 from training.library import pack
-from training.lora import LoRAConfig, Options, average, load_adapters, main, read_index, save_adapters, train_loras
+from training.lora import (
+    LoRAConfig,
+    Options,
+    _rate,
+    average,
+    load_adapters,
+    main,
+    read_index,
+    save_adapters,
+    train_loras,
+)
 from training.loss import mean_loss
 from training.options import parse
 from training.tasks import collate, encode_task
@@ -48,6 +58,32 @@ def test_loras_trained_together_are_those_trained_alone(adapted, tokenizer, task
     assert not torch.allclose(
         together["first"].weights["q_proj"][1], together["second"].weights["q_proj"][1], atol=1e-3
     )
+
+
+def test_each_lora_gets_its_own_epochs(adapted, tokenizer, tasks):
+    """A task of few examples gets no more passes over them because a larger one is trained beside it."""
+    few = [replace(tasks[1], train=tasks[1].train[:8])]
+    config = replace(NOISELESS, max_steps=0, epochs=2)
+    together = train_loras(adapted, tokenizer, {"first": tasks[:1], "few": few}, config)["few"]
+    alone = train_loras(adapted, tokenizer, {"few": few}, config)["few"]
+    for module in alone.weights:
+        for a, b in zip(alone.weights[module], together.weights[module], strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("steps", "fraction"), [(1, 0.0), (7, 0.1), (20, 0.3), (5, 1.0)])
+def test_the_learning_rate_is_that_of_transformers(steps, fraction):
+    [weight] = torch.nn.ParameterList([torch.zeros(1)])
+    schedule = get_linear_schedule_with_warmup(torch.optim.SGD([weight], lr=1.0), round(fraction * steps), steps)
+    for step in range(1, steps + 4):
+        assert _rate(step, steps, fraction) == pytest.approx(schedule.get_last_lr()[0])
+        schedule.optimizer.step()
+        schedule.step()
+
+
+def test_a_loss_that_is_no_number_is_named(adapted, tokenizer, tasks):
+    with pytest.raises(UserError, match="The loss of 'first' is no finite number any more at step"):
+        train_loras(adapted, tokenizer, {"first": tasks[:1]}, replace(QUICK, learning_rate=3e38, warmup_fraction=0))
 
 
 def test_the_average_lora_is_the_elementwise_mean(make_adapter):
@@ -139,6 +175,8 @@ def test_a_run_that_was_stopped_goes_on_with_the_loras_that_are_missing(tasks, t
     (out / "index.json").write_text(json.dumps({"first": index["first"]}))  # stopped after the first
     with pytest.raises(UserError, match="'first' already: resume"):
         main(arguments)
+    with pytest.raises(UserError, match="first is of another base, alpha, rank or target modules"):
+        main([*arguments, "--resume", "--rank", "4"])
     main([*arguments, "--resume", "--learning_rate", "0.1"])
     assert (out / "first" / "adapter_model.safetensors").read_bytes() == first
     assert json.loads((out / "index.json").read_text()) == index

@@ -10,7 +10,7 @@ from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
 from hyperlora.hypernetwork import HyperNetwork
 from training.library import pack
-from training.lora import save_adapters
+from training.lora import load_adapters, save_adapters
 from training.options import parse
 from training.recon import Draws, Options, ReconConfig, ReconModel, build, errors, main, train
 
@@ -233,6 +233,12 @@ def test_a_run_is_resumed_with_its_own_loras(library, tasks, tmp_path):
     train(build(library, config), library, config, tmp_path / "out")
     with pytest.raises(UserError, match="holds an earlier run"):
         train(build(library, config), library, config, tmp_path / "out")
+    adapters = load_adapters(tmp_path / "loras")
+    adapters["first"].weights["q_proj"][0][0] += 1  # trained again
+    save_adapters(tmp_path / "loras", adapters, {})
+    again = pack(tmp_path / "loras", tmp_path / "again.safetensors")
+    with pytest.raises(UserError, match="was trained with library '3 LoRAs"):
+        train(build(again, config), again, config, tmp_path / "out", resume=True)
     fewer = pack(tmp_path / "loras", tmp_path / "fewer.safetensors", ["first", "both"])
     with pytest.raises(UserError, match="was trained with library '3 LoRAs"):
         train(build(fewer, config), fewer, config, tmp_path / "out", resume=True)

@@ -229,6 +229,17 @@ def test_a_compiler_is_needed_to_compile(adapted, tokenizer, tasks, embedder, ma
     assert not (tmp_path / "output").exists()
 
 
+@pytest.mark.parametrize("log_every", [1, 50])
+def test_a_loss_that_is_no_number_leaves_no_checkpoint(
+    adapted, tokenizer, tasks, embedder, make_adapter, tmp_path, log_every
+):
+    config = few(4, learning_rate=3e38, warmup_fraction=0.0, save_every=4, log_every=log_every, max_grad_norm=1e30)
+    hyperlora = build(adapted, tokenizer, tasks, config, make_adapter(1), embedder)
+    with pytest.raises(UserError, match="the loss is no finite number any more: lower learning_rate"):
+        train(hyperlora, adapted, tokenizer, tasks, config, tmp_path)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["settings.json"]
+
+
 def test_at_most_so_many_descriptions_of_a_task_are_trained_on(adapted, tokenizer, tasks, embedder, tmp_path):
     many = [replace(task, descriptions=[f"Do {task.name} {i}." for i in range(9)]) for task in tasks]
     config = few(1, offset="none", max_descriptions=4)
@@ -366,6 +377,9 @@ def test_a_run_is_resumed_with_its_own_tasks_base_and_offset(
         UserError, match=r"was trained with tasks '3 tasks \(.*, not '2 tasks \(.*: resume with the same"
     ):
         run(tasks[:2])
+    more = [replace(tasks[0], descriptions=[*tasks[0].descriptions, "Give first."]), *tasks[1:]]
+    with pytest.raises(UserError, match="was trained with tasks '3 tasks"):
+        run(more)
     with pytest.raises(UserError, match="was trained with offset adapter"):
         run(tasks, offset=2)
     with pytest.raises(UserError, match="was trained with target modules 'q_proj, v_proj', not 'q_proj'"):
