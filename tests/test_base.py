@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from hyperlora.base import context_length, load_base
+from hyperlora.base import context_length, load_base, origin
 from hyperlora.errors import UserError
 
 

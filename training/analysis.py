@@ -44,7 +44,7 @@ from hyperlora.lora import Adapter
 from training.evaluate import NO_DESCRIPTION, SEEN, UNSEEN, Trial, pick_descriptions, score, write_results
 from training.options import option, parse, run
 from training.tables import ORACLE
-from training.tasks import Task, load_tasks
+from training.tasks import Task, descriptions_of, load_tasks
 
 MAX_FILE_BYTES = 512 * 2**20
 MAX_TARGETS = 49  # as many as there are pairs of a colour and a marker
@@ -289,7 +289,7 @@ def compare_loras(
     """
     folder, scores = Path(folder), mean_scores(rows or [])
     every = {task.name: task for task in [*targets, *tasks]}.values()
-    means = {task.name: embedder.embed(task.descriptions).double().mean(0) for task in every}
+    means = {task.name: embedder.embed(descriptions_of(task)).double().mean(0) for task in every}
     own = {target.name: Adapter.from_pretrained(folder / target.name) for target in targets}
     points = []
     for task in tasks:

@@ -10,8 +10,9 @@ import random
 import statistics
 import string
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -200,6 +201,11 @@ class NearestLoRA:
         return [self.adapters[i] for i in cosine.argmax(-1).tolist()]
 
 
+def generate(hyperlora: HyperLoRA, texts: list[str]) -> list[Adapter]:
+    """As `HyperLoRA.generate`, for what tasks are trained on too, such as a definition longer than the page takes."""
+    return hyperlora.generate(embeddings=hyperlora.embedder.embed(texts))
+
+
 class Retrieval:
     """The hypernetwork's adapter of the training description that is nearest, instead of the description's own."""
 
@@ -208,7 +214,7 @@ class Retrieval:
 
     def generate(self, texts: list[str]) -> list[Adapter]:
         nearest = self.hyperlora.nearest(self.hyperlora.embedder.embed(texts))
-        return self.hyperlora.generate([description for description, _ in nearest])
+        return generate(self.hyperlora, [description for description, _ in nearest])
 
 
 def evaluate(
@@ -322,12 +328,12 @@ def _methods(
         return [replace(trial, style=hyperlora.config.prompt_style) for trial in described]
 
     def generated(
-        method: str, source, hyperlora: HyperLoRA, trials: Sequence[Trial]
+        method: str, make: Callable[[list[str]], list[Adapter]], hyperlora: HyperLoRA, trials: Sequence[Trial]
     ) -> Iterator[tuple[str, list[Trial]]]:
         config = hyperlora.config
         size = 4 * hyperlora.rank * config.num_layers * sum(map(sum, config.target_modules.values()))
         for part in _parts(trials, MAX_ADAPTER_BYTES // size):
-            made = source.generate([trial.description for trial in part])
+            made = make([trial.description for trial in part])
             yield method, [replace(trial, adapter=a) for trial, a in zip(part, made, strict=True)]
 
     def every() -> Iterator[tuple[str, list[Trial]]]:
@@ -342,16 +348,16 @@ def _methods(
             with arrow.use():
                 yield "Arrow routing", simple  # what is answered before the next method is asked for is routed
         if nearest:
-            yield from generated(NEAREST, nearest, first, described)
+            yield from generated(NEAREST, nearest.generate, first, described)
         if first:
-            yield from generated("retrieval", Retrieval(first), first, as_trained(first))
+            yield from generated("retrieval", Retrieval(first).generate, first, as_trained(first))
         for label, hyperlora in hyperloras.items():
             if label in readers:
-                yield from generated(label, hyperlora, hyperlora, as_trained(hyperlora))
+                yield from generated(label, partial(generate, hyperlora), hyperlora, as_trained(hyperlora))
             else:
                 yield label, _numbered(simple, trained, hyperlora)
         if first and first.config.prompt_style == "input":
-            yield from generated(f"{first_label}, prompted", first, first, prompted)
+            yield from generated(f"{first_label}, prompted", partial(generate, first), first, prompted)
         own = [trial for trial in simple if trial.task.name in adapters]
         yield "oracle LoRA", [replace(trial, adapter=adapters[trial.task.name]) for trial in own]
 

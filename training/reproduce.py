@@ -217,6 +217,9 @@ def train_cell(lab: Lab, cell: Cell) -> dict:
     def make() -> dict:
         last = last_checkpoint(folder / "checkpoints")
         before = checkpoint_step(last) if last else 0
+        if before >= steps:  # killed after its last step: then nothing says how long it took
+            shutil.rmtree(folder / "checkpoints")
+            before = 0
         train = train_sft if cell.scheme == "sft" else train_recon
         log = train(lab, cell, steps, folder)
         seconds = log[-1]["train_runtime"] * steps / max(steps - before, 1)  # as if it had never been killed
@@ -296,7 +299,7 @@ def measure_cell(lab: Lab, cell: Cell) -> list[dict]:
             if reads:
                 for kind in KINDS if split == TRAINED else (UNSEEN,):
                     texts = evaluate.pick_descriptions(task, kind, lab.of(cell), lab.budget.draws, draw)
-                    made = hyperlora.generate(texts) if texts else []
+                    made = evaluate.generate(hyperlora, texts) if texts else []
                     trials += [(method, split, replace(plain, kind=kind, adapter=adapter)) for adapter in made]
             else:
                 made = hyperlora.generate(embeddings=torch.eye(len(numbers))[[numbers.index(task.name)]])

@@ -40,7 +40,7 @@ from hyperlora.lora import Adapter
 from training.loss import check_trainable, mean_loss, training_mode
 from training.muon import MuonAdamW
 from training.options import option, parse, run
-from training.tasks import Batches, Task, encode_task, load_tasks
+from training.tasks import Batches, Task, descriptions_of, encode_task, load_tasks
 from training.trainer import (
     BatchTrainer,
     KeepBest,
@@ -180,9 +180,8 @@ def trained_descriptions(task: Task, config: NetworkOptions) -> list[str]:
 
     Raises `UserError` where the task input is text and there are none.
     """
-    texts, most = task.descriptions, config.max_descriptions
-    if config.task_input == "text" and not texts:
-        raise UserError(f"The task {task.name!r} has no descriptions: give it some, as training.descriptions does.")
+    texts = descriptions_of(task) if config.task_input == "text" else task.descriptions
+    most = config.max_descriptions
     if len(texts) <= most:
         return texts
     kept = sorted(Random(f"{config.seed} {task.name}").sample(range(len(texts)), most))
@@ -283,6 +282,11 @@ def train(
     pad, accumulation = tokenizer.pad_token_id, config.gradient_accumulation_steps
     device = adapted.model.get_input_embeddings().weight.device
     checked = _validation_tasks(hyperlora, tasks, held_out) if config.eval_every else []
+    if config.eval_every and not checked:
+        raise UserError(
+            "There is nothing to validate on: eval_every needs held_out tasks or, for tasks that are read, "
+            '"eval_descriptions" and "test" examples of those that are trained on.'
+        )
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         per_device_train_batch_size=config.batch_size,

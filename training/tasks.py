@@ -9,8 +9,9 @@ NAME.json   {"name", "descriptions": [..], "train": [{"input", "output"}, ..], "
 NAME.jsonl  the first line the same object without "train" and "test", each further line one example, of the split
             "train" unless it says {"input", "output", "split": "test"}.
 
-"name" is the file's where it is absent. An example may hold "outputs": [..], all answers that evaluation accepts; the
-first is "output", which training teaches. A task file of natural-instructions is taken as well (training/sni.py).
+"name" is the file's where it is absent, and "descriptions" may be absent until training.descriptions writes them. An
+example may hold "outputs": [..], all answers that evaluation accepts; the first is "output", which training teaches. A
+task file of natural-instructions is taken as well (training/sni.py).
 """
 
 import json
@@ -109,7 +110,9 @@ def _read(path: Path) -> Any:
         raise UserError(f"{where} is not readable as JSON ({error}): mend it or take it away.") from None
     head, examples = lines[:1], lines[1:]
     if not head or not isinstance(head[0], dict) or "input" in head[0]:
-        raise UserError(f'{path} must begin with a line that holds "descriptions"; examples follow, one a line.')
+        raise UserError(
+            f'{path} must begin with a line that holds "descriptions", or {{}}; examples follow, one a line.'
+        )
     splits = {"train": [], "test": []}
     for example in examples:
         split = example.get("split", "train") if isinstance(example, dict) else None
@@ -145,9 +148,14 @@ def _task(data: dict[str, Any], name: str, where: str, limit: int | None) -> Tas
     task = Task(name, texts("descriptions"), texts("eval_descriptions"), examples("train"), examples("test"), group)
     if not task.train and not task.test:
         raise UserError(f'{where} has no examples: give it "train", "test" or both.')
-    if not task.descriptions:
-        raise UserError(f'{where} has no "descriptions": a task needs at least one.')
     return task
+
+
+def descriptions_of(task: Task) -> list[str]:
+    """`UserError` where there are none: a file may lack them until `training.descriptions` has written some."""
+    if not task.descriptions:
+        raise UserError(f"The task {task.name!r} has no descriptions: give it some, as training.descriptions does.")
+    return task.descriptions
 
 
 def _is_example(row: dict[str, Any]) -> bool:
@@ -277,9 +285,11 @@ def encode(tokenizer, input: str, output: str, description: str | None = None) -
 
 def encode_task(tokenizer, task: Task, prompt_style: str = "input", split: str = "train") -> list[Encoded]:
     """All examples of a task's split. With the style "description_input" each has one of its descriptions, in turn."""
-    examples, texts = getattr(task, split), task.descriptions
-    shown = [texts[i % len(texts)] if prompt_style == "description_input" else None for i in range(len(examples))]
-    return encode_all(tokenizer, examples, shown)
+    examples = getattr(task, split)
+    if prompt_style != "description_input":
+        return encode_all(tokenizer, examples)
+    texts = descriptions_of(task)
+    return encode_all(tokenizer, examples, [texts[i % len(texts)] for i in range(len(examples))])
 
 
 def collate(rows: Sequence[Encoded], pad_token_id: int) -> dict[str, Tensor]:

@@ -144,16 +144,15 @@ def test_descriptions_of_each_kind(tasks):
 
 
 def test_seen_is_what_the_hypernetwork_was_trained_on(adapted, tokenizer, tasks, embedder, make_adapter, monkeypatch):
-    """Of a task's many descriptions it may have been trained on some."""
+    """Of a task's many descriptions it may have been trained on some; one may be longer than the page takes."""
+    tasks[0].eval_descriptions = ["Now first." + " " * 3000 + "Really."]
     config = SFTConfig(max_descriptions=1)
     hyperlora = build(adapted, tokenizer, tasks, config, make_adapter(1), embedder)
-    asked, generate = [], type(hyperlora).generate
-    monkeypatch.setattr(
-        type(hyperlora), "generate", lambda self, texts, **more: asked.extend(texts) or generate(self, texts, **more)
-    )
+    asked, embed = [], embedder.embed
+    monkeypatch.setattr(embedder, "embed", lambda texts: asked.extend(texts) or embed(texts))
     rows = evaluate(adapted, tokenizer, {"all": tasks}, tasks, {"M": hyperlora}, {}, Settings(examples=1, seeds=1))
     first = [text for text in asked if "first" in text]
-    assert "Now first." in first and len({"Do first.", "Please first."} & set(first)) == 1
+    assert tasks[0].eval_descriptions[0] in first and len({"Do first.", "Please first."} & set(first)) == 1
     assert {row["kind"] for row in rows if row["method"] == "M"} == {SEEN, UNSEEN, OTHER, RANDOM}
 
 
@@ -167,7 +166,7 @@ def test_retrieval_takes_the_adapter_of_the_nearest_training_description(
     monkeypatch.setattr(embedder, "embed", lambda texts: embed([near.get(text, text) for text in texts]) + 0.01)
     [found] = Retrieval(hyperlora).generate(["Second, please!"])
     [expected] = hyperlora.generate(["Please second."])
-    assert found.description == "Please second."
+    assert found.nearest[0] == "Please second."
     assert torch.equal(found.weights["q_proj"][0], expected.weights["q_proj"][0])
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import hyperlora
+from hyperlora.errors import UserError
 from training.mini import __main__ as build
 from training.mini import card
 from training.mini.suite import suite
@@ -58,3 +59,16 @@ def test_oracles_train_on_inputs_of_their_own(built: Path):
     trained = json.loads((built / "work" / "tasks" / "trained" / "first_word.json").read_text())
     inputs = [{e["input"] for e in part} for part in (oracle["train"], trained["train"], trained["test"])]
     assert all(inputs) and not (inputs[0] & inputs[1] or inputs[0] & inputs[2] or inputs[1] & inputs[2])
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--until", "evaluate", "There is no stage 'evaluate'; there are tasks, base"),
+        ("--instruction_induction", "nowhere", "nowhere holds no task files"),
+    ],
+)
+def test_a_wrong_option_is_named_before_anything_is_trained(option, value, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        build.main(["--output", str(tmp_path / "work"), option, value])
+    assert not list(tmp_path.rglob("*.json"))

@@ -7,6 +7,7 @@ import torch
 from hyperlora.errors import UserError
 from hyperlora.prompt import format_prompt
 from training.loss import answer_loss, mean_loss
+from training.sft import SFTConfig, trained_descriptions
 from training.tasks import (
     IGNORE,
     Batches,
@@ -103,7 +104,6 @@ def test_a_task_of_lines(tmp_path):
         ('{"descriptions": ["Do."]}\n{"input": "a"}', '"train" must'),
         ('{"descriptions": ["Do."]}\n{"input": "a", "output": "b", "outputs": "b"}', '"train" must'),
         ('{"descriptions": ["Do."]}', "no examples"),
-        ('{"group": "x"}\n{"input": "a", "output": "b"}', 'no "descriptions"'),
     ],
 )
 def test_broken_lines_are_named(content, message, tmp_path):
@@ -254,3 +254,14 @@ def test_an_output_that_cannot_be_written_is_said(tasks, tmp_path):
     (tmp_path / "out").write_text("a file")
     with pytest.raises(UserError, match=r"first\.json could not be written \(.*\): free some space, or choose another"):
         main(["--source", str(tmp_path / "tasks"), "--output", str(tmp_path / "out")])
+
+
+def test_a_task_may_wait_for_its_descriptions(tokenizer, tmp_path):
+    """`training.descriptions` is what writes them; where they are read, what is missing is named."""
+    (tmp_path / "bare.jsonl").write_text('{}\n{"input": "a", "output": "b"}')
+    [task] = load_tasks(tmp_path)
+    assert task.descriptions == [] and len(encode_task(tokenizer, task)) == 1
+    with pytest.raises(UserError, match="The task 'bare' has no descriptions"):
+        encode_task(tokenizer, task, "description_input")
+    with pytest.raises(UserError, match="The task 'bare' has no descriptions"):
+        trained_descriptions(task, SFTConfig())

@@ -19,6 +19,9 @@ import torch
 
 from hyperlora.adapted import AdaptedModel
 from hyperlora.base import load_base
+from hyperlora.config import read_json
+from hyperlora.errors import UserError
+from hyperlora.files import write_atomic
 from hyperlora.generator import HyperLoRA
 from training import evaluate, sft
 from training.lora import TARGET_MODULES, LoRAConfig, load_adapters, save_adapters, train_loras
@@ -40,6 +43,7 @@ ORACLES = (
 )  # fmt: skip
 HEADS = ("M", "S", "L")
 SHIPPED = ("M", "S")  # with L the folder would be over 20 MB
+MAX_LOG = 2**20  # bytes
 SHIPPED_DESCRIPTIONS = 2500  # what the notice needs; with all of them a checkpoint would be over 10 MB
 
 
@@ -148,17 +152,19 @@ def add_notice(options: Options, work: Path) -> None:
     (work / "notice.json").write_text(json.dumps({"threshold": threshold, **rates}, indent=1) + "\n")
 
 
+def induction_tasks(folder: str) -> list[Task]:
+    """Those of the benchmark that are measured. Their names change: its "sum" is not the suite's, which is trained."""
+    found = {task.name: task for task in load_tasks(folder, names=FROM_INSTRUCTION_INDUCTION)}
+    return [replace(found[name], name=f"induction_{name}") for name in FROM_INSTRUCTION_INDUCTION]
+
+
 def run_evaluation(options: Options, work: Path) -> None:
     adapted, tokenizer = adapted_base(work)
     splits = {"trained tasks": tasks_of(work, "trained")}
     splits["new combinations"] = tasks_of(work, "combination")
     splits["new operations"] = tasks_of(work, "operation")
     if options.instruction_induction:
-        found = {task.name: task for task in load_tasks(options.instruction_induction)}
-        # other names: the benchmark's "sum" is not the suite's, whose descriptions were trained on
-        splits["instruction induction"] = [
-            replace(found[name], name=f"induction_{name}") for name in FROM_INSTRUCTION_INDUCTION
-        ]
+        splits["instruction induction"] = induction_tasks(options.instruction_induction)
     hyperloras = {f"HyperLoRA {h}": HyperLoRA.from_pretrained(work / f"hyperlora-{h}") for h in HEADS}
     settings = evaluate.Settings(examples=3, descriptions=2, seeds=3)
     rows = evaluate.evaluate(
@@ -199,15 +205,19 @@ def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv, __doc__)
     work = Path(options.output)
     work.mkdir(parents=True, exist_ok=True)
-    log = work / "stages.json"
-    done = json.loads(log.read_text()) if log.exists() else {}
-    for name, stage in stages(options, work).items():
+    log, every = work / "stages.json", stages(options, work)
+    if options.until not in every:
+        raise UserError(f"There is no stage {options.until!r}; there are {', '.join(every)}.")
+    if options.instruction_induction:  # before hours of training
+        induction_tasks(options.instruction_induction)
+    done = read_json(log, MAX_LOG) if log.exists() else {}
+    for name, stage in every.items():
         if name not in done:
             print(f"Stage {name}", flush=True)
             started = time.perf_counter()
             stage()
             done[name] = {"minutes": round((time.perf_counter() - started) / 60, 1)}
-            log.write_text(json.dumps(done, indent=1) + "\n")
+            write_atomic(log, (json.dumps(done, indent=1) + "\n").encode())
         if name == options.until:
             break
 
