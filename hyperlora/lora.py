@@ -6,13 +6,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from hyperlora.config import MAX_RANK, lora_scale, read_json
+from hyperlora.config import MAX_RANK, PromptStyle, lora_scale, read_json
 from hyperlora.errors import UserError
 from hyperlora.files import open_safetensors, write_atomic
 
@@ -50,6 +50,8 @@ class Adapter:
     description: str | None = None
     base_model: str | None = None
     base_revision: str | None = None
+    prompt_style: PromptStyle = "input"
+    """What the prompts held that a plain LoRA was trained with."""
     hyperlora: str | None = None
     """The hypernetwork that it came from: a folder or Hub id."""
     nearest: tuple[str, float] | None = None
@@ -207,10 +209,11 @@ class Adapter:
         )
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write a plain PEFT folder; description and hypernetwork are kept in the safetensors file's metadata."""
+        """Write a plain PEFT folder; what PEFT has no place for is kept in the safetensors file's metadata."""
         config, state = self.to_peft()
         directory = Path(directory)
         notes = {"description": self.description, "hyperlora": self.hyperlora}
+        notes |= {"prompt_style": self.prompt_style} if self.prompt_style != "input" else {}
         metadata = {"format": "pt"} | {key: value for key, value in notes.items() if value}
         write_atomic(directory / WEIGHTS_FILE, save(state, metadata))
         write_atomic(directory / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
@@ -234,6 +237,8 @@ class Adapter:
             metadata = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         notes = {key: metadata[key][:MAX_DESCRIPTION] for key in ("description", "hyperlora") if key in metadata}
+        if (style := metadata.get("prompt_style")) in get_args(PromptStyle):
+            notes["prompt_style"] = style
         return replace(cls.from_peft(config, state), **notes)
 
 

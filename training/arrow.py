@@ -45,6 +45,9 @@ class Arrow:
             adapted.check_fit(adapter)
         if len({(adapter.rank, *sorted(adapter.weights)) for adapter in adapters}) > 1:
             raise UserError("Arrow routing needs adapters of one rank and of the same modules.")
+        if len(styles := {adapter.prompt_style for adapter in adapters}) > 1:
+            raise UserError("Arrow routing needs adapters that were trained with the same prompt_style.")
+        [self.prompt_style] = styles
         self.top_k, self.temperature = min(top_k, len(adapters)), temperature
         leading = {
             module: torch.stack([prototypes(*adapter.weights[module]) for adapter in adapters])

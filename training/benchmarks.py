@@ -10,7 +10,7 @@ import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from hyperlora.prompt import apply_template, with_description
 from training.arrow import Arrow
 from training.evaluate import NO_DESCRIPTION, UNSEEN, NearestLoRA, Sources, check_output, write_results, write_table
 from training.options import option, parse, run
-from training.tables import paper_table
+from training.tables import MULTI_TASK, NEAREST, ORACLE, PROMPTED, paper_table
 from training.tasks import load_tasks
 
 try:
@@ -199,24 +199,28 @@ def methods(
         made = source.generate(list(descriptions))
         return [Run(text, adapter, style) for text, adapter in zip(descriptions, made, strict=True)]
 
+    def prompted_as(style: PromptStyle, adapter: Adapter | None = None) -> list[Run]:
+        """Runs under the prompts that plain LoRAs were trained with."""
+        return [Run(text, adapter, style) for text in (descriptions if style != "input" else [None])]
+
     yield "base", [Run()], None
-    yield "base, prompted", [Run(text, style="description_input") for text in descriptions], None
+    yield PROMPTED, [Run(text, style="description_input") for text in descriptions], None
     if benchmark.few_shot and shots:
         yield "base, few-shot", [Run(shots=shots)], None
-    for name, method in (("average", "average LoRA"), ("multi_task", "multi-task LoRA")):
+    for name, method in (("average", "average LoRA"), ("multi_task", MULTI_TASK)):
         if name in adapters:
-            yield method, [Run(adapter=adapters[name])], None
+            yield method, prompted_as(adapters[name].prompt_style, adapters[name]), None
     if arrow:
-        yield "Arrow routing", [Run()], arrow
+        yield "Arrow routing", prompted_as(arrow.prompt_style), arrow
     if nearest:
-        yield "nearest task's LoRA", generated(nearest), None
+        yield NEAREST, [replace(each, style=each.adapter.prompt_style) for each in generated(nearest)], None
     for label, hyperlora in hyperloras.items():
         yield label, generated(hyperlora, hyperlora.config.prompt_style), None
     for label, hyperlora in list(hyperloras.items())[:1]:
         if hyperlora.config.prompt_style == "input":
             yield f"{label}, prompted", generated(hyperlora, "description_input"), None
     if benchmark.name in adapters:
-        yield "oracle LoRA", [Run(adapter=adapters[benchmark.name])], None
+        yield ORACLE, prompted_as(adapters[benchmark.name].prompt_style, adapters[benchmark.name]), None
 
 
 def load_descriptions(path: str | Path, benchmarks: Sequence[Benchmark], count: int) -> dict[str, list[str]]:

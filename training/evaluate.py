@@ -32,7 +32,7 @@ from training.decode import decode
 from training.lora import TARGET_MODULES, load_adapters
 from training.metrics import accepted, exact_match, rouge_l
 from training.options import option, parse, run
-from training.tables import NEAREST, PROMPTED, paper_table
+from training.tables import MULTI_TASK, NEAREST, ORACLE, PROMPTED, paper_table
 from training.tasks import Example, Task, encode_prompts, load_tasks
 
 # Kinds of description (Table 5). A task that no stage trained on has unseen descriptions only.
@@ -336,19 +336,32 @@ def _methods(
             made = make([trial.description for trial in part])
             yield method, [replace(trial, adapter=a) for trial, a in zip(part, made, strict=True)]
 
+    simple = [replace(trial, shots=()) for trial in plain]
+
+    def prompted_as(style: PromptStyle) -> list[Trial]:
+        """The trials under the prompts that plain LoRAs were trained with."""
+        return simple if style == "input" else [replace(trial, style=style) for trial in aligned]
+
+    def with_lora(adapter: Adapter | None, name: str | None = None) -> list[Trial]:
+        trials = prompted_as(adapter.prompt_style) if adapter else []
+        return [replace(trial, adapter=adapter) for trial in trials if name in (None, trial.task.name)]
+
     def every() -> Iterator[tuple[str, list[Trial]]]:
-        simple = [replace(trial, shots=()) for trial in plain]
         yield "base", simple
         prompted = [replace(trial, style="description_input") for trial in aligned]
         yield PROMPTED, prompted
         yield "base, few-shot", [trial for trial in plain if trial.shots]
-        for name, method in (("multi_task", "multi-task LoRA"), ("average", "average LoRA")):
-            yield method, [replace(trial, adapter=adapters[name]) for trial in simple if name in adapters]
+        for name, method in (("multi_task", MULTI_TASK), ("average", "average LoRA")):
+            yield method, with_lora(adapters.get(name))
         if arrow:
             with arrow.use():
-                yield "Arrow routing", simple  # what is answered before the next method is asked for is routed
+                yield (
+                    "Arrow routing",
+                    prompted_as(arrow.prompt_style),
+                )  # what is answered before the next method is asked for is routed
         if nearest:
-            yield from generated(NEAREST, nearest.generate, first, described)
+            for method, trials in generated(NEAREST, nearest.generate, first, described):
+                yield method, [replace(trial, style=trial.adapter.prompt_style) for trial in trials]
         if first:
             yield from generated("retrieval", Retrieval(first).generate, first, as_trained(first))
         for label, hyperlora in hyperloras.items():
@@ -358,8 +371,8 @@ def _methods(
                 yield label, _numbered(simple, trained, hyperlora)
         if first and first.config.prompt_style == "input":
             yield from generated(f"{first_label}, prompted", partial(generate, first), first, prompted)
-        own = [trial for trial in simple if trial.task.name in adapters]
-        yield "oracle LoRA", [replace(trial, adapter=adapters[trial.task.name]) for trial in own]
+        names = dict.fromkeys(trial.task.name for trial in simple)
+        yield ORACLE, [trial for name in names for trial in with_lora(adapters.get(name), name)]
 
     for method, trials in every():
         if trials:

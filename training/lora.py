@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hyperlora.adapted import AdaptedModel
 from hyperlora.base import Precision, load_base, origin, precision
-from hyperlora.config import MAX_RANK, lora_scale, read_json
+from hyperlora.config import MAX_RANK, PromptStyle, lora_scale, read_json
 from hyperlora.errors import UserError
 from hyperlora.files import check_writable, write_atomic, writing
 from hyperlora.hypernetwork import Factors
@@ -67,7 +67,7 @@ def train_loras(
     tokenizer,
     groups: Mapping[str, Sequence[Task]],
     config: LoRAConfig | None = None,
-    prompt_style: str = "input",
+    prompt_style: PromptStyle = "input",
 ) -> dict[str, Adapter]:
     """Train one LoRA a group, on its tasks' `train` examples, tasks drawn evenly; group name -> adapter.
 
@@ -100,6 +100,7 @@ def train_loras(
                         lora_dropout=config.lora_dropout,
                         base_model=base_model,
                         base_revision=base_revision,
+                        prompt_style=prompt_style,
                     )
     finally:
         adapted.lora_dropout = before
@@ -114,17 +115,17 @@ def _examples(groups: Mapping[str, Sequence[Task]]) -> dict[str, list[Task]]:
     return found
 
 
-def _check_resumed(folder: Path, adapted: AdaptedModel, config: LoRAConfig) -> None:
+def _check_resumed(folder: Path, adapted: AdaptedModel, config: "Options") -> None:
     """`UserError` where the LoRA that is there is of another base or another form than those that would follow."""
     there = Adapter.from_pretrained(folder)
     sizes = {
         module: ((adapted.num_layers, config.rank, d_in), (adapted.num_layers, d_out, config.rank))
         for module, (d_in, d_out) in adapted.target_modules.items()
     }
-    if _form(there) != (origin(adapted.model)[0], config.alpha, config.use_rslora, sizes):
+    if _form(there) != (origin(adapted.model)[0], config.alpha, config.use_rslora, config.prompt_style, sizes):
         raise UserError(
-            f"The LoRA {folder} is of another base, alpha, rank or target modules than the ones that would be trained "
-            "now: resume with the same, or take another output folder."
+            f"The LoRA {folder} is of another base, alpha, rank, prompt_style or target modules than those that are to "
+            "be trained: resume with the same, or take another output folder."
         )
 
 
@@ -224,21 +225,21 @@ def average(adapters: Sequence[Adapter]) -> Adapter:
         raise UserError("There are no adapters to average.")
     first = adapters[0]
     if any(_form(adapter) != _form(first) for adapter in adapters):
-        raise UserError("Only adapters of the same base, alpha, rank, modules and sizes can be averaged.")
+        raise UserError("Only adapters of the same base, alpha, rank, prompt_style, modules and sizes can be averaged.")
     means = {
         module: tuple(torch.stack([a.weights[module][side] for a in adapters]).mean(0) for side in (0, 1))
         for module in first.weights
     }
     return Adapter(
         means, first.alpha, first.use_rslora, first.lora_dropout,
-        base_model=first.base_model, base_revision=first.base_revision,
+        base_model=first.base_model, base_revision=first.base_revision, prompt_style=first.prompt_style,
     )  # fmt: skip
 
 
 def _form(adapter: Adapter) -> tuple:
     """What adapters must have in common to be averaged."""
     sizes = {module: (tuple(A.shape), tuple(B.shape)) for module, (A, B) in adapter.weights.items()}
-    return adapter.base_model, adapter.alpha, adapter.use_rslora, sizes
+    return adapter.base_model, adapter.alpha, adapter.use_rslora, adapter.prompt_style, sizes
 
 
 def read_index(folder: str | Path) -> dict[str, list[str]]:

@@ -28,7 +28,7 @@ from training.evaluate import (
     score,
     summary,
 )
-from training.lora import save_adapters
+from training.lora import load_adapters, save_adapters
 from training.sft import SFTConfig, build
 from training.tasks import Task, encode_prompts
 
@@ -238,6 +238,28 @@ def test_a_hypernetwork_is_measured_with_the_prompts_that_it_was_trained_with(
     assert scores["input"]["HyperLoRA M"] < 1 == scores["input"]["HyperLoRA M, prompted"]
     assert scores["description_input"]["HyperLoRA M"] == 1
     assert "HyperLoRA M, prompted" not in scores["description_input"]  # it would be the same again
+
+
+def test_plain_loras_are_measured_with_the_prompts_that_they_were_trained_with(
+    adapted, tokenizer, tasks, embedder, make_adapter, tmp_path, monkeypatch
+):
+    shown = [replace(make_adapter(seed), prompt_style="description_input") for seed in range(5)]
+    names = ["first", "second", "both", "multi_task", "average"]
+    save_adapters(tmp_path, dict(zip(names, shown, strict=True)), {})
+    hyperlora = build(adapted, tokenizer, tasks, SFTConfig(), make_adapter(1), embedder)
+    asked = []
+    monkeypatch.setattr(
+        "training.evaluate.respond",
+        lambda adapted, tokenizer, trials, *_: asked.extend(trials) or [["x"] * len(t.examples) for t in trials],
+    )
+    settings = Settings(examples=1, seeds=1)
+    rows = evaluate(adapted, tokenizer, {"all": tasks}, tasks, {"M": hyperlora}, load_adapters(tmp_path), settings)
+    assert {trial.style for trial in asked if trial.adapter and trial.adapter.prompt_style != "input"} == {
+        "description_input"
+    }
+    for method in ("oracle LoRA", "multi-task LoRA", "average LoRA", "Arrow routing"):
+        assert {row["kind"] for row in rows if row["method"] == method} == {SEEN, UNSEEN}, method
+    assert {trial.style for trial in asked if trial.adapter is None and trial.kind == NO_DESCRIPTION} == {"input"}
 
 
 def test_the_chat_template_is_the_checkpoints(make_config, tiny_base, tmp_path):

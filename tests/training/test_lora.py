@@ -175,7 +175,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_loras_that_are_missing(tasks, t
     (out / "index.json").write_text(json.dumps({"first": index["first"]}))  # stopped after the first
     with pytest.raises(UserError, match="'first' already: resume"):
         main(arguments)
-    with pytest.raises(UserError, match="first is of another base, alpha, rank or target modules"):
+    with pytest.raises(UserError, match="first is of another base, alpha, rank, prompt_style or target"):
         main([*arguments, "--resume", "--rank", "4"])
     main([*arguments, "--resume", "--learning_rate", "0.1"])
     assert (out / "first" / "adapter_model.safetensors").read_bytes() == first
