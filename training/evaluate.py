@@ -355,10 +355,8 @@ def _methods(
             yield method, with_lora(adapters.get(name))
         if arrow:
             with arrow.use():
-                yield (
-                    "Arrow routing",
-                    prompted_as(arrow.prompt_style),
-                )  # what is answered before the next method is asked for is routed
+                # what is answered before the next method is asked for is routed
+                yield "Arrow routing", prompted_as(arrow.prompt_style)
         if nearest:
             for method, trials in generated(NEAREST, nearest.generate, first, described):
                 yield method, [replace(trial, style=trial.adapter.prompt_style) for trial in trials]
