@@ -135,8 +135,8 @@ def _train_together(
     """Train one adapter for each entry of `data`; A [n, layers, r, d_in] and B [n, layers, d_out, r] a module."""
     n, accumulation = len(data), config.gradient_accumulation_steps
     device = adapted.model.get_input_embeddings().weight.device
-    rows = config.batch_size * accumulation
-    own = [config.max_steps or math.ceil(config.epochs * sum(map(len, of)) / rows) for of in data.values()]
+    size = config.batch_size * accumulation
+    own = [config.max_steps or math.ceil(config.epochs * sum(map(len, of)) / size) for of in data.values()]
     steps = max(own)
     seeds = [config.seed + zlib.crc32(name.encode()) for name in data]  # the same in any company
     weights = _start(adapted, seeds, config.rank, device)

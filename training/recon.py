@@ -84,11 +84,9 @@ def build(
         if embedder is None:
             if config.embedder == LAST_TOKEN and not library.base_model:
                 raise UserError("The LoRAs do not name their base model, whose last token was to be the task input.")
-            base = (
-                load_base(library.base_model, library.base_revision, device=device)
-                if config.embedder == LAST_TOKEN
-                else None
-            )
+            base = None
+            if config.embedder == LAST_TOKEN:
+                base = load_base(library.base_model, library.base_revision, device=device)
             embedder = load_embedder(config.embedder, device=device, base=base)
     hyperlora = untrained(
         config,

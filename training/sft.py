@@ -162,7 +162,7 @@ def untrained(config: NetworkOptions, names: Sequence[str], descriptions: list[s
             d_emb=embedder.d_emb if text else {"one_hot": count, "learned": config.learned_size}[config.task_input],
             task_input=config.task_input,
             num_tasks=None if text else count,
-            task_names=None if text else list(names),
+            task_names=None if text or len(set(names)) < count else list(names),  # a library may have a task twice
             dropout=config.dropout,
             embedder=config.embedder,
             prompt_style=config.prompt_style,
