@@ -167,7 +167,7 @@ def draw_against_error(data: dict) -> Figure:
             axes.annotate(number, point, (0, 6), textcoords="offset points", ha="center", fontsize=8)
     axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
     axes.margins(y=0.1)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.08 * max(axes.get_ylim()[1], 1.0))  # room for the numbers
     axes.set_xlabel("mean absolute error of an element of A and B, in training")
     metric = {"score": "exact match", "rouge_l": "ROUGE-L"}[data["metric"]]
     axes.set_ylabel(f"{metric} / own LoRA's {metric}")

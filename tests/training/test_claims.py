@@ -56,15 +56,18 @@ def test_scores_are_compared_task_by_task():
     assert alike(noisy, low, floor)[0] is True and alike(high, low, floor)[0] is False
     assert alike(noisy, low, floor=high)[0] is None  # as bad as each other: nothing is shown
     assert no_worse(high, low)[0] is True and no_worse(low, high)[0] is False
-    assert better(high, {"other": 1.0}) == (None, "not measured")
+    assert better(high, {"other": 1.0}) == (None, "not measured", False)
+    # noisy - low is 0.04 with an error of 0.2: it might be above 0, or 0.05 apart
+    assert better(noisy, low).unclear and alike(noisy, low, floor).unclear and no_worse(noisy, low).unclear
+    assert not (better(low, high).unclear or alike(high, low, floor).unclear or no_worse(low, high).unclear)
 
 
 def test_a_mean_correlation_is_above_0_where_twice_its_standard_error_is_not_more():
     data = {"r": {"clear": {"a": 0.2, "b": 0.3, "c": None, "d": 0.25}, "noisy": {"a": 0.5, "b": -0.3, "c": 0.1}}}
-    assert positive(data, "clear") == (True, "0.25 ± 0.06 (3 targets)")
-    assert positive(data, "noisy")[0] is False
-    assert positive({"r": {"clear": {"a": 0.9}}}, "clear") == (None, "not defined")
-    assert positive({"missing": "no LoRA scores"}, "clear") == (None, "no LoRA scores")
+    assert positive(data, "clear") == (True, "0.25 ± 0.06 (3 targets)", False)
+    assert positive(data, "noisy").held is False and positive(data, "noisy").unclear
+    assert positive({"r": {"clear": {"a": 0.9}}}, "clear") == (None, "not defined", False)
+    assert positive({"missing": "no LoRA scores"}, "clear") == (None, "no LoRA scores", False)
 
 
 def test_performances_that_hardly_differ_say_nothing_of_errors():
