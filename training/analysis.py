@@ -117,7 +117,8 @@ def against_error(folders: Sequence[str | Path], results: Sequence[str | Path], 
         error, trained = _read_recon(recon)
         scores = mean_scores(read_rows(path, metric)[0], metric)
         method, kind = f"HyperLoRA {config.head}", SEEN if config.task_input == "text" else NO_DESCRIPTION
-        keys = {task: ((method, kind, task), (ORACLE, NO_DESCRIPTION, task)) for task in trained}
+        own = kind if any(of[:2] == (ORACLE, kind) for of in scores) else NO_DESCRIPTION  # kind: as they were trained
+        keys = {task: ((method, kind, task), (ORACLE, own, task)) for task in trained}
         found = {task: (scores[a], scores[b]) for task, (a, b) in keys.items() if a in scores and b in scores}
         if not found:
             raise UserError(f"{path} scores no task of {recon} both with {method} and with its own LoRA: {ORACLE}.")
@@ -268,6 +269,10 @@ def cross_scores(
         if not missing:
             continue
         adapter = Adapter.from_pretrained(Path(folder) / name)
+        if adapter.prompt_style != "input":
+            raise UserError(
+                f"The LoRA {name} was trained with descriptions in its prompts; Figure 4 measures on inputs alone."
+            )
         trials = [Trial(target, drawn[target.name], adapter=adapter) for target in missing]
         for trial, value in zip(trials, score(adapted, tokenizer, trials, batch_size), strict=True):
             row = {"method": methods[trial.task.name], "split": "targets", "kind": NO_DESCRIPTION, "seed": 0}

@@ -229,13 +229,14 @@ def evaluate(
     """Score every method on every split's `test` examples; one row a method, split, kind of description, task and seed.
 
     splits: name -> tasks, those that were trained on and those that were not. trained: the tasks that the hypernetworks
-    were trained on (what is a seen description). hyperloras: a label -> the checkpoint; the first one that reads
-    descriptions is also measured with the description in the prompt, and gives retrieval its adapters; one that was
-    trained with the description in the prompt is measured so alone; one that numbers its tasks is measured on them
-    alone, in the order of `trained` where it says no other. adapters: "multi_task", "average" and, by task name, a
-    task's own; those of `trained` are the library of Arrow and of the nearest task's LoRA. What is absent is not
-    measured. A row: {"method", "split", "kind", "task", "seed", "score", "descriptions", "examples"}, the score (exact
-    match) a mean over the descriptions, and "rouge_l" where the settings ask for it.
+    were trained on; seen are the descriptions that all that read some were trained on. hyperloras: a label -> the
+    checkpoint; the first one that reads descriptions is also measured with the description in the prompt, and gives
+    retrieval its adapters; one that was trained with the description in the prompt is measured so alone; one that
+    numbers its tasks is measured on them alone, in the order of `trained` where it says no other. adapters:
+    "multi_task", "average" and, by task name, a task's own; those of `trained` are the library of Arrow and of the
+    nearest task's LoRA. What is absent is not measured. A row: {"method", "split", "kind", "task", "seed", "score",
+    "descriptions", "examples"}, the score (exact match) a mean over the descriptions, and "rouge_l" where the settings
+    ask for it.
     """
     settings = settings or Settings()
     readers = [hyperlora for hyperlora in hyperloras.values() if hyperlora.config.task_input == "text"]
@@ -360,7 +361,7 @@ def _methods(
         if nearest:
             for method, trials in generated(NEAREST, nearest.generate, first, described):
                 yield method, [replace(trial, style=trial.adapter.prompt_style) for trial in trials]
-        if first:
+        if first and first.descriptions:  # an imported one has none
             yield from generated("retrieval", Retrieval(first).generate, first, as_trained(first))
         for label, hyperlora in hyperloras.items():
             if label in readers:

@@ -122,7 +122,8 @@ def _check_resumed(folder: Path, adapted: AdaptedModel, config: "Options") -> No
         module: ((adapted.num_layers, config.rank, d_in), (adapted.num_layers, d_out, config.rank))
         for module, (d_in, d_out) in adapted.target_modules.items()
     }
-    if _form(there) != (origin(adapted.model)[0], config.alpha, config.use_rslora, config.prompt_style, sizes):
+    bases = {Path(base).name for base in (there.base_model, origin(adapted.model)[0]) if base}  # whatever their folder
+    if len(bases) > 1 or _form(there) != (config.alpha, config.use_rslora, config.prompt_style, sizes):
         raise UserError(
             f"The LoRA {folder} is of another base, alpha, rank, prompt_style or target modules than those that are to "
             "be trained: resume with the same, or take another output folder."
@@ -225,7 +226,7 @@ def average(adapters: Sequence[Adapter]) -> Adapter:
         raise UserError("There are no adapters to average.")
     first = adapters[0]
     if any(_form(adapter) != _form(first) for adapter in adapters):
-        raise UserError("Only adapters of the same base, alpha, rank, prompt_style, modules and sizes can be averaged.")
+        raise UserError("Only adapters of the same alpha, rank, prompt_style, modules and sizes can be averaged.")
     means = {
         module: tuple(torch.stack([a.weights[module][side] for a in adapters]).mean(0) for side in (0, 1))
         for module in first.weights
@@ -239,7 +240,7 @@ def average(adapters: Sequence[Adapter]) -> Adapter:
 def _form(adapter: Adapter) -> tuple:
     """What adapters must have in common to be averaged."""
     sizes = {module: (tuple(A.shape), tuple(B.shape)) for module, (A, B) in adapter.weights.items()}
-    return adapter.base_model, adapter.alpha, adapter.use_rslora, adapter.prompt_style, sizes
+    return adapter.alpha, adapter.use_rslora, adapter.prompt_style, sizes
 
 
 def read_index(folder: str | Path) -> dict[str, list[str]]:
@@ -321,8 +322,9 @@ def main(argv: list[str] | None = None) -> None:
     if left:
         model, tokenizer = load_base(options.base, device=options.device, **precision(options.base_dtype))
         adapted = AdaptedModel(model, options.target_modules.split(","))
-        if there:
-            _check_resumed(Path(options.output) / next(iter(there)), adapted, options)
+        for name in there:
+            if name in groups:
+                _check_resumed(Path(options.output) / name, adapted, options)
     for first in range(0, len(left), options.loras_at_once):  # each part is on the disk before the next begins
         part = {name: groups[name] for name in left[first : first + options.loras_at_once]}
         save_adapters(options.output, train_loras(adapted, tokenizer, part, options, options.prompt_style), part)

@@ -356,8 +356,8 @@ def train(
     if checkpoint:
         draws.start = checkpoint_step(checkpoint)
     settings = {field.name: getattr(config, field.name) for field in fields(ReconConfig) if field.name not in FREE}
-    content = zlib.crc32(json.dumps(library.names).encode(), library.checksum())
-    settings["library"] = f"{len(library)} LoRAs ({content:08x})"
+    settings["library"] = f"{len(library)} LoRAs ({zlib.crc32(json.dumps(library.names).encode()):08x})"
+    settings["weights of the LoRAs"] = f"{library.checksum():08x}"
     check_settings(checkpoints, settings, bool(checkpoint), process == 0)
 
     if config.targets_on_device:

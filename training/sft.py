@@ -387,13 +387,14 @@ def train(
 
 def _inputs(hyperlora: HyperLoRA, adapted: AdaptedModel, tasks: Sequence[Task]) -> dict[str, str]:
     """What a resumed run must have been given again, in short: the tasks and the offset as a checksum."""
-    content, checksum = 0, 0
+    names, content, checksum = json.dumps([task.name for task in tasks]), 0, 0
     for task in tasks:
-        content = zlib.crc32(json.dumps([task.name, task.descriptions, task.train]).encode(), content)
+        content = zlib.crc32(json.dumps([task.descriptions, task.train]).encode(), content)
     for tensor in hyperlora.offset.buffers() if hyperlora.offset is not None else ():
         checksum = zlib.crc32(tensor.cpu().numpy(), checksum)
     return {
-        "tasks": f"{len(tasks)} tasks ({content:08x})",
+        "tasks": f"{len(tasks)} tasks ({zlib.crc32(names.encode()):08x})",
+        "descriptions and examples": f"{content:08x}",
         "base": adapted.model.config.name_or_path,
         "target modules": ", ".join(adapted.target_modules),
         "offset adapter": "none" if hyperlora.offset is None else f"{checksum:08x}",
@@ -415,9 +416,12 @@ def _validation_tasks(hyperlora: HyperLoRA, tasks: Sequence[Task], held_out: Seq
         raise UserError(f"Task input {hyperlora.config.task_input!r} knows no held-out tasks: leave held_out away.")
     if both := {task.name for task in tasks} & {task.name for task in held_out}:
         raise UserError(f"The task {min(both)!r} is trained on and held out: take it out of one of the two folders.")
+    texts = [task.descriptions + task.eval_descriptions for task in held_out]
+    if bare := [task.name for task, own in zip(held_out, texts, strict=True) if not own]:
+        raise UserError(f"The held-out task {bare[0]!r} has no descriptions: give it some, or leave it away.")
     return [
-        replace(task, test=task.test or task.train, eval_descriptions=task.descriptions + task.eval_descriptions)
-        for task in held_out
+        replace(task, test=task.test or task.train, descriptions=own, eval_descriptions=own)
+        for task, own in zip(held_out, texts, strict=True)
     ]
 
 

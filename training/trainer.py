@@ -32,7 +32,7 @@ class BatchTrainer(Trainer):
     """
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        self._check(math.isfinite(logs.get("loss", 0.0)))
+        self._check(all(math.isfinite(logs.get(key, 0.0)) for key in ("loss", "eval_loss")))
         super().log(logs, start_time)
 
     def get_train_dataloader(self) -> DataLoader:

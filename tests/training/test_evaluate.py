@@ -240,6 +240,17 @@ def test_a_hypernetwork_is_measured_with_the_prompts_that_it_was_trained_with(
     assert "HyperLoRA M, prompted" not in scores["description_input"]  # it would be the same again
 
 
+def test_a_hypernetwork_without_training_descriptions_is_measured_too(
+    adapted, tokenizer, tasks, embedder, make_adapter
+):
+    """As imported ones are: there is none to retrieve."""
+    hyperlora = build(adapted, tokenizer, tasks, SFTConfig(), make_adapter(1), embedder)
+    hyperlora.set_descriptions([], torch.empty(0, embedder.d_emb))
+    rows = evaluate(adapted, tokenizer, {"all": tasks}, tasks, {"M": hyperlora}, {}, Settings(examples=1, seeds=1))
+    methods = {row["method"] for row in rows}
+    assert "M" in methods and "retrieval" not in methods
+
+
 def test_plain_loras_are_measured_with_the_prompts_that_they_were_trained_with(
     adapted, tokenizer, tasks, embedder, make_adapter, tmp_path, monkeypatch
 ):

@@ -267,6 +267,13 @@ def test_the_best_hyperlora_on_held_out_tasks_is_kept(adapted, tokenizer, tasks,
 
     with pytest.raises(UserError, match="'first' is trained on and held out"):
         train(best, adapted, tokenizer, tasks[:2], again, tmp_path / "again", held_out=tasks[:1])
+    bare = replace(tasks[2], descriptions=[], eval_descriptions=[])
+    with pytest.raises(UserError, match="The held-out task 'both' has no descriptions"):
+        train(best, adapted, tokenizer, tasks[:2], again, tmp_path / "bare", held_out=[bare])
+    with pytest.raises(UserError, match="There is nothing to validate on"):
+        unread = [replace(task, eval_descriptions=[]) for task in tasks[:2]]
+        train(best, adapted, tokenizer, unread, again, tmp_path / "bare")
+    assert not (tmp_path / "bare").exists()
 
 
 def command(base: Path, tasks: Path, output: Path, *more: str) -> list[str]:
@@ -378,7 +385,7 @@ def test_a_run_is_resumed_with_its_own_tasks_base_and_offset(
     ):
         run(tasks[:2])
     more = [replace(tasks[0], descriptions=[*tasks[0].descriptions, "Give first."]), *tasks[1:]]
-    with pytest.raises(UserError, match="was trained with tasks '3 tasks"):
+    with pytest.raises(UserError, match="was trained with descriptions and examples"):
         run(more)
     with pytest.raises(UserError, match="was trained with offset adapter"):
         run(tasks, offset=2)
@@ -389,7 +396,7 @@ def test_a_run_is_resumed_with_its_own_tasks_base_and_offset(
         run(tasks)
 
     path = tmp_path / "checkpoints" / "settings.json"
-    new = {"tasks", "base", "target modules", "offset adapter"}
+    new = {"tasks", "descriptions and examples", "base", "target modules", "offset adapter"}
     kept = {name: value for name, value in json.loads(path.read_text()).items() if name not in new}
     path.write_text(json.dumps(kept))  # as they were written before these were kept
     run(tasks)
