@@ -51,7 +51,7 @@ class Adapter:
     base_model: str | None = None
     base_revision: str | None = None
     prompt_style: PromptStyle = "input"
-    """What the prompts held that a plain LoRA was trained with."""
+    """What the prompts held that it was trained with."""
     hyperlora: str | None = None
     """The hypernetwork that it came from: a folder or Hub id."""
     nearest: tuple[str, float] | None = None
