@@ -2,8 +2,8 @@
 
 All ways are the training package's own step (hypernetwork, loss on answers, AdamW). Two differ only in how a row's
 adapter meets its tokens: as matrix products a row, or with A and B copied for every token, as the public implementation
-does. `--compile` adds the first through compiled layers. Utilisation counts the frozen base as 4
-FLOPs a weight and token, against one large matrix product here.
+does. `--compile` adds the first through compiled layers. Utilisation counts the frozen base as 4 FLOPs a weight and
+token, against one large matrix product here.
 """
 
 from collections.abc import Callable, Iterator

@@ -338,7 +338,6 @@ def train(
         save_steps=config.save_every,
         save_total_limit=2,
         logging_steps=config.log_every,
-        logging_nan_inf_filter=False,  # it would log a loss of 0
         remove_unused_columns=False,
         ignore_data_skip=True,  # the draws start where the checkpoint stopped
         ddp_find_unused_parameters=False,

@@ -301,7 +301,6 @@ def train(
         save_steps=config.save_every,
         save_total_limit=2,
         logging_steps=config.log_every,
-        logging_nan_inf_filter=False,  # it would log a loss of 0
         eval_strategy="steps" if checked else "no",
         eval_steps=config.eval_every or None,
         metric_for_best_model="loss" if checked else None,

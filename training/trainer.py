@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hyperlora.config import read_json
@@ -28,8 +29,12 @@ class BatchTrainer(Trainer):
     """A Trainer whose datasets yield ready batches, each process its own.
 
     A checkpoint that cannot be written leaves nothing behind, and `UserError` says why. So it does where the loss or a
-    weight is no finite number any more: no checkpoint holds such a one. (`logging_nan_inf_filter` is to be False.)
+    weight is no finite number any more: no checkpoint holds such a one.
     """
+
+    def __init__(self, model: nn.Module, args: TrainingArguments, **options):
+        args.logging_nan_inf_filter = False  # it would log a loss of 0
+        super().__init__(model, args, **options)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self._check(all(math.isfinite(logs.get(key, 0.0)) for key in ("loss", "eval_loss")))
