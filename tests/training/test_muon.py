@@ -2,11 +2,12 @@
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
-from training.muon import MuonAdamW
+from training.muon import Muon, MuonAdamW
 
 
 def small() -> nn.Sequential:
@@ -61,3 +62,20 @@ def test_a_resumed_run_goes_on_as_one_that_never_stopped():
     for part, saved in zip((again, optimizer, schedule), state, strict=True):
         part.load_state_dict(saved)
     assert steps(again, optimizer, schedule, 5) == expected
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (6, 20), (20, 6)])
+def test_muon_steps_as_pytorchs_does(shape):
+    """PyTorch's orthogonalises in bfloat16, of 8 bits, several products deep: hence the tolerance."""
+    torch.manual_seed(0)
+    start = torch.randn(shape)
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    mine = Muon([ours], lr=0.1, weight_decay=0.1)
+    other = torch.optim.Muon([theirs], lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(4):
+        gradient = torch.randn(shape)
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        mine.step()
+        other.step()
+    moved, expected = ours.detach() - start, theirs.detach() - start
+    assert expected.norm() > 0.1 and (moved - expected).norm() < 0.03 * expected.norm()

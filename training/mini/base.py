@@ -22,6 +22,7 @@ from transformers import (
     get_wsd_schedule,
 )
 
+from hyperlora.devices import fast_bfloat16
 from training.compile import has_compiler
 from training.loss import mean_loss, training_mode
 from training.mini.splits import split_of
@@ -142,7 +143,7 @@ def train_base(tasks: Sequence[TextTask], folder: Path, steps: int, batch_size: 
             output_dir=str(checkpoints),
             max_steps=steps,
             max_grad_norm=1.0,
-            bf16=True,
+            bf16=fast_bfloat16("cuda" if torch.cuda.is_available() else "cpu"),
             use_cpu=not torch.cuda.is_available(),
             save_steps=500,
             save_total_limit=2,
