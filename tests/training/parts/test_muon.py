@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
-from training.muon import MuonAdamW
+from training.parts.muon import MuonAdamW
 
 
 def small() -> nn.Sequential:
