@@ -16,7 +16,7 @@ from benchmarks.measure import add_device, added_mb, medians, parser, print_tabl
 from hyperlora.config import HyperLoRAConfig
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
-from training.library import Library, write_library
+from training.parts.library import Library, write_library
 from training.recon import PIECE, ReconModel
 
 RANK, AT_ONCE = 8, 2**62

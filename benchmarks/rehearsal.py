@@ -39,7 +39,7 @@ from hyperlora.files import writing
 from hyperlora.hub import gigabytes
 from hyperlora.lora import Adapter
 from hyperlora.memory import BaseShape
-from training.options import run
+from training.parts.options import run
 
 MODEL = "mistralai/Mistral-7B-Instruct-v0.2"
 INDEX = "model.safetensors.index.json"

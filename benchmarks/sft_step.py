@@ -22,8 +22,8 @@ from hyperlora.generator import HyperLoRA
 from hyperlora.hypernetwork import Factors
 from hyperlora.memory import BaseShape, HyperShape, training_flops
 from hyperlora.memory import sft as planned
-from training.compile import compiled_layers
-from training.loss import training_mode
+from training.parts.compile import compiled_layers
+from training.parts.loss import training_mode
 from training.sft import SFTConfig, SFTModel
 from training.tasks import IGNORE
 

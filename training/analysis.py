@@ -42,8 +42,8 @@ from hyperlora.files import write_atomic, writing
 from hyperlora.generator import CONFIG, HyperLoRA
 from hyperlora.lora import Adapter
 from training.evaluate import NO_DESCRIPTION, SEEN, UNSEEN, Trial, pick_descriptions, score, write_results
-from training.options import option, parse, run
-from training.tables import ORACLE
+from training.parts.options import option, parse, run
+from training.parts.results import ORACLE
 from training.tasks import Task, descriptions_of, load_tasks
 
 MAX_FILE_BYTES = 512 * 2**20

@@ -21,10 +21,10 @@ from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
 from hyperlora.prompt import apply_template, with_description
-from training.arrow import Arrow
 from training.evaluate import NO_DESCRIPTION, UNSEEN, NearestLoRA, Sources, check_output, write_results, write_table
-from training.options import option, parse, run
-from training.tables import MULTI_TASK, NEAREST, ORACLE, PROMPTED, paper_table
+from training.parts.arrow import Arrow
+from training.parts.options import option, parse, run
+from training.parts.results import MULTI_TASK, NEAREST, ORACLE, PROMPTED, paper_table
 from training.tasks import load_tasks
 
 try:
@@ -34,7 +34,7 @@ try:
 except ImportError:  # `AdaptedLM` says so, in one sentence
     HFLM = None
 
-DESCRIPTIONS = Path(__file__).with_name("benchmark_descriptions.json")
+DESCRIPTIONS = Path(__file__).parent / "parts" / "benchmark_descriptions.json"
 FEW_SHOT_SEED = 1234  # lm-eval's own
 MAX_FILE_BYTES = 64 * 2**20
 

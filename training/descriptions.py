@@ -36,8 +36,8 @@ from hyperlora.base import context_length, load_base
 from hyperlora.errors import UserError
 from hyperlora.files import write_atomic
 from hyperlora.prompt import format_prompt
-from training.decode import decode
-from training.options import option, parse, run
+from training.parts.decode import decode
+from training.parts.options import option, parse, run
 from training.tasks import Example, Task, load_tasks
 
 SYSTEM = "You are a helpful assistant with plenty of imagination."

@@ -27,12 +27,12 @@ from hyperlora.files import write_atomic, writing
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
 from hyperlora.prompt import apply_template, use_trained_template, with_description
-from training.arrow import Arrow
-from training.decode import decode
 from training.lora import TARGET_MODULES, load_adapters
-from training.metrics import accepted, exact_match, rouge_l
-from training.options import option, parse, run
-from training.tables import MULTI_TASK, NEAREST, ORACLE, PROMPTED, paper_table
+from training.parts.arrow import Arrow
+from training.parts.decode import decode
+from training.parts.metrics import accepted, exact_match, rouge_l
+from training.parts.options import option, parse, run
+from training.parts.results import MULTI_TASK, NEAREST, ORACLE, PROMPTED, paper_table
 from training.tasks import Example, Task, encode_prompts, load_tasks
 
 # Kinds of description (Table 5). A task that no stage trained on has unseen descriptions only.

@@ -26,8 +26,8 @@ from hyperlora.errors import UserError
 from hyperlora.files import check_writable, write_atomic, writing
 from hyperlora.hypernetwork import Factors
 from hyperlora.lora import Adapter
-from training.loss import answer_loss, training_mode
-from training.options import option, parse, run
+from training.parts.loss import answer_loss, training_mode
+from training.parts.options import option, parse, run
 from training.tasks import IGNORE, NAME, Batches, Encoded, Task, encode_task, load_tasks
 
 INDEX = "index.json"

@@ -16,7 +16,7 @@ from hyperlora.base import Precision
 from hyperlora.errors import UserError
 from hyperlora.files import resolve_folder
 from hyperlora.memory import GB, SHAPES, BaseShape, HyperShape, Parts
-from training.options import option, parse, run
+from training.parts.options import option, parse, run
 
 
 @dataclass(frozen=True)

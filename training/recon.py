@@ -29,11 +29,18 @@ from hyperlora.embedder import LAST_TOKEN, load_embedder
 from hyperlora.errors import UserError
 from hyperlora.files import write_atomic, writing
 from hyperlora.generator import HyperLoRA
-from training.library import Library, pack
-from training.options import option, parse, run
+from training.parts.library import Library, pack
+from training.parts.options import option, parse, run
+from training.parts.trainer import (
+    BatchTrainer,
+    Progress,
+    check_report_to,
+    check_settings,
+    checkpoint_step,
+    last_checkpoint,
+)
 from training.sft import NetworkOptions, save, task_inputs, trained_descriptions, untrained
 from training.tasks import Task, load_tasks
-from training.trainer import BatchTrainer, Progress, check_report_to, check_settings, checkpoint_step, last_checkpoint
 
 PIECE = 2**24
 FREE = (  # what a resumed run may have otherwise

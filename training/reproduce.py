@@ -38,15 +38,15 @@ from hyperlora.files import write_atomic, writing
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
 from training import analysis, evaluate, recon, sft
-from training.claims import HELD_OUT, TRAINED, Claim, claims, ending, scores, seeds_of, write_report
-from training.compile import has_compiler
 from training.evaluate import KINDS, NO_DESCRIPTION, UNSEEN, Trial
-from training.library import Library, pack
 from training.lora import TARGET_MODULES, LoRAConfig, average, load_adapters, read_index, save_adapters, train_loras
-from training.options import option, parse, run
-from training.tables import ORACLE
+from training.parts.claims import HELD_OUT, TRAINED, Claim, claims, ending, scores, seeds_of, write_report
+from training.parts.compile import has_compiler
+from training.parts.library import Library, pack
+from training.parts.options import option, parse, run
+from training.parts.results import ORACLE
+from training.parts.trainer import checkpoint_step, last_checkpoint
 from training.tasks import Task, load_tasks
-from training.trainer import checkpoint_step, last_checkpoint
 
 MAX_BYTES = 256 * 2**20
 

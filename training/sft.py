@@ -37,11 +37,10 @@ from hyperlora.errors import UserError
 from hyperlora.files import writing
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
-from training.loss import check_trainable, mean_loss, training_mode
-from training.muon import MuonAdamW
-from training.options import option, parse, run
-from training.tasks import Batches, Task, descriptions_of, encode_task, load_tasks
-from training.trainer import (
+from training.parts.loss import check_trainable, mean_loss, training_mode
+from training.parts.muon import MuonAdamW
+from training.parts.options import option, parse, run
+from training.parts.trainer import (
     BatchTrainer,
     KeepBest,
     Progress,
@@ -50,6 +49,7 @@ from training.trainer import (
     checkpoint_step,
     last_checkpoint,
 )
+from training.tasks import Batches, Task, descriptions_of, encode_task, load_tasks
 
 FREE = (  # what a resumed run may have otherwise; of the batch sizes the product counts
     "batch_size", "gradient_accumulation_steps", "epochs", "max_steps", "gradient_checkpointing",

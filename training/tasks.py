@@ -11,7 +11,7 @@ NAME.jsonl  the first line the same object without "train" and "test", each furt
 
 "name" is the file's where it is absent, and "descriptions" may be absent until training.descriptions writes them. An
 example may hold "outputs": [..], all answers that evaluation accepts; the first is "output", which training teaches. A
-task file of natural-instructions is taken as well (training/sni.py).
+task file of natural-instructions is taken as well (training/parts/sni.py).
 """
 
 import json
@@ -31,8 +31,8 @@ from torch.utils.data import IterableDataset
 from hyperlora.errors import UserError
 from hyperlora.files import write_atomic, writing
 from hyperlora.prompt import apply_template, with_description
-from training import hub, sni
-from training.options import option, parse, run
+from training.parts import hub_tasks, sni
+from training.parts.options import option, parse, run
 
 IGNORE = -100  # the label of tokens that carry no loss
 MAX_FILE_BYTES = 256 * 2**20
@@ -87,8 +87,8 @@ def load_task(path: str | Path, limit: int | None = None, definition: bool = Tru
 
 
 def load_hub_task(name: str, limit: int | None = None, definition: bool = True) -> Task:
-    """Read one task of the Hub (`hub.as_task`). Raises UserError; limit, definition: as in `load_tasks`."""
-    data = hub.as_task(name, definition)
+    """Read one task of the Hub (`hub_tasks.as_task`). Raises UserError; limit, definition: as in `load_tasks`."""
+    data = hub_tasks.as_task(name, definition)
     return _task(data, data["name"], HUB + name, sni.LIMIT if limit is None else limit)
 
 
@@ -190,8 +190,9 @@ def load_tasks(
 ) -> list[Task]:
     """All tasks of a source, by file name.
 
-    source: a folder of task files (*.json, *.jsonl), a clone of natural-instructions, or on the Hub (training/hub.py)
-    `hub:Lots-of-LoRAs/task...`, `hub:` and a benchmark's name, `hub:benchmarks`, `hub:` and a list of selection.json.
+    source: a folder of task files (*.json, *.jsonl), a clone of natural-instructions, or on the Hub
+    (training/parts/hub_tasks.py) `hub:Lots-of-LoRAs/task...`, `hub:` and a benchmark's name, `hub:benchmarks`, `hub:`
+    and a list of selection.json.
     limit: at most so many training and so many test examples a task, drawn by its name; None: 500 of
     natural-instructions and the Hub, all of other files. definition: whether a prompt of natural-instructions holds the
     task's Definition before the input. names: only these files, or data sets (without their owner), in this order.
@@ -200,7 +201,7 @@ def load_tasks(
     which and how many. Tasks that are not in English are left out and counted.
     """
     if str(source).startswith(HUB):
-        found = hub.names(str(source).removeprefix(HUB))
+        found = hub_tasks.names(str(source).removeprefix(HUB))
         items = [(name.rpartition("/")[2], partial(load_hub_task, name)) for name in found]
     else:
         items = [(path.stem, partial(load_task, path)) for path in _task_files(Path(source))]

@@ -28,8 +28,8 @@ from training.analysis import (
     read_rows,
 )
 from training.evaluate import SEEN, UNSEEN, Settings, save_results
-from training.library import pack
 from training.lora import save_adapters
+from training.parts.library import pack
 from training.recon import ReconConfig, build, train
 from training.tasks import Task
 

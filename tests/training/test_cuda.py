@@ -14,8 +14,8 @@ from hyperlora.chat import ChatEngine
 from hyperlora.generator import HyperLoRA
 from training import recon, sft
 from training.evaluate import Trial, score
-from training.library import pack
 from training.lora import LoRAConfig, save_adapters, train_loras
+from training.parts.library import pack
 
 DEVICE = "cuda"
 DEVICES = ("cpu", DEVICE)

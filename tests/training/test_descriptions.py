@@ -429,7 +429,7 @@ def test_a_prompt_longer_than_the_local_model_s_context_is_refused(tiny_base, on
 
 
 def test_the_ten_benchmarks_have_three_descriptions_of_their_own_each():
-    texts = json.loads((ROOT / "training/benchmark_descriptions.json").read_text())
+    texts = json.loads((ROOT / "training/parts/benchmark_descriptions.json").read_text())
     names = "arc_challenge arc_easy boolq gsm8k hellaswag humaneval mbpp openbookqa piqa winogrande"
     assert sorted(texts) == names.split()
     assert all(len(each) == 3 for each in texts.values())

@@ -15,7 +15,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
 from tests.training.test_sft import ROOT, command, logged
-from training.options import parse
+from training.parts.options import parse
 from training.sft import Options, main
 from training.tasks import Batches
 

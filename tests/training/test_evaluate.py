@@ -6,7 +6,6 @@ import torch
 from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
 from training.analysis import read_rows
-from training.arrow import Arrow
 from training.evaluate import (
     KINDS,
     NO_DESCRIPTION,
@@ -29,6 +28,7 @@ from training.evaluate import (
     summary,
 )
 from training.lora import load_adapters, save_adapters
+from training.parts.arrow import Arrow
 from training.sft import SFTConfig, build
 from training.tasks import Task, encode_prompts
 

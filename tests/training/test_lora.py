@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 
 from hyperlora.errors import UserError
 from tests.training.test_sft import ROOT
-from training.library import pack
 from training.lora import (
     LoRAConfig,
     Options,
@@ -21,8 +20,9 @@ from training.lora import (
     save_adapters,
     train_loras,
 )
-from training.loss import mean_loss
-from training.options import parse
+from training.parts.library import pack
+from training.parts.loss import mean_loss
+from training.parts.options import parse
 from training.tasks import collate, encode_task
 
 QUICK = LoRAConfig(  # a random base needs large steps, and its small embeddings drown in NEFTune's noise
@@ -126,7 +126,7 @@ def test_a_saved_lora_loads_in_peft_with_the_trained_loss(adapted, tokenizer, ta
     ],
 )
 def test_an_index_that_is_none_is_named(content, make_adapter, tmp_path):
-    """Neither read nor written over; `training.library` reads it the same way."""
+    """Neither read nor written over; `training.parts.library` reads it the same way."""
     save_adapters(tmp_path, {"first": make_adapter(1)}, {})
     (tmp_path / "index.json").write_text(content)
     for use in (

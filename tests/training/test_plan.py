@@ -17,8 +17,8 @@ from hyperlora.hypernetwork import HyperNetwork
 from hyperlora.lora import Adapter
 from hyperlora.memory import SHAPES, BaseShape, HyperShape
 from tests.training.test_sft import ROOT
-from training.library import pack
-from training.loss import mean_loss
+from training.parts.library import pack
+from training.parts.loss import mean_loss
 from training.plan import GPUS, Options, main, stages
 from training.recon import ReconConfig, ReconModel, build
 from training.sft import SFTModel

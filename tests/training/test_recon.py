@@ -9,9 +9,9 @@ import torch
 from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
 from hyperlora.hypernetwork import HyperNetwork
-from training.library import pack
 from training.lora import load_adapters, save_adapters
-from training.options import parse
+from training.parts.library import pack
+from training.parts.options import parse
 from training.recon import Draws, Options, ReconConfig, ReconModel, build, errors, main, train
 
 ONE_HOT = ReconConfig(task_input="one_hot", dropout=0.0, max_steps=300, log_every=100)

@@ -13,7 +13,7 @@ import pytest
 from hyperlora.errors import UserError
 from tests.training.conftest import WordEmbedder, copy
 from training import reproduce
-from training.claims import Claim
+from training.parts.claims import Claim
 from training.reproduce import Budget, Options, cells
 
 ROOT = Path(__file__).parents[2]

@@ -19,11 +19,11 @@ from hyperlora.adapted import AdaptedModel
 from hyperlora.base import load_base
 from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
-from training.compile import has_compiler
-from training.loss import training_mode
+from training.parts.compile import has_compiler
+from training.parts.loss import training_mode
+from training.parts.trainer import last_checkpoint
 from training.sft import SFTConfig, SFTModel, build, main, save, train, trained_descriptions
 from training.tasks import collate, encode_task
-from training.trainer import last_checkpoint
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,7 +6,7 @@ import torch
 
 from hyperlora.errors import UserError
 from hyperlora.prompt import format_prompt
-from training.loss import answer_loss, mean_loss
+from training.parts.loss import answer_loss, mean_loss
 from training.sft import SFTConfig, trained_descriptions
 from training.tasks import (
     IGNORE,

@@ -30,7 +30,7 @@ from training.mini.card import write_card
 from training.mini.notice import measure_threshold
 from training.mini.splits import examples
 from training.mini.suite import suite
-from training.options import option, parse, run
+from training.parts.options import option, parse, run
 from training.tasks import Task, load_tasks
 
 GROUPS = ("trained", "combination", "operation")

@@ -23,13 +23,13 @@ from transformers import (
 )
 
 from hyperlora.devices import fast_bfloat16
-from training.compile import has_compiler
-from training.loss import mean_loss, training_mode
 from training.mini.splits import split_of
 from training.mini.suite import TextTask
-from training.muon import MuonAdamW
+from training.parts.compile import has_compiler
+from training.parts.loss import mean_loss, training_mode
+from training.parts.muon import MuonAdamW
+from training.parts.trainer import BatchTrainer, checkpoint_step, last_checkpoint
 from training.tasks import collate, encode_all
-from training.trainer import BatchTrainer, checkpoint_step, last_checkpoint
 
 CONTEXT = 512  # tokens
 SPECIAL = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from training.evaluate import UNSEEN, markdown_table
 from training.mini.suite import EVAL_WORDINGS, TRAIN_WORDINGS, suite
-from training.tables import mean_by_task
+from training.parts.results import mean_by_task
 
 CARD = """---
 license: apache-2.0

@@ -1,6 +1,6 @@
 import pytest
 
-from training.claims import (
+from training.parts.claims import (
     Claim,
     alike,
     better,

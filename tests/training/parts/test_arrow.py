@@ -6,7 +6,7 @@ from peft import ArrowConfig, create_arrow_model
 
 from hyperlora.adapted import AdaptedModel
 from hyperlora.errors import UserError
-from training.arrow import Arrow, prototypes
+from training.parts.arrow import Arrow, prototypes
 
 
 @pytest.fixture

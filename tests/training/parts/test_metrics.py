@@ -1,6 +1,6 @@
 import pytest
 
-from training.metrics import accepted, exact_match, rouge_l
+from training.parts.metrics import accepted, exact_match, rouge_l
 
 
 def test_an_answer_is_right_where_it_is_any_accepted_output():

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.neftune import neftune_post_forward_hook
 
 from hyperlora.errors import UserError
-from training.compile import compiled_layers, layers_to_compile
+from training.parts.compile import compiled_layers, layers_to_compile
 from training.tasks import IGNORE
 
 

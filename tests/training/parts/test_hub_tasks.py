@@ -11,7 +11,7 @@ import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from hyperlora.errors import UserError
-from training import hub, sni
+from training.parts import hub_tasks, sni
 from training.tasks import load_tasks
 
 NAME = "task1146_country_capital"
@@ -78,7 +78,7 @@ def instructions(inputs: list[str]) -> Dataset:
 @pytest.fixture
 def sets(monkeypatch) -> dict[tuple[str, str | None], DatasetDict]:
     """What the Hub holds: (path, config) -> splits."""
-    found = {(b.path, b.config): DatasetDict(train=rows_of(name)) for name, b in hub.BENCHMARKS.items()}
+    found = {(b.path, b.config): DatasetDict(train=rows_of(name)) for name, b in hub_tasks.BENCHMARKS.items()}
     task = {"train": instructions(list("abcdefgh")), "valid": instructions(["x"]), "test": instructions(["y", "a"])}
     found[f"Lots-of-LoRAs/{NAME}", None] = DatasetDict(task)
 
@@ -125,7 +125,7 @@ def lm_eval_s(name: str) -> tuple[str, str]:
     places["winogrande"] = "winogrande/default"
     path = root / f"{places.get(name, f'{name}/{name}')}.yaml"
     config = yaml.load(path.read_text(), Loader)
-    assert config["dataset_path"] == hub.BENCHMARKS[name].path
+    assert config["dataset_path"] == hub_tasks.BENCHMARKS[name].path
     row = ROWS[name]
 
     def function(full_name: str):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from hyperlora.files import write_atomic, writing
 from training.evaluate import KINDS, NO_DESCRIPTION, OTHER, RANDOM, SEEN, UNSEEN
-from training.tables import MULTI_TASK, NEAREST, ORACLE, PROMPTED, mean_by_task, paper_table
+from training.parts.results import MULTI_TASK, NEAREST, ORACLE, PROMPTED, mean_by_task, paper_table
 
 FLAT = 0.05  # flat is a loss whose line changes by less than this part of its fall over each of the last two fifths
 CLOSE = 0.05  # scores this near to each other count as equal

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 import pytest
 
 from hyperlora.errors import UserError
-from training.options import option, parse
+from training.parts.options import option, parse
 
 STAGES = [
     "analysis", "benchmarks", "descriptions", "evaluate", "lora", "mini.__main__", "plan", "recon", "reproduce", "sft",

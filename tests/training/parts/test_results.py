@@ -1,4 +1,4 @@
-from training.tables import paper_table
+from training.parts.results import paper_table
 
 
 def row(method: str, task: str, score: float, kind: str = "none", split: str = "test", seed: int = 0) -> dict:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from hyperlora.errors import UserError
-from training import sni
+from training.parts import sni
 
 ORGANISATION = "Lots-of-LoRAs/"
 SELECTIONS = ("train", "held_out", "removed")  # the lists of selection.json

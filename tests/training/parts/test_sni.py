@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hyperlora.errors import UserError
-from training import sni
+from training.parts import sni
 from training.tasks import load_task, load_tasks
 
 DEFINITION = "Name the capital of the country."

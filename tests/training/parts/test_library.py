@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 
 from hyperlora.errors import UserError
 from hyperlora.lora import Adapter
-from training import library as module
-from training.library import Library, pack, write_library
 from training.lora import save_adapters
+from training.parts import library as module
+from training.parts.library import Library, pack, write_library
 from training.tasks import Task
 
 
