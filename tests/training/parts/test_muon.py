@@ -7,11 +7,7 @@ import torch
 from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
-<<<<<<< HEAD:tests/training/test_muon.py
 from training.parts.muon import Muon, MuonAdamW
-=======
-from training.parts.muon import MuonAdamW
->>>>>>> training:tests/training/parts/test_muon.py
 
 
 def small() -> nn.Sequential:
