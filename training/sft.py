@@ -27,7 +27,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from transformers import PreTrainedModel, PrinterCallback, TrainingArguments, get_linear_schedule_with_warmup
+from transformers import PreTrainedModel, PrinterCallback, SchedulerType, TrainingArguments, get_scheduler
 
 from hyperlora.adapted import AdaptedModel
 from hyperlora.base import Precision, load_base, origin, precision
@@ -54,6 +54,10 @@ from training.tasks import Batches, Task, descriptions_of, encode_task, load_tas
 FREE = (  # what a resumed run may have otherwise; of the batch sizes the product counts
     "batch_size", "gradient_accumulation_steps", "epochs", "max_steps", "gradient_checkpointing",
     "save_every", "eval_every", "eval_batches", "log_every", "report_to",
+)  # fmt: skip
+SHAPE = (  # what a hypernetwork and the one that it goes on from have in common
+    "head", "target_modules", "num_layers", "d_emb", "rank", "alpha", "use_rslora", "task_input", "num_tasks",
+    "task_names", "offset", "z_score", "latent_size", "head_size", "rank_embedding", "embedder", "prompt_style",
 )  # fmt: skip
 
 
@@ -91,8 +95,9 @@ class SFTConfig(NetworkOptions):
         "adamw", "AdamW as in Table 7, or Muon for the hypernetwork's matrices and AdamW for the rest"
     )
     learning_rate: float = option(1e-4, "highest learning rate, reached after the warm-up", least=0)
-    warmup_fraction: float = option(
-        0.1, "part of the steps in which the learning rate rises; then it falls to 0", least=0, most=1
+    warmup_fraction: float = option(0.1, "part of the steps in which the learning rate rises", least=0, most=1)
+    schedule: Literal["linear", "constant"] = option(
+        "linear", "after that the rate falls to 0 all the way, or only in the last tenth of the steps"
     )
     max_grad_norm: float = option(1.0, "gradient norm above which it is scaled down", above=0)
     weight_decay: float = option(0.0, "AdamW's weight decay", least=0)
@@ -114,13 +119,17 @@ def build(
     config: SFTConfig,
     offset: Adapter | None = None,
     embedder=None,
+    init: HyperLoRA | None = None,
 ) -> HyperLoRA:
-    """A hypernetwork for this base, untrained, with its offset and the tasks' training descriptions in it.
+    """A hypernetwork for this base with its offset and the tasks' training descriptions in it.
 
-    At step 0 its adapters are `offset` exactly (Eq. 6, 8). `embedder`: an object with `embed` and `d_emb`; loaded by
-    its name where it is None.
+    Untrained, its adapters at step 0 are `offset` exactly (Eq. 6, 8). With `init` they are those of that hypernetwork,
+    whose weights and offset it has. `embedder`: an object with `embed` and `d_emb`; loaded by its name where it is
+    None. Raises `UserError` where `init` has another form than the settings ask for.
     """
-    if (offset is None) != (config.offset == "none"):
+    if init is not None and offset is not None:
+        raise UserError("A hypernetwork that goes on from another has that one's offset: leave offset_adapter away.")
+    if init is None and (offset is None) != (config.offset == "none"):
         raise UserError(f"Offset {config.offset!r} " + ("needs" if offset is None else "takes no") + " offset adapter.")
     descriptions = []
     base_model, base_revision = origin(adapted.model)
@@ -145,7 +154,19 @@ def build(
     )
     if offset is not None:
         hyperlora.set_offset(offset)
+    if init is not None:
+        _go_on_from(hyperlora, init)
     return hyperlora
+
+
+def _go_on_from(hyperlora: HyperLoRA, init: HyperLoRA) -> None:
+    """Take another's weights and offset, in place; `UserError` where it has another form."""
+    for field in fields(hyperlora.config):
+        mine, other = getattr(hyperlora.config, field.name), getattr(init.config, field.name)
+        if field.name in SHAPE and mine != other:
+            raise UserError(f"init was trained with {field.name} {other!r}, and this run has {mine!r}: use the same.")
+    state = {name: tensor for name, tensor in init.state_dict().items() if name != "embeddings"}
+    hyperlora.load_state_dict(state, strict=False)
 
 
 def untrained(config: NetworkOptions, names: Sequence[str], descriptions: list[str], embedder, **shape) -> HyperLoRA:
@@ -325,6 +346,9 @@ def train(
     step_rows = config.batch_size * accumulation * processes
     steps = config.max_steps or math.ceil(config.epochs * sum(map(len, sources)) / step_rows)
     arguments.max_steps, arguments.warmup_steps = steps, round(config.warmup_fraction * steps)
+    if config.schedule == "constant":
+        arguments.lr_scheduler_type = SchedulerType.WARMUP_STABLE_DECAY
+        arguments.lr_scheduler_kwargs = {"num_decay_steps": math.ceil(steps / 10), "decay_type": "linear"}
     batches = Batches(
         sources,
         choices,
@@ -359,7 +383,14 @@ def train(
     if config.optimizer == "muon":
         linears = [part.weight for part in hyperlora.network.modules() if isinstance(part, nn.Linear)]
         optimizer = MuonAdamW(hyperlora, linears, config.learning_rate, config.weight_decay)
-        optimizers = optimizer, get_linear_schedule_with_warmup(optimizer, arguments.warmup_steps, steps)
+        schedule = get_scheduler(
+            arguments.lr_scheduler_type,
+            optimizer,
+            arguments.warmup_steps,
+            steps,
+            scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
+        )
+        optimizers = optimizer, schedule
     trainer = BatchTrainer(
         SFTModel(hyperlora, adapted, inputs, config.embedding_noise),
         arguments,
@@ -442,6 +473,7 @@ class Options(SFTConfig):
     tasks: str = option(help="folder of task files")
     base: str = option(help="the base model: folder or Hub id")
     output: str = option(help="folder for the checkpoints and, at the end, the trained HyperLoRA")
+    init: str | None = option(None, "a trained HyperLoRA to go on from, with a new optimizer, instead of from nothing")
     offset_adapter: str | None = option(None, "PEFT folder of the multi-task or average LoRA that is the offset")
     held_out: str | None = option(None, "folder of tasks that are not trained on, for the validation")
     target_modules: str = option("q_proj,v_proj", "names of the adapted linears, with commas between")
@@ -462,7 +494,8 @@ def main(argv: list[str] | None = None) -> None:
     offset = Adapter.from_pretrained(options.offset_adapter) if options.offset_adapter else None
     model, tokenizer = _load_base(options)
     adapted = AdaptedModel(model, options.target_modules.split(","))
-    hyperlora = build(adapted, tokenizer, tasks, options, offset)
+    init = HyperLoRA.from_pretrained(options.init) if options.init else None
+    hyperlora = build(adapted, tokenizer, tasks, options, offset, init=init)
     train(hyperlora, adapted, tokenizer, tasks, options, options.output, options.resume, held_out)
 
 

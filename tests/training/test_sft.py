@@ -113,6 +113,35 @@ def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(
         assert all(key.startswith("hyperlora.") for key in file.keys())  # noqa: SIM118
 
 
+@pytest.mark.parametrize("offset", ["factors", "delta", "none"])
+def test_a_run_goes_on_from_a_saved_hypernetwork_with_the_loss_that_it_had(
+    adapted, tokenizer, tasks, embedder, make_adapter, tmp_path, offset
+):
+    """`--init`: its weights and its offset, a new optimizer, and a rate that is constant but for its ends."""
+    config = replace(QUICK, offset=offset, schedule="constant", max_steps=40, log_every=1, bf16=False)
+    first = build(adapted, tokenizer, tasks, config, make_adapter(1) if offset != "none" else None, embedder)
+    before = train(first, adapted, tokenizer, tasks, config, tmp_path / "first")
+    saved = HyperLoRA.from_pretrained(tmp_path / "first")
+    second = build(adapted, tokenizer, tasks, replace(config, seed=1), embedder=embedder, init=saved)
+    [there], [here] = saved.generate(embeddings=embedder.embed(["Do first."])), second.generate("Do first.")
+    assert all(torch.equal(x, y) for m in there.weights for x, y in zip(there.weights[m], here.weights[m], strict=True))
+    after = train(second, adapted, tokenizer, tasks, replace(config, seed=1), tmp_path / "second")
+    losses = [[line["loss"] for line in log if "loss" in line] for log in (before, after)]
+    fall = losses[0][0] - min(losses[0][-5:])
+    assert fall > 0.3 and losses[1][0] < max(losses[0][-5:]) + 0.1 * fall  # other rows, so not the same to the bit
+    rates = [line["learning_rate"] for line in after if "learning_rate" in line]
+    assert rates[4:36] == [config.learning_rate] * 32 and rates[-1] < 0.5 * config.learning_rate
+
+
+def test_only_a_hypernetwork_of_the_same_form_is_gone_on_from(adapted, tokenizer, tasks, embedder, make_adapter):
+    init = build(adapted, tokenizer, tasks, QUICK, make_adapter(1), embedder)
+    for change in ({"head": "L"}, {"rank": 4}, {"offset": "delta"}, {"prompt_style": "description_input"}):
+        with pytest.raises(UserError, match=f"init was trained with {next(iter(change))}"):
+            build(adapted, tokenizer, tasks, replace(QUICK, **change), embedder=embedder, init=init)
+    with pytest.raises(UserError, match="leave offset_adapter away"):
+        build(adapted, tokenizer, tasks, QUICK, make_adapter(1), embedder, init=init)
+
+
 @pytest.mark.parametrize("task_input", ["one_hot", "learned"])
 def test_a_task_can_be_an_id(adapted, tokenizer, tasks, task_input, tmp_path):
     config = SFTConfig(task_input=task_input, offset="none", batch_size=4, gradient_accumulation_steps=1, max_steps=2)
