@@ -56,6 +56,9 @@ class Options:
     instruction_induction: str | None = option(
         None, "folder of the benchmark's tasks, to be evaluated on (never trained)"
     )
+    init: str | None = option(
+        None, "folder of a finished model, such as assets/mini: base and head M go on from its weights"
+    )
     base_steps: int = option(14000, "optimizer steps of the base model", least=1)
     hyperlora_steps: int = option(8000, "optimizer steps of the hypernetwork with head M", least=1)
     other_head_steps: int = option(800, "optimizer steps of the hypernetworks with heads S and L", least=1)
@@ -123,8 +126,9 @@ def train_hyperlora(head: str, options: Options, work: Path) -> None:
         eval_every=1000,
         eval_batches=16,
     )
-    offset = load_adapters(work / "loras")["multi_task"]
-    hyperlora = sft.build(adapted, tokenizer, tasks, config, offset)
+    init = HyperLoRA.from_pretrained(Path(options.init) / f"hyperlora-{head}") if options.init and head == "M" else None
+    offset = load_adapters(work / "loras")["multi_task"] if init is None else None
+    hyperlora = sft.build(adapted, tokenizer, tasks, config, offset, init=init)
     hyperlora.config.base_model = "assets/mini/base"  # where a checkout has it: what exported adapters name
     sft.train(hyperlora, adapted, tokenizer, tasks, config, work / f"hyperlora-{head}", resume=True)
 
@@ -191,7 +195,9 @@ def stages(options: Options, work: Path) -> dict[str, Callable[[], None]]:
     trained = [task for task in suite() if task.group == "trained"]
     return {
         "tasks": lambda: write_tasks(options, work),
-        "base": lambda: train_base(trained, work / "base", options.base_steps),
+        "base": lambda: train_base(
+            trained, work / "base", options.base_steps, Path(options.init) / "base" if options.init else None
+        ),
         "multi_task": lambda: train_multi_task(options, work),
         **{f"hyperlora-{head}": lambda head=head: train_hyperlora(head, options, work) for head in HEADS},
         "oracles": lambda: train_oracles(options, work),

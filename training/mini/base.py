@@ -22,6 +22,7 @@ from transformers import (
     get_wsd_schedule,
 )
 
+from hyperlora.base import load_base
 from hyperlora.devices import fast_bfloat16
 from training.mini.splits import split_of
 from training.mini.suite import TextTask
@@ -126,10 +127,22 @@ class BaseTrainer(BatchTrainer):
         return mean_loss(model, inputs["input_ids"], inputs["labels"])
 
 
-def train_base(tasks: Sequence[TextTask], folder: Path, steps: int, batch_size: int = 64, lr: float = 3e-3) -> None:
-    """Train the base on `tasks` and save it with its tokenizer in `folder`; goes on from the last checkpoint."""
+def train_base(
+    tasks: Sequence[TextTask],
+    folder: Path,
+    steps: int,
+    init: Path | None = None,
+    batch_size: int = 64,
+    lr: float = 3e-3,
+) -> None:
+    """Train the base on `tasks` and save it with its tokenizer in `folder`; goes on from the last checkpoint.
+
+    init: a base of the same form whose weights it starts from.
+    """
     tokenizer = make_tokenizer(folder)
     model = make_model(tokenizer)
+    if init is not None:
+        model.load_state_dict(load_base(init)[0].state_dict())
     batches = FreshBatches(tasks, tokenizer, batch_size)
     checkpoints = folder / "checkpoints"
     last = last_checkpoint(checkpoints)
