@@ -34,7 +34,6 @@ QUICK = SFTConfig(
     learning_rate=3e-3,
     neftune_alpha=0,
     log_every=10,
-    bf16=True,
 )
 
 
@@ -118,7 +117,7 @@ def test_a_run_goes_on_from_a_saved_hypernetwork_with_the_loss_that_it_had(
     adapted, tokenizer, tasks, embedder, make_adapter, tmp_path, offset
 ):
     """`--init`: its weights and its offset, a new optimizer, and a rate that is constant but for its ends."""
-    config = replace(QUICK, offset=offset, schedule="constant", max_steps=40, log_every=1, bf16=False)
+    config = replace(QUICK, offset=offset, schedule="constant", max_steps=40, log_every=1)
     first = build(adapted, tokenizer, tasks, config, make_adapter(1) if offset != "none" else None, embedder)
     before = train(first, adapted, tokenizer, tasks, config, tmp_path / "first")
     saved = HyperLoRA.from_pretrained(tmp_path / "first")
