@@ -14,8 +14,8 @@ from . import words as w
 # A template that begins with one of these is no imperative.
 NO_VERBS = frozenset(
     """
-    a after all an any as before between both by does each every everything from how initials instead is it like my no
-    of on one the there this twice two vowels what where whatever which whose word yes your
+    a after all an any as before between both by does each every everything from how initials instead is it like minus my
+    no of on one plus the there this twice two vowels what where whatever which whose word yes your
     """.split()  # noqa: SIM905
 )
 AN = re.compile(
@@ -72,7 +72,8 @@ def expand(template: str, rng: Random, slots: Mapping[str, list[str]] | None = N
         said = w.plural(chosen[name]) if plural else chosen[name]
         return said[0].upper() + said[1:] if slot[0].isupper() else said
 
-    return AN.sub(r"\1n ", " ".join(fill(template).split())).replace("«", "{").replace("»", "}")
+    text = " ".join(fill(template).split()).replace(" but one one", " but one")  # the last but one (one)
+    return AN.sub(r"\1n ", text).replace("«", "{").replace("»", "}")
 
 
 def wordings(
@@ -83,7 +84,7 @@ def wordings(
     slots: Mapping[str, list[str]] | None = None,
     besides: Collection[str] = (),
 ) -> list[str]:
-    """Up to `count` different sentences, the templates taken in turn; fewer if they allow no more, none of `besides`."""
+    """Up to `count` different sentences, the templates taken in turn; fewer if there are no more, none of `besides`."""
     found: dict[str, None] = {}
     for attempt in range(60 * count):
         phrase = expand(templates[attempt % len(templates)], rng, slots)
