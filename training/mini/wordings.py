@@ -14,8 +14,9 @@ from . import words as w
 # A template that begins with one of these is no imperative.
 NO_VERBS = frozenset(
     """
-    a after all an any as before between both by does each every everything from how initials instead is it like minus my
-    no of on one plus the there this twice two vowels what where whatever which whose word yes your
+    a after all an any as before between both by does each every everything from how initials instead is it
+    like minus my no of on one plus the there this twice two vowels what where whatever which whose word yes
+    your
     """.split()  # noqa: SIM905
 )
 AN = re.compile(
