@@ -1,5 +1,6 @@
 """The mini suite: what the tasks are, and that what is held out stays out."""
 
+import re
 from collections import Counter
 from pathlib import Path
 from random import Random
@@ -7,12 +8,16 @@ from random import Random
 import pytest
 
 from training.mini import words
+from training.mini.grid import DIGIT, ITEM, WORD, grid
+from training.mini.inputs import line, typed
 from training.mini.splits import examples, split_of
 from training.mini.suite import suite
 from training.mini.wordings import expand, wordings
 
 ROOT = Path(__file__).parents[2]
+ODD = re.compile(r"<\w+>| [?,]( |$)|,[.?]|\b(\w+) \1\b|\b[Aa] (item|element|entry|underscore|asterisk|input)\b")
 TASKS = {task.name: task for task in suite()}
+GRID = {entry.name: entry for entry in grid()}
 GROUPS = Counter(task.group for task in TASKS.values())
 
 
@@ -36,6 +41,24 @@ def test_no_sentence_describes_two_tasks():
     for task in TASKS.values():
         owners.update({*task.descriptions, *task.eval_descriptions})
     assert max(owners.values()) == 1
+
+
+def test_every_part_of_a_wording_is_filled_in():
+    for name in GRID:
+        task = TASKS[name]
+        assert len(task.descriptions) >= 100 and len(task.eval_descriptions) == 5, name
+        for text in (*task.descriptions, *task.eval_descriptions):
+            shown = text.replace("<->", "").replace("->", "")
+            strange = "|" + ("" if "braces" in name else "{}") + ("" if "angles" in name else "<>")
+            assert text.isascii() and not set(strange) & set(shown), (name, text)
+            assert not ODD.search(text), (name, text)
+
+
+def test_every_slot_of_the_grid_has_words():
+    for entry in GRID.values():
+        templates = entry.plain + entry.varied + entry.more
+        used = {slot.lower() for text in templates for slot in re.findall(r"<(\w+)>", text)}
+        assert used and all(entry.slots[slot] for slot in used), entry.name
 
 
 def test_new_combinations_are_of_trained_parts():
@@ -67,6 +90,85 @@ def answer_to(name: str, condition=lambda text: True) -> tuple[str, str]:
     """The first example of a task whose input meets the condition."""
     rng = Random(0)
     return next(pair for pair in iter(lambda: TASKS[name].make(rng), None) if condition(pair[0]))
+
+
+def test_texts_are_written_as_people_type_them():
+    rng = Random(0)
+    texts = [line(rng) for _ in range(3000)]
+    assert {len(text.split()) for text in texts} == {1, 2, 3, 4, 5, 6} and max(map(len, texts)) <= 48
+    assert 0.25 < sum(text[0].isupper() for text in texts) / len(texts) < 0.45
+    assert 0.15 < sum(text[-1] in ".!?" for text in texts) / len(texts) < 0.25
+    assert any(text.isupper() and len(text) > 9 for text in texts) and any(
+        text.istitle() and " " in text for text in texts
+    )
+    assert {typed(Random(seed), "red, blue") for seed in range(300)} == {
+        "red, blue", "Red, blue", "red, Blue", "Red, Blue", "RED, BLUE",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "fewest"),
+    [
+        ("first_word", 1), ("second_word", 2), ("third_item", 3), ("next_to_last_word", 2), ("last_item", 1),
+        ("brackets_each_word", 1), ("parentheses_whole", 1), ("quotes_first_item", 1), ("count_words", 1),
+        ("upper_first_word", 1), ("upper_whole", 1), ("lower_last_word", 1), ("hyphen_between_words", 1),
+        ("swap_ends_word", 2), ("drop_first_word", 2), ("repeat_last_item", 1), ("stars_for_second_word", 2),
+        ("first_three_words", 3), ("reverse_items", 1), ("first_word_to_end", 1), ("first_digit", 1),
+    ],
+)  # fmt: skip
+def test_inputs_begin_at_the_fewest_units_that_make_sense(name: str, fewest: int):
+    split = ITEM.split if "item" in name else DIGIT.split if "digit" in name else WORD.split
+    rng = Random(0)
+    assert min(len(split(TASKS[name].make(rng)[0])) for _ in range(300)) == fewest
+
+
+@pytest.mark.parametrize("name", sorted(GRID))
+def test_every_split_has_enough_inputs(name: str):
+    for split in ("train", "test", "oracle"):
+        least = 5 if name.startswith(("add_", "subtract_")) else 40
+        assert len(examples(TASKS[name], split, 40, 0)) >= least, split
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "answer"),
+    [
+        ("first_word", "Hello", "Hello"),
+        ("last_word", "How are you?", "you?"),
+        ("next_to_last_word", "Wait here.", "Wait"),
+        ("drop_last_word", "Go home now!", "Go home"),
+        ("repeat_first_word", "Blue sky.", "Blue Blue sky."),
+        ("stars_for_last_word", "See you soon!", "See you *****"),
+        ("first_two_words", "Tom saw Ann.", "Tom saw"),
+        ("reverse_words", "Hello", "Hello"),
+        ("reverse_words", "Tom saw Ann.", "Ann. saw Tom"),
+        ("swap_ends_word", "Come here.", "here. Come"),
+        ("first_word_to_end", "Now we go.", "we go. Now"),
+        ("count_words", "Stop!", "1"),
+        ("hyphen_between_words", "Hello", "Hello"),
+        ("period_between_words", "Go on.", "Go.on."),
+        ("brackets_each_word", "Hi", "[Hi]"),
+        ("brackets_each_word", "Hi there!", "[Hi] [there!]"),
+        ("braces_whole", "It works.", "{It works.}"),
+        ("upper_whole", "It works.", "IT WORKS."),
+        ("lower_first_word", "READ IT.", "read IT."),
+        ("reversed_last_word", "Well done.", "Well .enod"),
+        ("first_letter", "Blue", "B"),
+        ("reverse_letters", "Blue", "eulB"),
+        ("brackets_each_letter", "Up", "[U][p]"),
+        ("lower_first_letter", "Blue", "blue"),
+        ("swap_ends_item", "Salt, pepper", "pepper, Salt"),
+        ("semicolon_between_items", "Salt", "Salt"),
+        ("quotes_last_item", "Salt, Pepper", 'Salt, "Pepper"'),
+        ("drop_first_digit", "50", "0"),
+        ("count_digits", "7", "1"),
+        ("add_10", "0", "10"),
+    ],
+)
+def test_answers_keep_capitals_and_end_marks(monkeypatch, name: str, text: str, answer: str):
+    for draw in ("line", "typed", "digits", "small", "with_capitals"):
+        monkeypatch.setattr(f"training.mini.grid.{draw}", lambda *_: text)
+    task = next(entry for entry in grid() if entry.name == name)
+    assert task.make(Random(0)) == (text, answer)
 
 
 def test_tasks_do_what_they_say():
@@ -111,3 +213,14 @@ def test_wordings_expand_every_alternative():
     found = {expand("{put|{set|lay}} it {down|}", Random(seed)) for seed in range(60)}
     assert found == {"put it", "put it down", "set it", "set it down", "lay it", "lay it down"}
     assert wordings(["go", "Is it so?"], ("Please {p}.",), 2, Random(0)) == ["Please go.", "Is it so?"]
+    assert wordings(["go", "Is it so?"], ("Please {p}.",), 2, Random(0), besides=["Please go."]) == ["Is it so?"]
+
+
+def test_wordings_fill_slots_the_same_way_throughout():
+    slots = {"unit": ["entry", "dash"], "target": ["the {first|1st} <unit>"], "mark": ["« and »"]}
+    found = {expand("<Target>: a <unit> of <unit>s in <mark> <>", Random(seed), slots) for seed in range(60)}
+    assert found == {
+        f"The {place} {unit}: {one} of {units} in {{ and }} <>"
+        for place in ("first", "1st")
+        for unit, one, units in (("entry", "an entry", "entries"), ("dash", "a dash", "dashes"))
+    }

@@ -9,11 +9,11 @@ import re
 from dataclasses import dataclass
 from random import Random
 
-from .grid import Example, grid
+from .grid import Example, Slots, grid
 from .singles import SINGLES
 from .wordings import EVAL_FRAMES, TRAIN_FRAMES, wordings
 
-TRAIN_WORDINGS, EVAL_WORDINGS = 64, 5
+TRAIN_WORDINGS, EVAL_WORDINGS = 128, 5
 
 
 @dataclass(frozen=True)
@@ -49,19 +49,28 @@ HARD = {"sum": 8.0, "diff": 8.0, "digit_sum": 4.0, "double": 4.0, "half": 4.0}
 def suite() -> list[TextTask]:
     """All tasks, always in the same order and with the same wordings."""
     tasks = []
-    for name, make, plain, varied in grid():
-        group = "combination" if name in COMBINATIONS else "trained"
-        tasks.append(_worded(name, group, make, plain + varied, [], 2.0 if HARDER.match(name) else 1.0))
+    for e in grid():
+        group = "combination" if e.name in COMBINATIONS else "trained"
+        weight = 2.0 if HARDER.match(e.name) else 1.0
+        tasks.append(_worded(e.name, group, e.make, e.plain + e.varied, e.more, weight, e.slots))
     for name, group, make, plain, varied, more in SINGLES:
         tasks.append(_worded(name, group, make, plain + varied, more, HARD.get(name, 2.0)))
     return tasks
 
 
-def _worded(name: str, group: str, make: Example, templates: list[str], more: list[str], weight: float) -> TextTask:
+def _worded(
+    name: str,
+    group: str,
+    make: Example,
+    templates: list[str],
+    more: list[str],
+    weight: float,
+    slots: Slots | None = None,
+) -> TextTask:
     """A task with its descriptions. Every third template is held out, none of `more`; never trained, all but one."""
     rng = Random(name)
     held = templates[1:] if group == "operation" else templates[2::3]
     kept = [t for t in templates if t not in held] + more
-    seen = wordings(kept, TRAIN_FRAMES, TRAIN_WORDINGS, rng)
-    unseen = [text for text in wordings(held, EVAL_FRAMES, EVAL_WORDINGS + len(seen), rng) if text not in seen]
-    return TextTask(name, group, make, tuple(seen), tuple(unseen[:EVAL_WORDINGS]), weight)
+    seen = wordings(kept, TRAIN_FRAMES, TRAIN_WORDINGS, rng, slots)
+    unseen = wordings(held, EVAL_FRAMES, EVAL_WORDINGS, rng, slots, besides=seen)
+    return TextTask(name, group, make, tuple(seen), tuple(unseen), weight)
