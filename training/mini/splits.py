@@ -7,8 +7,11 @@ from training.mini.suite import TextTask
 
 
 def split_of(text: str) -> str:
-    """Which split an input belongs to, in whatever task: `test` 1 in 8, `oracle` 1 in 8, otherwise `train`."""
-    return {0: "test", 1: "oracle"}.get(zlib.crc32(text.encode()) % 8, "train")
+    """Which split an input belongs to, in whatever task: `test` 1 in 8, `oracle` 1 in 8, otherwise `train`.
+
+    Capitals and end marks make no difference: "Window." is in the tests if "window" is.
+    """
+    return {0: "test", 1: "oracle"}.get(zlib.crc32(text.lower().rstrip(".!?").encode()) % 8, "train")
 
 
 def examples(task: TextTask, split: str, count: int, seed: int | str) -> list[dict[str, str]]:
