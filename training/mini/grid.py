@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 
 from . import words as w
-from .inputs import apply, digits, items, line, small, typed
+from .inputs import apply, bare, before_mark, digits, items, line, small, typed
 
 Example = Callable[[Random], tuple[str, str]]
 """Draws an input and its output."""
@@ -98,8 +98,14 @@ def needed(i: int) -> int:
     return i + 1 if i >= 0 else -i
 
 
-def over_units(d: Domain, do: Callable[[list[str]], list[str]], low: int = 1) -> Example:
-    return apply(lambda r: d.make(r, max(low, d.least)), lambda text: d.join(do(d.split(text))))
+def over_units(d: Domain, do: Callable[[list[str]], list[str]], low: int = 1, part: bool = False) -> Example:
+    """Examples in which the units change. The end mark of a text is no word's: it stays where it is, or, where the
+    answer is only a part of the text, goes."""
+
+    def change(text: str) -> str:
+        return d.join(do(d.split(text)))
+
+    return apply(lambda r: d.make(r, max(low, d.least)), (lambda t: change(bare(t))) if part else before_mark(change))
 
 
 def at_unit(d: Domain, i: int, do: Callable[[str], str], change: Callable[[Random, str], str] | None = None) -> Example:
@@ -114,12 +120,18 @@ def at_unit(d: Domain, i: int, do: Callable[[str], str], change: Callable[[Rando
         units[i] = do(units[i])
         return d.join(units)
 
-    return apply(make, at)
+    return apply(make, before_mark(at))
 
 
 def picks(d: Domain, kind: Slots) -> list[Entry]:
     return [
-        entry(f"{name}_{d.name}", over_units(d, lambda xs, i=i: [xs[i]], needed(i)), said("pick", d, name), kind, place)
+        entry(
+            f"{name}_{d.name}",
+            over_units(d, lambda xs, i=i: [xs[i]], needed(i), part=True),
+            said("pick", d, name),
+            kind,
+            place,
+        )
         for name, i, place in places()
     ]
 
@@ -160,7 +172,7 @@ def stars_for(d: Domain, kind: Slots) -> list[Entry]:
 def slices(d: Domain, kind: Slots) -> list[Entry]:
     found = []
     for name, cut in SLICES.items():
-        make = over_units(d, lambda xs, cut=cut: xs[cut], 3 if name.endswith("three") else 2)
+        make = over_units(d, lambda xs, cut=cut: xs[cut], 3 if name.endswith("three") else 2, part=True)
         operations = said("slice", d, name.split("_")[0])
         found.append(entry(f"{name}_{d.name}s", make, operations, kind, wording()["slices"][name]))
     return found
@@ -184,7 +196,7 @@ def separators(d: Domain, kind: Slots) -> list[Entry]:
     for name, mark in MARKS.items():
         if mark == " " and d in (WORD, ITEM):
             continue
-        make = apply(lambda r: d.make(r, d.least), lambda t, m=mark: m.join(d.split(t)))
+        make = apply(lambda r: d.make(r, d.least), before_mark(lambda t, m=mark: m.join(d.split(t))))
         operations = said("separator", d, name)
         if d is ITEM and mark == ",":
             operations.remove("separator_item")  # "use commas instead of the commas"

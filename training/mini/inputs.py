@@ -6,6 +6,7 @@ from random import Random
 
 from . import words as w
 
+END_MARKS = ".!?"
 SHORT = ("I", "a", "is", "it", "in", "of", "on", "to", "we", "he", "my", "go", "no", "at", "as", "so", "do", "or")
 WORD_START = re.compile(r"(?<!\S)[a-z]")  # a lower-case letter that begins a word
 
@@ -68,6 +69,16 @@ def pair(rng: Random) -> str:
 
 def number_list(rng: Random) -> str:
     return ", ".join(str(rng.randint(0, 99)) for _ in range(rng.randint(3, 5)))
+
+
+def bare(text: str) -> str:
+    """The text without its end mark."""
+    return text.rstrip(END_MARKS)
+
+
+def before_mark(do: Callable[[str], str]) -> Callable[[str], str]:
+    """Changes what is before the end mark and keeps the mark."""
+    return lambda t: do(bare(t)) + t[len(bare(t)) :]
 
 
 def apply(make: Callable[[Random], str], do: Callable[[str], str]) -> Callable[[Random], tuple[str, str]]:

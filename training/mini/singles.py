@@ -13,13 +13,12 @@ from random import Random
 
 from . import inputs
 from . import words as w
-from .inputs import apply, digits, line, number_list, pair, small, typed
+from .inputs import apply, bare, before_mark, digits, line, number_list, pair, small, typed
 
 Make = Callable[[Random], str]
 Do = Callable[[str], str]
 
 VOWELS = "aeiouAEIOU"
-END_MARKS = ".!?"
 
 # Drawing texts
 
@@ -110,15 +109,6 @@ def maybe_palindrome(rng: Random) -> str:
 def capital(text: str) -> str:
     """The text with its first letter as a capital, the others as they are."""
     return text[:1].upper() + text[1:]
-
-
-def bare(text: str) -> str:
-    return text.rstrip(END_MARKS)
-
-
-def before_mark(do: Do) -> Do:
-    """Changes what is before the end mark and keeps the mark."""
-    return lambda t: do(bare(t)) + t[len(bare(t)) :]
 
 
 def in_its_case(do: Do) -> Do:
