@@ -24,11 +24,11 @@ from transformers import (
 
 from training.mini.splits import split_of
 from training.mini.suite import TextTask
+from training.parts.batches import collate, encode_all
 from training.parts.compile import has_compiler
 from training.parts.loss import mean_loss, training_mode
 from training.parts.muon import MuonAdamW
 from training.parts.trainer import BatchTrainer, checkpoint_step, last_checkpoint
-from training.tasks import collate, encode_all
 
 CONTEXT = 512  # tokens
 SPECIAL = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
