@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from hyperlora.choice import add_options, choose, named, open_pipeline
+from hyperlora.arguments import add_options, choose, named, open_pipeline
 from hyperlora.errors import UserError
 
 

@@ -20,12 +20,13 @@ from hyperlora.adapted import AdaptedModel
 from hyperlora.config import HyperLoRAConfig
 from hyperlora.generator import HyperLoRA
 from hyperlora.hypernetwork import Factors
-from hyperlora.memory import BaseShape, HyperShape, training_flops
-from hyperlora.memory import sft as planned
+from hyperlora.memory import BaseShape, HyperShape
+from training.parts.batches import IGNORE
 from training.parts.compile import compiled_layers
 from training.parts.loss import training_mode
+from training.parts.memory import sft as planned
+from training.parts.memory import training_flops
 from training.sft import SFTConfig, SFTModel
-from training.tasks import IGNORE
 
 D_EMB = 1024
 TOLERANCE = 0.2  # of the largest gradient, between the two ways in bfloat16; a mistake is seen at about 1

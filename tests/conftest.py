@@ -1,6 +1,7 @@
 """What many tests share: a tiny base model on disk, small configs, random adapters."""
 
 import hashlib
+import json
 import string
 from collections.abc import Callable
 from functools import partial
@@ -15,10 +16,13 @@ from tokenizers import Tokenizer, decoders, models
 from tqdm import tqdm
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
+from hyperlora import choice, devices, hub
 from hyperlora.config import HyperLoRAConfig
+from hyperlora.devices import Device
 from hyperlora.embedder import SentenceEmbedder
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
+from hyperlora.presets import PRESETS
 
 TARGETS = {"q_proj": (64, 64), "v_proj": (64, 32)}  # the tiny base's
 SPECIAL = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
@@ -218,3 +222,49 @@ def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     for name in ("snapshot_download", "try_to_load_from_cache"):
         monkeypatch.setattr(f"huggingface_hub.{name}", getattr(hub, name))
     return hub
+
+
+SHARDS = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+INDEX = json.dumps({"weight_map": {str(i): shard for i, shard in enumerate(SHARDS)}})
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """gpu(free, bfloat16=True): this machine's only GPU has that many GB free; None: there is none."""
+
+    def set_gpu(free: float | None, bfloat16: bool = True) -> None:
+        found = [] if free is None else [Device("cuda:0", free * 1e9, bfloat16)]
+        monkeypatch.setattr(devices, "gpus", lambda: found)
+
+    set_gpu(24)
+    monkeypatch.setattr(choice, "find_spec", lambda name: object())  # bitsandbytes is installed
+    return set_gpu
+
+
+@pytest.fixture
+def online(fake_hub, monkeypatch):
+    """A Hub that has what the presets name, of which the user may read Mistral's and Gemma's."""
+    for preset in (preset for preset in PRESETS.values() if preset.name != "mini"):
+        files = {"config.json": 600, "tokenizer.json": 2e6, "pytorch_model-00001-of-00003.bin": 5e9}
+        fake_hub.add(preset.base, files | dict.fromkeys(SHARDS, 4.8e9) | {"model.safetensors.index.json": INDEX})
+        inside = preset.hyperlora_subfolder
+        fake_hub.add(preset.hyperlora, {f"{inside}/hypermod.pt": 235e6, f"{inside}/args.yaml": 3000})
+    fake_hub.add(
+        PRESETS["mistral-7b"].embedder, {"config.json": 1000, "tokenizer.json": 2e5, "model.safetensors": 1.7e9}
+    )
+    fake_hub.gated = {PRESETS["llama-3.1-8b"].base}
+    monkeypatch.setattr(hub, "check_disk", lambda size: 100e9)
+    return fake_hub
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """What `pipeline` was asked for, in place of loading it."""
+    asked = []
+
+    def pipeline(preset, **options):
+        asked.append({"preset": preset} | options)
+        return preset
+
+    monkeypatch.setattr("hyperlora.pipe.pipeline", pipeline)
+    return asked

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from hyperlora import choice, hub
+from hyperlora import hub
 from hyperlora.__main__ import main
 from hyperlora.choice import Choice, Pair
 from hyperlora.hub import Repo
@@ -138,8 +138,12 @@ def test_ctrl_c_ends_quietly(capsys, monkeypatch):
 def large(monkeypatch, tiny_base, tiny_hyperlora):
     """What is chosen needs a download of 14.5 GB; fetching it does nothing. Its name is that of the preset "tiny"."""
     chosen = Choice(Pair(PRESETS["tiny"]), why="This is why.", repos=(Repo("o/base", ()),), size=14.5e9)
-    monkeypatch.setattr(choice, "choose", lambda args: chosen)
-    monkeypatch.setattr(choice, "mini", lambda reason: Choice(Pair(PRESETS["tiny"]), why=f"The mini model. {reason}"))
+
+    def mini(reason: str) -> Choice:
+        return Choice(Pair(PRESETS["tiny"]), why=f"The mini model. {reason}")
+
+    monkeypatch.setattr("hyperlora.arguments.choose", lambda args: chosen)
+    monkeypatch.setattr("hyperlora.arguments.mini", mini)
     fetched = []
     monkeypatch.setattr(hub, "download", lambda repos, report: fetched.extend(repos))
     monkeypatch.setattr(hub, "check_disk", lambda size: 100e9)

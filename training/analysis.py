@@ -19,7 +19,6 @@ import math
 import random
 import statistics
 import sys
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,12 +40,12 @@ from hyperlora.errors import UserError
 from hyperlora.files import write_atomic, writing
 from hyperlora.generator import CONFIG, HyperLoRA
 from hyperlora.lora import Adapter
-from training.evaluate import NO_DESCRIPTION, SEEN, UNSEEN, Trial, pick_descriptions, score, write_results
+from training.parts.kinds import NO_DESCRIPTION, SEEN, UNSEEN, pick_descriptions
 from training.parts.options import option, parse, run
-from training.parts.results import ORACLE
+from training.parts.results import MAX_FILE_BYTES, ORACLE, means, read_results, write_results
+from training.parts.scoring import Trial, score
 from training.tasks import Task, descriptions_of, load_tasks
 
-MAX_FILE_BYTES = 512 * 2**20
 MAX_TARGETS = 49  # as many as there are pairs of a colour and a marker
 
 # Okabe and Ito's palette, which the colour-blind tell apart, without its yellow, faint on white
@@ -75,31 +74,6 @@ def pearson(x: Sequence[float], y: Sequence[float]) -> float | None:
 # ---- scores, as the other stages write them ----
 
 
-def read_rows(path: str | Path, metric: str = "score") -> tuple[list[dict], dict]:
-    """The rows and the settings of a results file (`training.evaluate.write_results`). UserError where it is none."""
-    data = read_json(path, MAX_FILE_BYTES)
-    rows, settings = (data.get("rows"), data.get("settings")) if isinstance(data, dict) else (None, None)
-    good = isinstance(settings, dict) and isinstance(rows, list)
-    if not good or not all(isinstance(row, dict) and _is_row(row, metric) for row in rows):
-        raise UserError(
-            f'{path} must be results as training.evaluate writes them, with "{metric}", 0 to 1, in every row.'
-        )
-    return rows, settings
-
-
-def _is_row(row: dict, metric: str) -> bool:
-    texts = all(isinstance(row.get(key), str) for key in ("method", "split", "kind", "task"))
-    return texts and type(row.get("seed")) is int and type(row.get(metric)) in (int, float) and 0 <= row[metric] <= 1
-
-
-def mean_scores(rows: Iterable[dict], metric: str = "score") -> dict[tuple[str, str, str], float]:
-    """(method, kind of description, task) -> mean over seeds."""
-    found = defaultdict(list)
-    for row in rows:
-        found[row["method"], row["kind"], row["task"]].append(row[metric])
-    return {key: statistics.fmean(scores) for key, scores in found.items()}
-
-
 # ---- Figure 3 ----
 
 
@@ -115,7 +89,7 @@ def against_error(folders: Sequence[str | Path], results: Sequence[str | Path], 
     for folder, path in zip(folders, results, strict=True):
         config, recon = HyperLoRAConfig.load(Path(folder) / CONFIG), Path(folder) / "recon.json"
         error, trained = _read_recon(recon)
-        scores = mean_scores(read_rows(path, metric)[0], metric)
+        scores = means(read_results(path, metric)[0], "method", "kind", "task", metric=metric)
         method, kind = f"HyperLoRA {config.head}", SEEN if config.task_input == "text" else NO_DESCRIPTION
         own = kind if any(of[:2] == (ORACLE, kind) for of in scores) else NO_DESCRIPTION  # kind: as they were trained
         keys = {task: ((method, kind, task), (ORACLE, own, task)) for task in trained}
@@ -130,9 +104,9 @@ def against_error(folders: Sequence[str | Path], results: Sequence[str | Path], 
         raise UserError("The results for Figure 3 share no task whose own LoRA scores above 0.")
     for instance, found in zip(instances, pairs, strict=True):
         ratios = {task: found[task][0] / found[task][1] for task in measured}
-        means = [statistics.fmean(found[task][side] for task in measured) for side in (0, 1)]
+        own, best = (statistics.fmean(found[task][side] for task in measured) for side in (0, 1))
         instance["relative_performance"] = statistics.fmean(ratios.values())
-        instance |= {"ratio_of_means": means[0] / means[1], "by_task": ratios}
+        instance |= {"ratio_of_means": own / best, "by_task": ratios}
     return {
         "metric": metric,
         "tasks": measured,
@@ -253,7 +227,7 @@ def cross_scores(
     that it holds already are not measured again. UserError where it was measured with other settings.
     """
     path, settings = Path(path), {"examples": examples}
-    rows, before = read_rows(path) if path.exists() else ([], settings)
+    rows, before = read_results(path) if path.exists() else ([], settings)
     if any(before.get(key) != value for key, value in settings.items()):
         raise UserError(f"{path} was measured with other settings than {settings}: name another file, or remove it.")
     done = {(row["method"], row["task"]) for row in rows}
@@ -292,9 +266,9 @@ def compare_loras(
     {"target", "lora", "descriptions": cosine of the tasks' mean embeddings, "factors", "delta": cosines of the LoRAs,
     "performance": relative to the target's own LoRA}, None where a value is not defined or not known.
     """
-    folder, scores = Path(folder), mean_scores(rows or [])
+    folder, scores = Path(folder), means(rows or [], "method", "kind", "task")
     every = {task.name: task for task in [*targets, *tasks]}.values()
-    means = {task.name: embedder.embed(descriptions_of(task)).double().mean(0) for task in every}
+    embedded = {task.name: embedder.embed(descriptions_of(task)).double().mean(0) for task in every}
     own = {target.name: Adapter.from_pretrained(folder / target.name) for target in targets}
     points = []
     for task in tasks:
@@ -312,7 +286,7 @@ def compare_loras(
                 {
                     "target": target.name,
                     "lora": task.name,
-                    "descriptions": float(torch.cosine_similarity(means[target.name], means[task.name], dim=0)),
+                    "descriptions": float(torch.cosine_similarity(embedded[target.name], embedded[task.name], dim=0)),
                     "factors": cosines[0],
                     "delta": cosines[1],
                     "performance": mine / best if best and mine is not None else None,
@@ -592,7 +566,7 @@ def _compare(
         sizes = options.examples, options.batch_size
         rows = cross_scores(adapted, tokenizer, targets, tasks, options.adapters, path, *sizes)
     else:
-        rows = read_rows(path)[0] if path.exists() else None
+        rows = read_results(path)[0] if path.exists() else None
     points = compare_loras(targets, tasks, options.adapters, embedder, rows)
     if not points:
         raise UserError(f"{options.adapters} holds only one task's LoRA, which there is nothing to compare with.")

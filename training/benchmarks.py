@@ -21,10 +21,22 @@ from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
 from hyperlora.prompt import apply_template, with_description
-from training.evaluate import NO_DESCRIPTION, UNSEEN, NearestLoRA, Sources, check_output, write_results, write_table
 from training.parts.arrow import Arrow
+from training.parts.baselines import NearestLoRA
+from training.parts.kinds import NO_DESCRIPTION, UNSEEN
 from training.parts.options import option, parse, run
-from training.parts.results import MULTI_TASK, NEAREST, ORACLE, PROMPTED, paper_table
+from training.parts.results import (
+    MULTI_TASK,
+    NEAREST,
+    ORACLE,
+    PROMPTED,
+    check_output,
+    paper_table,
+    read_results,
+    write_results,
+    write_table,
+)
+from training.parts.sources import Sources
 from training.tasks import load_tasks
 
 try:
@@ -275,10 +287,10 @@ def load_rows(path: str | Path, settings: Mapping[str, Any]) -> list[dict]:
     """The rows that an earlier run left; none where there is no file. UserError where it had other settings."""
     if not Path(path).exists():
         return []
-    data = read_json(Path(path), MAX_FILE_BYTES)
-    if not isinstance(data, dict) or data.get("settings") != settings:
+    rows, before = read_results(path)
+    if before != settings:
         raise UserError(f"{path} holds results that were measured with other settings: choose another output.")
-    return data["rows"]
+    return rows
 
 
 NO_MATTER = (

@@ -13,21 +13,15 @@ counted.
 
 import dataclasses
 import json
-import math
-import os
 import random
-import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from threading import Event
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -37,7 +31,9 @@ from hyperlora.errors import UserError
 from hyperlora.files import write_atomic
 from hyperlora.prompt import format_prompt
 from training.parts.decode import decode
+from training.parts.endpoint import Ask, Messages, Reply, endpoint
 from training.parts.options import option, parse, run
+from training.parts.written import labels, leaks, parse_descriptions, words
 from training.tasks import Example, Task, load_tasks
 
 SYSTEM = "You are a helpful assistant with plenty of imagination."
@@ -102,14 +98,7 @@ Reply with {count} descriptions. Use simple words, be clear, and make no two des
 
 QUERIES = "queries"  # the folder in the output that holds the answers
 TRIES = 3  # at a query whose answers hold few descriptions
-MAX_ANSWER_BYTES = 4 * 2**20
 MAX_RECORD_BYTES = 16 * 2**20
-MAX_DESCRIPTION = 1000  # characters
-FIRST_WAIT, LONGEST_BACKOFF, LONGEST_WAIT = 1.0, 60.0, 600.0  # seconds
-LEAK_WORDS = 6  # so many words of a longer answer, in a row, give it away
-LABEL_SHARE = 0.05  # an answer to so many of a task's questions is a class
-
-Messages = list[dict[str, str]]
 
 
 @dataclass(kw_only=True)
@@ -148,17 +137,6 @@ class Options:
     )
     seed: int = option(0, "of the pairs drawn, and of a local model's sampling")
     strict: bool = option(False, "stop at a broken task file instead of skipping it")
-
-
-class Reply(NamedTuple):
-    """What a model answered, and the tokens that it took."""
-
-    text: str
-    prompt_tokens: int
-    answer_tokens: int
-
-
-Ask = Callable[[Sequence[Messages], int], list[Reply]]  # chats, number of the try -> an answer to each
 
 
 @dataclass(frozen=True)
@@ -210,113 +188,6 @@ def _shorten(text: str, limit: int) -> str:
 
 # --- what an answer holds ---------------------------------------------------------------------------------------------
 
-_MARK = re.compile(  # "3.", "(3)", "- ", "Description 3:", also two of them, also in bold
-    r"[\s>#*_]*(?:(?:[-•*+]\s+|\(?#?\d{1,3}\s*[.):](?=[\s*_]|$)"
-    r"|(?:task\s+)?description\s*#?\s*\d{1,3}[\s*_]*(?:[.):\u2013\u2014-]|$))[\s*_]*)+",
-    re.IGNORECASE,
-)
-_FENCE = re.compile(r"```\w*\n(.*?)(?:```|\Z)", re.DOTALL)
-_JSON = re.compile(r"[\[{]\s*[\[{\"]")
-_JSON_TEXT = re.compile(r'(?<=[\s\[{:,])"(?:[^"\\\n]|\\.)*"(?=\s*(?:[,\]}\n]|\Z))')  # a whole value; a key has a colon
-
-
-def parse_descriptions(text: str) -> list[str]:
-    """The descriptions in a model's answer: a list with numbers or bullets, or JSON, even if it breaks off.
-
-    Whatever stands before, between and after them is left out, and so is what is too short or long to be a description.
-    """
-    text = text.rpartition("</think>")[2].partition("<think>")[0]  # what a reasoning model thinks is no answer
-    if fence := _FENCE.search(text):
-        text = fence[1]
-    start = _JSON.search(text)
-    if start and not text[: start.start()].strip():
-        found = list(_from_json(text[start.start() :]))
-    else:
-        found = _from_list(text) or (list(_from_json(text[start.start() :])) if start else [])
-    cleaned = map(_clean, found)
-    return [item for item in cleaned if len(item) <= MAX_DESCRIPTION and len(_words(item)) > 1]
-
-
-def _from_list(text: str) -> list[str]:
-    items, is_open = [], False
-    for line in text.splitlines():
-        if mark := _MARK.match(line):
-            items.append(line[mark.end() :])
-            is_open = True
-        elif not line.strip():
-            is_open = is_open and not items[-1].strip()  # a description may stand below its number
-        elif is_open:
-            items[-1] += f" {line}"
-    return items
-
-
-def _from_json(text: str) -> Iterator[str]:
-    try:
-        yield from _texts(json.JSONDecoder(strict=False).raw_decode(text)[0])
-    except (ValueError, RecursionError):
-        for part in _JSON_TEXT.findall(text):
-            with suppress(ValueError):
-                yield json.loads(part, strict=False)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """All texts in a JSON value; of an object that names them, those under "description..." alone."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        named = [item for key, item in value.items() if key.casefold().startswith("description")]
-        yield from _texts(named or list(value.values()))
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
-
-
-def _clean(text: str) -> str:
-    text = text.encode(errors="replace").decode()  # half a surrogate pair could not be written to a file
-    text = " ".join(text.replace("**", "").split()).strip("*_ ")
-    return text[1:-1].strip() if text[:1] in ('"', "“") and text[-1:] in ('"', "”") else text
-
-
-def _words(text: str) -> list[str]:
-    """The words, without case and punctuation."""
-    return re.findall(r"[^\W_]+", re.sub("['\u2019]", "", text.casefold()))
-
-
-FUNCTION_WORDS = frozenset(
-    _words(  # stand in any sentence, so that their being there tells nothing
-        "a about after all an and any are as at be been before but by can could did do does each for from had has "
-        "have he her him his how i if in into is it its may me more most my no nor not of off on one or our out "
-        "over she should so some such than that the their them then there these they this those to too up us was "
-        "we were what when where which who whom whose why will with would yes you your"
-    )
-)
-
-
-def labels(task: Task) -> set[str]:
-    """The task's classes: answers to several of its questions, one in twenty at least, as compared by `leaks`.
-
-    A description that names them ("is the review positive?") gives no question's answer away.
-    """
-    counts = Counter(" ".join(_words(example["output"])) for example in task.train)
-    return {answer for answer, n in counts.items() if n > 1 and n >= LABEL_SHARE * len(task.train)}
-
-
-def leaks(description: str, answers: Sequence[str], classes: set[str] = frozenset()) -> bool:
-    """Whether an answer stands in the description, whatever the case and the punctuation.
-
-    Of a longer answer, six words in a row do. Not counted are classes, single characters ("a", "7") and answers
-    of nothing but function words ("in the").
-    """
-    text = f" {' '.join(_words(description))} "
-    for answer in answers:
-        words = _words(answer)
-        if len("".join(words)) < 2 or FUNCTION_WORDS.issuperset(words) or " ".join(words) in classes:
-            continue
-        n = min(len(words), LEAK_WORDS)
-        if any(f" {' '.join(words[i : i + n])} " in text for i in range(len(words) - n + 1)):
-            return True
-    return False
-
 
 def select(task: Task, answers: Sequence[tuple[Query, str]], options: Options) -> tuple[list[str], Counter]:
     """The descriptions to keep from a task's answers, and what became of the others.
@@ -326,14 +197,14 @@ def select(task: Task, answers: Sequence[tuple[Query, str]], options: Options) -
     """
     count = Counter(asked=len(answers) * options.per_query)
     kept = list(task.descriptions) if options.keep else []
-    seen = {" ".join(_words(text)) for text in [*kept, *task.eval_descriptions]}
+    seen = {" ".join(words(text)) for text in [*kept, *task.eval_descriptions]}
     classes = labels(task)
     for query, text in answers:
         shown = [answer for pair in query.pairs for answer in [pair["output"], *pair.get("outputs", [])]]
         found = parse_descriptions(text)[: options.per_query]
         count["empty"] += not found
         for description in found:
-            key = " ".join(_words(description))
+            key = " ".join(words(description))
             if leaks(description, shown, classes):
                 count["leaked"] += 1
             elif key in seen:
@@ -346,125 +217,6 @@ def select(task: Task, answers: Sequence[tuple[Query, str]], options: Options) -
 
 
 # --- who answers ------------------------------------------------------------------------------------------------------
-
-
-class _MayPass(Exception):
-    """A failure worth another try, after `wait` seconds where the server names them."""
-
-    def __init__(self, reason: str, wait: float | None = None):
-        super().__init__(reason)
-        self.wait = wait
-
-
-def endpoint(options: Options, stop: Event) -> Ask:
-    """Ask a server in OpenAI's chat completions format. Once `stop` is set, nothing is tried again.
-
-    Raises UserError where the URL or the key cannot be right, the server refuses, or the tries are used up.
-    """
-    try:
-        import httpx  # in the group `train`
-    except ImportError:
-        raise UserError("An endpoint is asked through the package httpx: pip install --group train.") from None
-    url = options.url.rstrip("/") + "/chat/completions"
-    try:
-        parts = httpx.URL(url)
-    except httpx.InvalidURL:
-        parts = httpx.URL("")
-    if parts.scheme not in ("http", "https") or not parts.host:
-        raise UserError(f"--url must be an address such as http://localhost:8000/v1, not {options.url!r}.")
-    key = os.environ.get(options.key_variable, "").strip()
-    if not key.isascii() or not key.isprintable():
-        raise UserError(f"The environment variable {options.key_variable} holds no key: it has odd characters in it.")
-    client = httpx.Client(  # which follows no redirects: the key goes to the URL's host alone
-        headers={"Authorization": f"Bearer {key}"} if key else None,
-        timeout=options.timeout,
-        limits=httpx.Limits(max_connections=options.concurrency),
-    )
-
-    def post(chat: Messages) -> Reply:
-        body = {"model": options.model, "messages": chat, "temperature": options.temperature}
-        if options.max_tokens:
-            body["max_tokens"] = options.max_tokens
-        content = bytearray()
-        try:
-            with client.stream("POST", url, json=body) as response:
-                for chunk in response.iter_bytes():
-                    content += chunk
-                    if len(content) > MAX_ANSWER_BYTES:
-                        raise UserError(f"{url} sent more than {MAX_ANSWER_BYTES >> 20} MiB: is it the right --url?")
-        except httpx.HTTPError as error:
-            raise _MayPass(f"{type(error).__name__}: {error}") from error
-        try:
-            data = json.loads(content)
-        except (ValueError, RecursionError):
-            data = None
-        if response.status_code == 200:
-            return _reply(data)
-        code, reason = _refusal(data, response.reason_phrase)
-        reason = f"{response.status_code}, {reason.replace(key, '***') if key else reason}"
-        if code == "content_filter":
-            return Reply("", 0, 0)
-        passing = response.status_code in (408, 409, 425, 429) or response.status_code >= 500
-        if passing and code != "insufficient_quota":
-            raise _MayPass(reason, retry_after(response.headers.get("Retry-After")))
-        hint = {401: f" Set {options.key_variable} to a valid key.", 404: " Check --url and --model."}
-        raise UserError(f"{url} refused the request ({reason}).{hint.get(response.status_code, '')}")
-
-    def patiently(chat: Messages) -> Reply:
-        for attempt in range(options.retries + 1):
-            try:
-                return post(chat)
-            except _MayPass as failure:
-                backoff = min(FIRST_WAIT * 2**attempt, LONGEST_BACKOFF) * random.uniform(0.5, 1)
-                wait = backoff if failure.wait is None else failure.wait
-                last = failure
-            if wait > LONGEST_WAIT:
-                raise UserError(f"{url} asks to wait for {wait:.0f} s ({last}): start again then, to go on.")
-            if attempt < options.retries:
-                tqdm.write(f"Another try in {wait:.1f} s: {last}")
-                if stop.wait(wait):
-                    break
-        raise UserError(f"{url} did not answer ({last}): start again to go on.")
-
-    return lambda chats, attempt: [patiently(chat) for chat in chats]
-
-
-def _reply(data: Any) -> Reply:
-    """The content of a successful response -> the answer; no text where the model refused."""
-    try:
-        text = data["choices"][0]["message"].get("content")
-        usage = data.get("usage") or {}
-        tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
-        if not isinstance(text, str | None):
-            raise TypeError
-    except (LookupError, TypeError, ValueError, AttributeError):
-        raise _MayPass("what came is no chat completion") from None
-    return Reply((text or "").encode(errors="replace").decode(), *tokens)
-
-
-def _refusal(data: Any, default: str) -> tuple[str, str]:
-    """The content of an error response -> its code and its message, the latter in one line."""
-    error = data.get("error", data) if isinstance(data, dict) else None
-    if isinstance(error, dict):
-        code, message = error.get("code"), error.get("message") or error.get("detail")
-    else:
-        code, message = None, error
-    return str(code), " ".join((message if isinstance(message, str) else default).split())[:300]
-
-
-def retry_after(value: str | None) -> float | None:
-    """The header Retry-After, seconds or a date -> seconds from now; None where it says nothing."""
-    if not value:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            date = parsedate_to_datetime(value)
-        except ValueError:
-            return None
-        seconds = ((date if date.tzinfo else date.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
-    return max(seconds, 0.0) if math.isfinite(seconds) else None
 
 
 def local_model(options: Options) -> Ask:

@@ -4,10 +4,7 @@ Many are trained in one run, each row of a batch with its own A and B, so that a
 they need. Nothing passes from one to another: each has its own data order, gradient clipping and Adam state.
 """
 
-import json
 import math
-import re
-import shutil
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,18 +18,16 @@ from torch import Tensor
 
 from hyperlora.adapted import AdaptedModel
 from hyperlora.base import Precision, load_base, origin, precision
-from hyperlora.config import MAX_RANK, PromptStyle, lora_scale, read_json
+from hyperlora.config import MAX_RANK, PromptStyle, lora_scale
 from hyperlora.errors import UserError
-from hyperlora.files import check_writable, write_atomic, writing
+from hyperlora.files import check_writable
 from hyperlora.hypernetwork import Factors
 from hyperlora.lora import Adapter
+from training.parts.adapters import average, form, load_adapters, read_index, save_adapters
+from training.parts.batches import IGNORE, Batches, Encoded, encode_task
 from training.parts.loss import answer_loss, training_mode
 from training.parts.options import option, parse, run
-from training.tasks import IGNORE, NAME, Batches, Encoded, Task, encode_task, load_tasks
-
-INDEX = "index.json"
-MAX_INDEX_BYTES = 64 * 2**20
-TARGET_MODULES = ["q_proj", "v_proj"]  # Figure 7
+from training.tasks import Task, load_tasks
 
 
 @dataclass
@@ -123,7 +118,7 @@ def _check_resumed(folder: Path, adapted: AdaptedModel, config: "Options") -> No
         for module, (d_in, d_out) in adapted.target_modules.items()
     }
     bases = {Path(base).name for base in (there.base_model, origin(adapted.model)[0]) if base}  # whatever their folder
-    if len(bases) > 1 or _form(there) != (config.alpha, config.use_rslora, config.prompt_style, sizes):
+    if len(bases) > 1 or form(there) != (config.alpha, config.use_rslora, config.prompt_style, sizes):
         raise UserError(
             f"The LoRA {folder} is of another base, alpha, rank, prompt_style or target modules than those that are to "
             "be trained: resume with the same, or take another output folder."
@@ -218,75 +213,6 @@ def _clip(parameters: Sequence[Tensor], largest: float) -> None:
     factors = (largest / (norms + 1e-6)).clamp(max=1.0)
     for p in parameters:
         p.grad.mul_(factors.view(-1, 1, 1, 1))
-
-
-def average(adapters: Sequence[Adapter]) -> Adapter:
-    """The average LoRA of the paper's Section 4: the elementwise mean of A and of B, not of their products."""
-    if not adapters:
-        raise UserError("There are no adapters to average.")
-    first = adapters[0]
-    if any(_form(adapter) != _form(first) for adapter in adapters):
-        raise UserError("Only adapters of the same alpha, rank, prompt_style, modules and sizes can be averaged.")
-    means = {
-        module: tuple(torch.stack([a.weights[module][side] for a in adapters]).mean(0) for side in (0, 1))
-        for module in first.weights
-    }
-    return Adapter(
-        means, first.alpha, first.use_rslora, first.lora_dropout,
-        base_model=first.base_model, base_revision=first.base_revision, prompt_style=first.prompt_style,
-    )  # fmt: skip
-
-
-def _form(adapter: Adapter) -> tuple:
-    """What adapters must have in common to be averaged."""
-    sizes = {module: (tuple(A.shape), tuple(B.shape)) for module, (A, B) in adapter.weights.items()}
-    return adapter.alpha, adapter.use_rslora, adapter.prompt_style, sizes
-
-
-def read_index(folder: str | Path) -> dict[str, list[str]]:
-    """index.json of a folder of LoRAs: name -> the tasks it was trained on; empty where there is none.
-
-    Raises UserError, naming the file, where it is damaged, of another form, or a name is no plain folder's.
-    """
-    path = Path(folder) / INDEX
-    index = read_json(path, MAX_INDEX_BYTES) if path.exists() else {}
-    good = isinstance(index, dict) and all(
-        re.fullmatch(NAME, name) and isinstance(of, list) and all(isinstance(task, str) for task in of)
-        for name, of in index.items()
-    )
-    if not good:
-        raise UserError(
-            f"{path} must hold an object of LoRA: [names of its tasks], a LoRA's name of letters, digits, "
-            '"_", "-" and ".": mend it, or train the LoRAs again.'
-        )
-    return index
-
-
-def save_adapters(folder: str | Path, adapters: Mapping[str, Adapter], groups: Mapping[str, Sequence[Task]]) -> None:
-    """Each adapter as the PEFT folder FOLDER/NAME, and index.json: name -> the tasks it was trained on.
-
-    Adapters that the folder's index names already stay. `UserError` where writing fails; the index names whole ones.
-    """
-    folder = Path(folder)
-    index = read_index(folder)
-    with writing(folder, "free some space, or choose another output folder"):
-        for name, adapter in adapters.items():
-            new = not (folder / name).exists()
-            try:
-                adapter.save_pretrained(folder / name)
-            except BaseException:
-                if new:
-                    shutil.rmtree(folder / name, ignore_errors=True)
-                raise
-            index[name] = [task.name for task in groups.get(name, [])]
-        write_atomic(folder / INDEX, (json.dumps(index, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-def load_adapters(folder: str | Path) -> dict[str, Adapter]:
-    """What `save_adapters` wrote: name -> adapter, in the order of the index. UserError where there is no index."""
-    if not (Path(folder) / INDEX).exists():
-        raise UserError(f"{folder} holds no {INDEX}: train its LoRAs first.")
-    return {name: Adapter.from_pretrained(Path(folder) / name) for name in read_index(folder)}
 
 
 @dataclass(kw_only=True)

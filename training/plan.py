@@ -2,7 +2,7 @@
 
 python -m training.plan [--base mistral-7b] [--batch_size 8] [--gradient_checkpointing] [--processes 8 --shard_base]
 
-Memory is that of `hyperlora.memory`. Time is FLOPs over the GPU's own figure times a utilisation, and after that the
+Memory is that of `training/parts/memory.py`. Time is FLOPs over the GPU's own figure times a utilisation, and then the
 bytes that have to be read over half its bandwidth: an estimate to choose a machine by. An H200 took 0.27 s for an SFT
 step of 8 x 512 tokens (43 per cent of its figure) and 37.0 GB, and 0.06 s for one of reconstruction of 489 targets.
 """
@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hyperlora import memory
 from hyperlora.base import Precision
 from hyperlora.errors import UserError
 from hyperlora.files import resolve_folder
-from hyperlora.memory import GB, SHAPES, BaseShape, HyperShape, Parts
+from hyperlora.memory import GB, SHAPES, BaseShape, HyperShape, Parts, cache, chat
+from training.parts import memory
 from training.parts.options import option, parse, run
+from training.parts.results import table
 
 
 @dataclass(frozen=True)
@@ -150,29 +151,28 @@ def stages(options: Options) -> dict[str, Stage]:
             sft_flops * rows * options.epochs / options.processes,
         ),
         "evaluation": Stage(
-            memory.chat(shape, options.eval_batch_size, options.longest + answer, dtype),
+            chat(shape, options.eval_batch_size, options.longest + answer, dtype),
             options.evaluated * memory.forward_flops(base, 1, tokens + answer, answer),
-            rounds * (base.bytes(dtype) + memory.cache(base, options.eval_batch_size, tokens + answer)),
+            rounds * (base.bytes(dtype) + cache(base, options.eval_batch_size, tokens + answer)),
         ),
     }
 
 
-def table(options: Options) -> str:
+def plan(options: Options) -> str:
     """Markdown: stages down, GPUs across; hours where the stage fits, and the memory that it takes."""
     utilisation = options.utilisation * (2 / 3 if options.base_dtype in ("4bit", "8bit") else 1)
-    lines = ["| stage | memory | " + " | ".join(GPUS) + " |", "| --- |" + " --- |" * (len(GPUS) + 1)]
-    found = stages(options)
+    lines, found = [], stages(options)
     for name, stage in found.items():
         cells = [
             _time(stage.hours(gpu, utilisation)) if stage.bytes <= gpu.memory * GB else "too small"
             for gpu in GPUS.values()
         ]
-        lines.append(f"| {name} | {stage.bytes / GB:.1f} GB | " + " | ".join(cells) + " |")
-    lines.append("")
-    for name, stage in found.items():
-        parts = ", ".join(f"{part} {size / GB:.1f}" for part, size in stage.parts.items())
-        lines.append(f"{name}: {parts} GB")
-    return "\n".join(lines)
+        lines.append([name, f"{stage.bytes / GB:.1f} GB", *cells])
+    parts = [
+        f"{name}: {', '.join(f'{part} {size / GB:.1f}' for part, size in stage.parts.items())} GB"
+        for name, stage in found.items()
+    ]
+    return "\n".join([table(["stage", "memory", *GPUS], lines), *parts])
 
 
 def _time(hours: float) -> str:
@@ -181,7 +181,7 @@ def _time(hours: float) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv, __doc__)
-    print(table(options))
+    print(plan(options))
     print(
         f"\nMemory is of one of {options.processes} GPUs at a row's {options.longest} tokens; time at {options.tokens} "
         f"tokens a row, {options.utilisation:.0%} of the FLOP/s (fewer with few bits) and {BANDWIDTH:.0%} of the "

@@ -30,6 +30,7 @@ from hyperlora.errors import UserError
 from hyperlora.files import write_atomic, writing
 from hyperlora.generator import HyperLoRA
 from training.parts.library import Library, pack
+from training.parts.network import NetworkOptions, save, task_inputs, trained_descriptions, untrained
 from training.parts.options import option, parse, run
 from training.parts.trainer import (
     BatchTrainer,
@@ -39,7 +40,6 @@ from training.parts.trainer import (
     checkpoint_step,
     last_checkpoint,
 )
-from training.sft import NetworkOptions, save, task_inputs, trained_descriptions, untrained
 from training.tasks import Task, load_tasks
 
 PIECE = 2**24

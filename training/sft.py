@@ -18,7 +18,6 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from random import Random
 from typing import Literal
 
 import torch
@@ -31,14 +30,14 @@ from transformers import PreTrainedModel, PrinterCallback, SchedulerType, Traini
 
 from hyperlora.adapted import AdaptedModel
 from hyperlora.base import Precision, load_base, origin, precision
-from hyperlora.config import HyperLoRAConfig
-from hyperlora.embedder import MINILM, load_embedder
+from hyperlora.embedder import load_embedder
 from hyperlora.errors import UserError
-from hyperlora.files import writing
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
+from training.parts.batches import Batches, encode_task
 from training.parts.loss import check_trainable, mean_loss, training_mode
 from training.parts.muon import MuonAdamW
+from training.parts.network import NetworkOptions, save, task_inputs, trained_descriptions, untrained
 from training.parts.options import option, parse, run
 from training.parts.trainer import (
     BatchTrainer,
@@ -49,7 +48,7 @@ from training.parts.trainer import (
     checkpoint_step,
     last_checkpoint,
 )
-from training.tasks import Batches, Task, descriptions_of, encode_task, load_tasks
+from training.tasks import Task, load_tasks
 
 FREE = (  # what a resumed run may have otherwise; of the batch sizes the product counts
     "batch_size", "gradient_accumulation_steps", "epochs", "max_steps", "gradient_checkpointing",
@@ -59,20 +58,6 @@ SHAPE = (  # what a hypernetwork and the one that it goes on from have in common
     "head", "target_modules", "num_layers", "d_emb", "rank", "alpha", "use_rslora", "task_input", "num_tasks",
     "task_names", "offset", "z_score", "latent_size", "head_size", "rank_embedding", "embedder", "prompt_style",
 )  # fmt: skip
-
-
-@dataclass
-class NetworkOptions:
-    """What SFT and reconstruction both ask of the hypernetwork and its inputs."""
-
-    head: Literal["L", "M", "S"] = option("M", "L: A and B at once, M: one of them, S: one rank of one")
-    task_input: Literal["text", "one_hot", "learned"] = option("text", "what stands for a task (Sec. 3.2)")
-    learned_size: int = option(64, "size of a learned task vector", least=1)
-    embedder: str = option(MINILM, "sentence encoder of the descriptions, or last_token for the base itself")
-    dropout: float = option(0.05, "dropout in the hypernetwork (Fig. 8)", least=0, most=0.99)
-    max_descriptions: int = option(128, "at most so many descriptions a task are trained on (App. G)", least=1)
-    prompt_style: Literal["input", "description_input"] = option("input", "whether prompts hold a description too")
-    seed: int = option(0, "of the hypernetwork's start, the data and the noise", least=0)
 
 
 @dataclass
@@ -169,46 +154,6 @@ def _go_on_from(hyperlora: HyperLoRA, init: HyperLoRA) -> None:
     hyperlora.load_state_dict(state, strict=False)
 
 
-def untrained(config: NetworkOptions, names: Sequence[str], descriptions: list[str], embedder, **shape) -> HyperLoRA:
-    """The hypernetwork that a stage starts from, for the tasks of these names, with their training descriptions in it.
-
-    embedder: an object with `embed` and `d_emb`, read only where the task input is text. shape: the fields of
-    `HyperLoRAConfig` that are not among the stage's settings.
-    """
-    text, count = config.task_input == "text", len(names)
-    torch.manual_seed(config.seed)
-    hyperlora = HyperLoRA(
-        HyperLoRAConfig(
-            head=config.head,
-            d_emb=embedder.d_emb if text else {"one_hot": count, "learned": config.learned_size}[config.task_input],
-            task_input=config.task_input,
-            num_tasks=None if text else count,
-            task_names=None if text or len(set(names)) < count else list(names),  # a library may have a task twice
-            dropout=config.dropout,
-            embedder=config.embedder,
-            prompt_style=config.prompt_style,
-            **shape,
-        )
-    )
-    if text:
-        hyperlora.set_descriptions(descriptions, embedder.embed(descriptions))
-        hyperlora.embedder = embedder
-    return hyperlora
-
-
-def trained_descriptions(task: Task, config: NetworkOptions) -> list[str]:
-    """The descriptions of a task that training draws from: all, or `max_descriptions` of them, always the same.
-
-    Raises `UserError` where the task input is text and there are none.
-    """
-    texts = descriptions_of(task) if config.task_input == "text" else task.descriptions
-    most = config.max_descriptions
-    if len(texts) <= most:
-        return texts
-    kept = sorted(Random(f"{config.seed} {task.name}").sample(range(len(texts)), most))
-    return [texts[i] for i in kept]
-
-
 def trained_tasks(tasks: Sequence[Task], config: SFTConfig) -> list[Task]:
     """The tasks with training examples, each with the descriptions that it is trained with.
 
@@ -258,21 +203,6 @@ class SFTModel(nn.Module):
         factors = self.hyperlora.factors(task_input)
         with self.adapted.use_factors(factors, rows, self.hyperlora.scale):
             return {"loss": mean_loss(self.adapted.model, input_ids, labels, num_items_in_batch)}
-
-
-def task_inputs(hyperlora: HyperLoRA, tasks: Sequence[Task], kind: str) -> tuple[Tensor, list[list[int]]]:
-    """What stands for each task: the inputs of all (text [n, d_emb], one-hot, or ids [n]), and each task's own rows.
-
-    kind: `descriptions` or `eval_descriptions`, read only where the task input is text.
-    """
-    if hyperlora.config.task_input != "text":
-        ids = torch.arange(len(tasks))
-        one_hot = hyperlora.config.task_input == "one_hot"
-        return torch.eye(len(tasks)) if one_hot else ids, [[i] for i in ids.tolist()]
-    texts = [getattr(task, kind) for task in tasks]
-    ends = list(itertools.accumulate(map(len, texts)))
-    flat = [text for part in texts for text in part]
-    return hyperlora.embedder.embed(flat), [list(range(e - len(p), e)) for p, e in zip(texts, ends, strict=True)]
 
 
 def train(
@@ -429,12 +359,6 @@ def _inputs(hyperlora: HyperLoRA, adapted: AdaptedModel, tasks: Sequence[Task]) 
         "target modules": ", ".join(adapted.target_modules),
         "offset adapter": "none" if hyperlora.offset is None else f"{checksum:08x}",
     }
-
-
-def save(hyperlora: HyperLoRA, folder: Path) -> None:
-    """Write each of the folder's files whole or not at all; `UserError` where that fails."""
-    with writing(folder, "free some space, then resume"):
-        hyperlora.save_pretrained(folder)
 
 
 def _validation_tasks(hyperlora: HyperLoRA, tasks: Sequence[Task], held_out: Sequence[Task] | None) -> list[Task]:

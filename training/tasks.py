@@ -1,4 +1,4 @@
-"""Tasks: where they come from, their prompts, and the batches that every stage of training reads.
+"""Tasks: where they come from, and the files that every stage of training reads.
 
 python -m training.tasks --source SOURCE --output DIR [--select train] [--first N] [--strict]
 
@@ -24,24 +24,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-import torch
-from torch import Tensor
-from torch.utils.data import IterableDataset
-
 from hyperlora.errors import UserError
 from hyperlora.files import write_atomic, writing
-from hyperlora.prompt import apply_template, with_description
 from training.parts import hub_tasks, sni
 from training.parts.options import option, parse, run
 
-IGNORE = -100  # the label of tokens that carry no loss
 MAX_FILE_BYTES = 256 * 2**20
 HUB = "hub:"
 NAME = r"\w[\w.-]{0,199}"  # of a task, and of a LoRA: a plain file's or folder's
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 NAMED = 20  # broken files that are named one by one
-
-Encoded = dict[str, list[int]]  # {"input_ids": [t], "labels": [t]}
 
 
 class Example(TypedDict):
@@ -241,130 +233,6 @@ def _task_files(folder: Path) -> list[Path]:
         if paths := sorted(path for path in place.glob("*.json*") if path.suffix in (".json", ".jsonl")):
             return paths
     raise UserError(f"{folder} holds no task files (*.json, *.jsonl).")
-
-
-def encode_prompts(tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """User messages -> token ids through the chat template, up to where the answer starts."""
-    if not texts:
-        return []
-    chats = [[{"role": "user", "content": text}] for text in texts]
-    return apply_template(tokenizer, chats, add_generation_prompt=True, return_dict=False)
-
-
-def encode_all(
-    tokenizer, examples: Sequence[Example], descriptions: Sequence[str | None] | None = None
-) -> list[Encoded]:
-    """Examples -> `{"input_ids", "labels"}` through the chat template, the labels -100 on the prompt, ending in eos.
-
-    descriptions: one for each example, put in front of its input; None for the input alone.
-    """
-    if not examples:
-        return []
-    descriptions = descriptions or [None] * len(examples)
-    texts = [with_description(d, e["input"]) for e, d in zip(examples, descriptions, strict=True)]
-    chats = [
-        [{"role": "user", "content": text}, {"role": "assistant", "content": e["output"]}]
-        for text, e in zip(texts, examples, strict=True)
-    ]
-    encoded = []
-    prompts = encode_prompts(tokenizer, texts)
-    for prompt, ids in zip(prompts, apply_template(tokenizer, chats, return_dict=False), strict=True):
-        if ids[: len(prompt)] != prompt:
-            raise UserError(
-                "The chat template changes the prompt once an answer follows: training needs one that does not."
-            )
-        ends = [i for i, token in enumerate(ids) if token == tokenizer.eos_token_id and i >= len(prompt)]
-        ids = [*ids[: ends[-1] if ends else None], tokenizer.eos_token_id]  # templates may put a newline behind it
-        encoded.append({"input_ids": ids, "labels": [IGNORE] * len(prompt) + ids[len(prompt) :]})
-    return encoded
-
-
-def encode(tokenizer, input: str, output: str, description: str | None = None) -> Encoded:
-    """One example, as in `encode_all`."""
-    return encode_all(tokenizer, [{"input": input, "output": output}], [description])[0]
-
-
-def encode_task(tokenizer, task: Task, prompt_style: str = "input", split: str = "train") -> list[Encoded]:
-    """All examples of a task's split. With the style "description_input" each has one of its descriptions, in turn."""
-    examples = getattr(task, split)
-    if prompt_style != "description_input":
-        return encode_all(tokenizer, examples)
-    texts = descriptions_of(task)
-    return encode_all(tokenizer, examples, [texts[i % len(texts)] for i in range(len(examples))])
-
-
-def collate(rows: Sequence[Encoded], pad_token_id: int) -> dict[str, Tensor]:
-    """Right-padded `input_ids` and `labels`, int64 [b, t]. Causal attention never looks right, so no mask is needed."""
-    length = max(len(row["input_ids"]) for row in rows)
-    ids = torch.full((len(rows), length), pad_token_id)
-    labels = torch.full((len(rows), length), IGNORE)
-    for i, row in enumerate(rows):
-        n = len(row["input_ids"])
-        ids[i, :n] = torch.tensor(row["input_ids"])
-        labels[i, :n] = torch.tensor(row["labels"])
-    return {"input_ids": ids, "labels": labels}
-
-
-class Batches(IterableDataset):
-    """Endless batches of like length, the same for the same seed, from any batch on.
-
-    sources: one list of encoded examples a task; tasks are drawn evenly, whatever their size.
-    choices: for each source the ids that a draw takes one of (descriptions, or an adapter): `index` of a batch.
-    batch_size, passes, processes: an optimizer step is `passes` batches of `batch_size` rows in each of `processes`
-    processes; what is drawn for it depends on their product alone, so that a step is the same however it is cut.
-    process: whose batches these are. start: the number of this process's first batch.
-    Within a window of steps the draws are sorted by length; then the steps are shuffled, in an order that depends
-    on (seed, window) only through the window, so that the streams of several seeds stay alike in length.
-    Yields {"input_ids" [b, t], "labels" [b, t], "index" [b]}, all int64.
-    """
-
-    def __init__(
-        self,
-        sources: Sequence[Sequence[Encoded]],
-        choices: Sequence[Sequence[int]],
-        batch_size: int,
-        pad_token_id: int,
-        seed: int = 0,
-        start: int = 0,
-        window: int = 64,
-        passes: int = 1,
-        process: int = 0,
-        processes: int = 1,
-    ):
-        if not sources or not all(sources) or not all(len(c) for c in choices):
-            raise UserError("There is a task without training examples or without descriptions.")
-        self.sources, self.choices = sources, choices
-        self.batch_size, self.pad_token_id = batch_size, pad_token_id
-        self.seed, self.start, self.window = seed, start, window
-        self.passes, self.process, self.processes = passes, process, processes
-
-    def _window(self, number: int) -> list[list[tuple[int, int, int]]]:
-        """This process's batches of one window: (source, example, choice) of each row."""
-        random = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-        size, n = self.batch_size, len(self.sources)
-        parts = self.passes * self.processes  # batches of a step
-        count = self.window * size * parts
-        rounds = [torch.randperm(n, generator=random) for _ in range(-(-count // n))]
-        # floats in float64: one draw serves lists of any length
-        picks = torch.rand(count, 2, generator=random, dtype=torch.float64).tolist()
-        draws = []
-        for source, (p, q) in zip(torch.cat(rounds)[:count].tolist(), picks, strict=True):
-            options = self.choices[source]
-            draws.append((source, int(p * len(self.sources[source])), options[int(q * len(options))]))
-        draws.sort(key=lambda d: len(self.sources[d[0]][d[1]]["input_ids"]))
-        order = torch.randperm(self.window, generator=torch.Generator().manual_seed(number)).tolist()
-        # the processes' batches of one pass lie side by side, so that none waits for another's longer rows
-        firsts = [i * parts + j for i in order for j in range(self.process, parts, self.processes)]
-        return [draws[first * size : (first + 1) * size] for first in firsts]
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        number, skip = divmod(self.start, self.window * self.passes)
-        while True:
-            for draws in self._window(number)[skip:]:
-                batch = collate([self.sources[s][e] for s, e, _ in draws], self.pad_token_id)
-                batch["index"] = torch.tensor([choice for _, _, choice in draws])
-                yield batch
-            number, skip = number + 1, 0
 
 
 @dataclass(kw_only=True)

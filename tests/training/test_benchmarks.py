@@ -14,7 +14,8 @@ from hyperlora.errors import UserError
 from hyperlora.prompt import trained_template
 from training import benchmarks
 from training.benchmarks import BENCHMARKS, AdaptedLM, Benchmark, choose, main, run_benchmark
-from training.lora import save_adapters
+from training.parts.adapters import save_adapters
+from training.parts.results import read_results
 from training.sft import SFTConfig, build
 
 QUESTIONS = [
@@ -208,15 +209,15 @@ def test_the_command_line_measures_all_methods_and_goes_on_where_it_stopped(
     arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     main([*arguments, "--benchmarks", "letters"])
     main(arguments)
-    results = json.loads((tmp_path / "out.json").read_text())
-    found = {(row["task"], row["method"]): row for row in results["rows"]}
-    assert len(found) == len(results["rows"]) == 19
+    rows, _ = read_results(tmp_path / "out.json")
+    found = {(row["task"], row["method"]): row for row in rows}
+    assert len(found) == len(rows) == 19
     methods = ["base", "base, prompted", "base, few-shot", "average LoRA", "multi-task LoRA", "Arrow routing"]
     methods += ["nearest task's LoRA", "HyperLoRA M", "HyperLoRA M, prompted", "oracle LoRA"]
     assert [method for task, method in found if task == "letters"] == methods
     assert [method for task, method in found if task == "written"] == methods[:-1]  # nobody trained a LoRA for it
-    assert all(len(row["scores"]) == 3 == row["descriptions"] for row in results["rows"] if row["kind"] == "unseen")
-    assert (tmp_path / "out.md").read_text().startswith("| | Letters | Written |")
+    assert all(len(row["scores"]) == 3 == row["descriptions"] for row in rows if row["kind"] == "unseen")
+    assert (tmp_path / "out.md").read_text().startswith("|  | Letters | Written |")
     # with all rows there, nothing is measured again; and other settings do not mix with them
     monkeypatch.setattr(benchmarks, "run_benchmark", None)
     main(arguments)

@@ -13,9 +13,10 @@ from hyperlora.base import load_base
 from hyperlora.chat import ChatEngine
 from hyperlora.generator import HyperLoRA
 from training import recon, sft
-from training.evaluate import Trial, score
-from training.lora import LoRAConfig, save_adapters, train_loras
+from training.lora import LoRAConfig, train_loras
+from training.parts.adapters import save_adapters
 from training.parts.library import pack
+from training.parts.scoring import Trial, score
 
 DEVICE = "cuda"
 DEVICES = ("cpu", DEVICE)

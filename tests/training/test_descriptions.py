@@ -20,7 +20,9 @@ from transformers import AutoTokenizer, MistralForCausalLM
 
 from hyperlora.errors import UserError
 from training import descriptions
-from training.descriptions import Options, labels, leaks, main, make_queries, parse_descriptions, retry_after
+from training.descriptions import Options, main, make_queries
+from training.parts.endpoint import retry_after
+from training.parts.written import labels, leaks, parse_descriptions
 from training.tasks import Task, load_tasks
 
 ROOT = Path(__file__).parents[2]
@@ -89,7 +91,7 @@ class Endpoint:
 def endpoint(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
-    monkeypatch.setattr(descriptions, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr("training.parts.endpoint.FIRST_WAIT", 0.01)
     endpoint = Endpoint()
     yield endpoint
     endpoint.released.set()

@@ -15,9 +15,9 @@ from accelerate.commands.config.config_args import load_config_from_file
 from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
 from tests.training.test_sft import ROOT, command, logged
+from training.parts.batches import Batches
 from training.parts.options import parse
 from training.sft import Options, main
-from training.tasks import Batches
 
 CONFIGS = ROOT / "training" / "configs"
 TWO_CPUS = ["--config_file", str(CONFIGS / "accelerate-2-cpus.yaml")]

@@ -5,32 +5,17 @@ import torch
 
 from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
-from training.analysis import read_rows
-from training.evaluate import (
-    KINDS,
-    NO_DESCRIPTION,
-    OTHER,
-    RANDOM,
-    SEEN,
-    UNSEEN,
-    NearestLoRA,
-    Retrieval,
-    Settings,
-    Sources,
-    Trial,
-    answer,
-    evaluate,
-    main,
-    markdown_table,
-    pick_descriptions,
-    respond,
-    score,
-    summary,
-)
-from training.lora import load_adapters, save_adapters
+from training.evaluate import Settings, evaluate, main
+from training.parts.adapters import load_adapters, save_adapters
 from training.parts.arrow import Arrow
+from training.parts.baselines import NearestLoRA, Retrieval
+from training.parts.batches import encode_prompts
+from training.parts.kinds import KINDS, NO_DESCRIPTION, OTHER, RANDOM, SEEN, UNSEEN, pick_descriptions
+from training.parts.results import read_results, summary_table
+from training.parts.scoring import Trial, answer, respond, score
+from training.parts.sources import Sources
 from training.sft import SFTConfig, build
-from training.tasks import Task, encode_prompts
+from training.tasks import Task
 
 
 @pytest.fixture
@@ -110,7 +95,7 @@ def test_rouge_l_reads_whole_answers(adapted, tokenizer, tasks, monkeypatch):
     rows = evaluate(adapted, tokenizer, {"new": [task]}, tasks, {}, {}, settings)
     base = next(row for row in rows if row["method"] == "base")
     assert base["score"] == 0 and base["rouge_l"] == pytest.approx(0.5)
-    assert "| base | none | 0.50 ± 0.00 |" in markdown_table(rows, "rouge_l")
+    assert "| base | none | 0.50 ± 0.00 |" in summary_table(rows, "rouge_l")
     rows = evaluate(adapted, tokenizer, {"new": [task]}, tasks, {}, {}, Settings(examples=1, seeds=1))
     assert not any("rouge_l" in row for row in rows)
 
@@ -318,18 +303,7 @@ def test_every_method_is_measured_where_it_can_be(adapted, tokenizer, tasks, emb
     assert oracles == {"first", "third"}
     assert not any(method == "average LoRA" for method, _, _ in seen)
     assert {row["seed"] for row in rows} == {0, 1}
-    assert "| HyperLoRA M | unseen |" in markdown_table(rows)
-
-
-def test_the_summary_is_the_mean_over_tasks_and_its_spread_over_seeds():
-    row = {"method": "base", "split": "trained", "kind": "none"}
-    rows = [
-        row | {"task": t, "seed": s, "score": v}
-        for t, s, v in [("a", 0, 0.2), ("b", 0, 0.4), ("a", 1, 0.6), ("b", 1, 0.8)]
-    ]
-    [entry] = summary(rows)
-    assert entry["mean"] == pytest.approx(0.5) and entry["tasks"] == 2
-    assert entry["spread"] == pytest.approx((0.7 - 0.3) / 2**0.5)
+    assert "| HyperLoRA M | unseen |" in summary_table(rows)
 
 
 def command(**options) -> list[str]:
@@ -355,7 +329,7 @@ def test_the_command_line_writes_the_results(
     sources = {"tasks": tmp_path / "tasks", "held_out": tmp_path / "new", "base": tiny_base}
     sources |= {"hyperlora": list(folders.values()), "adapters": tmp_path / "loras"}
     main([*command(**sources, output=tmp_path / "out.json", **few), "--rouge_l"])
-    rows, settings = read_rows(tmp_path / "out.json")  # as training.analysis reads them
+    rows, settings = read_results(tmp_path / "out.json")  # as training.analysis reads them
     assert settings["examples"] == 1
     found = {split: {row["method"] for row in rows if row["split"] == split} for split in ("trained tasks", "new")}
     assert found["new"] == {

@@ -9,21 +9,12 @@ from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 
 from hyperlora.errors import UserError
 from tests.training.test_sft import ROOT
-from training.lora import (
-    LoRAConfig,
-    Options,
-    _rate,
-    average,
-    load_adapters,
-    main,
-    read_index,
-    save_adapters,
-    train_loras,
-)
+from training.lora import LoRAConfig, Options, _rate, main, train_loras
+from training.parts.adapters import average, load_adapters, read_index, save_adapters
+from training.parts.batches import collate, encode_task
 from training.parts.library import pack
 from training.parts.loss import mean_loss
 from training.parts.options import parse
-from training.tasks import collate, encode_task
 
 QUICK = LoRAConfig(  # a random base needs large steps, and its small embeddings drown in NEFTune's noise
     batch_size=8, gradient_accumulation_steps=1, max_steps=100, learning_rate=5e-2, neftune_alpha=0, log_every=50
@@ -141,7 +132,7 @@ def test_an_index_that_is_none_is_named(content, make_adapter, tmp_path):
 
 
 def test_an_index_is_of_bounded_size(tmp_path, monkeypatch):
-    monkeypatch.setattr("training.lora.MAX_INDEX_BYTES", 10)
+    monkeypatch.setattr("training.parts.adapters.MAX_INDEX_BYTES", 10)
     (tmp_path / "index.json").write_text('{"first": ["first"]}')
     with pytest.raises(UserError, match=r"index\.json is larger than 10 bytes"):
         read_index(tmp_path)

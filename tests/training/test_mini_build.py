@@ -10,6 +10,7 @@ from hyperlora.errors import UserError
 from training.mini import __main__ as build
 from training.mini import card
 from training.mini.suite import suite
+from training.parts.results import read_results
 
 NAMES = ("first_word", "plural", "sum", "upper_whole", "third_word", "product")
 FEW = ["--base_steps=4", "--hyperlora_steps=3", "--other_head_steps=2", "--lora_steps=2", "--examples=12"]
@@ -45,7 +46,7 @@ def test_every_stage_is_done_once(built: Path):
 
 def test_the_card_is_made_of_the_results(built: Path):
     text = (built / "assets" / "README.md").read_text()
-    rows = json.loads((built / "work" / "results.json").read_text())["rows"]
+    rows, _ = read_results(built / "work" / "results.json")
     for method in {row["method"] for row in rows}:
         assert f"| {method} |" in text
     assert {"base", "base, prompted", "multi-task LoRA", "retrieval", "HyperLoRA M", "HyperLoRA S", "HyperLoRA L"} < {

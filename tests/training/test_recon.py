@@ -9,7 +9,7 @@ import torch
 from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
 from hyperlora.hypernetwork import HyperNetwork
-from training.lora import load_adapters, save_adapters
+from training.parts.adapters import load_adapters, save_adapters
 from training.parts.library import pack
 from training.parts.options import parse
 from training.recon import Draws, Options, ReconConfig, ReconModel, build, errors, main, train

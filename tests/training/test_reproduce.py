@@ -13,8 +13,10 @@ import pytest
 from hyperlora.errors import UserError
 from tests.training.conftest import WordEmbedder, copy
 from training import reproduce
+from training.parts.cells import Budget, cells
 from training.parts.claims import Claim
-from training.reproduce import Budget, Options, cells
+from training.parts.results import read_results
+from training.reproduce import Options
 
 ROOT = Path(__file__).parents[2]
 TINY = Budget(
@@ -85,7 +87,7 @@ def test_a_killed_run_goes_on_and_every_cell_is_measured(done):
     for cell in cells(TINY, 3):
         folder = Path(options.output) / "cells" / cell.name
         trained = json.loads((folder / "trained.json").read_text())
-        rows = json.loads((folder / "results.json").read_text())["rows"]
+        rows, _ = read_results(folder / "results.json")
         assert trained["steps"] == len(trained["log"]) and trained["seconds"] > 0
         assert trained["tasks"] == (cell.tasks or 3)
         assert {row["split"] for row in rows} == set(cell.on)
@@ -121,7 +123,7 @@ def test_two_processes_finish_what_is_missing(done, tmp_path):
     assert [claim.text for claim in said] == [claim.text for claim in done[1]]
     for name in missing:
         alone, together = (Path(folder) / "cells" / name / "results.json" for folder in (done[0].output, output))
-        assert len(json.loads(together.read_text())["rows"]) == len(json.loads(alone.read_text())["rows"])
+        assert len(read_results(together)[0]) == len(read_results(alone)[0])
     assert (output / "cells" / "sft-M-0" / "trained.json").read_bytes() == kept
 
 

@@ -19,11 +19,12 @@ from hyperlora.adapted import AdaptedModel
 from hyperlora.base import load_base
 from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
+from training.parts.batches import collate, encode_task
 from training.parts.compile import has_compiler
 from training.parts.loss import training_mode
+from training.parts.network import save, trained_descriptions
 from training.parts.trainer import last_checkpoint
-from training.sft import SFTConfig, SFTModel, build, main, save, train, trained_descriptions
-from training.tasks import collate, encode_task
+from training.sft import SFTConfig, SFTModel, build, main, train
 
 ROOT = Path(__file__).parents[2]
 

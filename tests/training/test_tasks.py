@@ -6,20 +6,11 @@ import torch
 
 from hyperlora.errors import UserError
 from hyperlora.prompt import format_prompt
+from training.parts.batches import IGNORE, Batches, collate, encode, encode_prompts, encode_task
 from training.parts.loss import answer_loss, mean_loss
-from training.sft import SFTConfig, trained_descriptions
-from training.tasks import (
-    IGNORE,
-    Batches,
-    Task,
-    collate,
-    encode,
-    encode_prompts,
-    encode_task,
-    load_task,
-    load_tasks,
-    main,
-)
+from training.parts.network import trained_descriptions
+from training.sft import SFTConfig
+from training.tasks import Task, load_task, load_tasks, main
 
 
 def test_a_task_is_read_as_it_was_written(tasks, tmp_path):

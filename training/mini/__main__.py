@@ -11,7 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 
@@ -24,13 +24,15 @@ from hyperlora.errors import UserError
 from hyperlora.files import write_atomic
 from hyperlora.generator import HyperLoRA
 from training import evaluate, sft
-from training.lora import TARGET_MODULES, LoRAConfig, load_adapters, save_adapters, train_loras
+from training.lora import LoRAConfig, train_loras
 from training.mini.base import train_base
 from training.mini.card import write_card
 from training.mini.notice import measure_threshold
 from training.mini.splits import examples
 from training.mini.suite import suite
+from training.parts.adapters import TARGET_MODULES, load_adapters, save_adapters
 from training.parts.options import option, parse, run
+from training.parts.results import write_results
 from training.tasks import Task, load_tasks
 
 GROUPS = ("trained", "combination", "operation")
@@ -174,7 +176,7 @@ def run_evaluation(options: Options, work: Path) -> None:
     rows = evaluate.evaluate(
         adapted, tokenizer, splits, splits["trained tasks"], hyperloras, load_adapters(work / "loras"), settings
     )
-    evaluate.save_results(work / "results.json", rows, settings)
+    write_results(work / "results.json", rows, asdict(settings))
 
 
 def assemble(options: Options, work: Path) -> None:

@@ -26,11 +26,11 @@ from hyperlora.base import load_base
 from hyperlora.devices import fast_bfloat16
 from training.mini.splits import split_of
 from training.mini.suite import TextTask
+from training.parts.batches import collate, encode_all
 from training.parts.compile import has_compiler
 from training.parts.loss import mean_loss, training_mode
 from training.parts.muon import MuonAdamW
 from training.parts.trainer import BatchTrainer, checkpoint_step, last_checkpoint
-from training.tasks import collate, encode_all
 
 CONTEXT = 512  # tokens
 SPECIAL = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]

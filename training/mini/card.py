@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from training.evaluate import UNSEEN, markdown_table
 from training.mini.suite import EVAL_WORDINGS, TRAIN_WORDINGS, suite
-from training.parts.results import mean_by_task
+from training.parts.kinds import UNSEEN
+from training.parts.results import mean_by_task, read_results, summary_table
 
 CARD = """---
 license: apache-2.0
@@ -68,9 +68,9 @@ def write_card(path: Path, work: Path) -> None:
     """Write the card from the results and times in the work folder."""
     from safetensors import safe_open
 
-    results = json.loads((work / "results.json").read_text())
+    rows, settings = read_results(work / "results.json")
     notice = json.loads((work / "notice.json").read_text())
-    rows, groups = results["rows"], [task.group for task in suite()]
+    groups = [task.group for task in suite()]
     trained = mean_by_task(rows, "trained tasks", UNSEEN, "HyperLoRA M")
     table_rows = {}
     for split in ("new combinations", "new operations"):
@@ -86,10 +86,10 @@ def write_card(path: Path, work: Path) -> None:
         operations=groups.count("operation"),
         seen=TRAIN_WORDINGS,
         unseen=EVAL_WORDINGS,
-        examples=results["settings"]["examples"],
-        descriptions=results["settings"]["descriptions"],
+        examples=settings["examples"],
+        descriptions=settings["descriptions"],
         oracles=len(oracles),
-        table=markdown_table(rows),
+        table=summary_table(rows),
         below=sum(score < 0.5 for score in trained.values()),
         tasks=len(trained),
         combination_rows=table_rows["new combinations"],

@@ -20,7 +20,7 @@ from hyperlora.errors import UserError
 from hyperlora.files import atomic_file, open_safetensors
 from hyperlora.hypernetwork import Factors
 from hyperlora.lora import CONFIG_FILE, WEIGHTS_FILE, Adapter
-from training.lora import INDEX, read_index
+from training.parts.adapters import INDEX, read_index
 
 FLOAT = 4  # bytes
 

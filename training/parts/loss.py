@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 from transformers.integrations.neftune import neftune_post_forward_hook
 
 from hyperlora.errors import UserError
+from training.parts.batches import IGNORE
 from training.parts.compile import compiled_layers, layers_to_compile
-from training.tasks import IGNORE
 
 
 def answer_loss(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 import pytest
 
+from training.parts.cells import Budget, cells
 from training.parts.claims import (
     Claim,
     alike,
@@ -10,11 +11,10 @@ from training.parts.claims import (
     is_flat,
     no_worse,
     positive,
-    prompted_base,
     scores,
     verdict,
 )
-from training.reproduce import Budget, cells
+from training.parts.report import prompted_base
 
 
 def test_the_ending_is_the_line_of_each_of_the_last_two_fifths():

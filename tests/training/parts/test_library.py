@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 from hyperlora.errors import UserError
 from hyperlora.lora import Adapter
-from training.lora import save_adapters
 from training.parts import library as module
+from training.parts.adapters import save_adapters
 from training.parts.library import Library, pack, write_library
 from training.tasks import Task
 
