@@ -93,6 +93,7 @@ class AdaptedModel:
         self._slots: OrderedDict[int, Adapter] = OrderedDict()  # the least recently used first
         self._next_slot = 0
         self._in_use: set[int | None] = set()
+        self._pinned: set[int] = set()
         self._active: _Batch | None = None
         self._hooks = [site.linear.register_forward_hook(partial(self._add, i)) for i, site in enumerate(self._sites)]
 
@@ -145,16 +146,16 @@ class AdaptedModel:
                     "the adapter was made for another base model."
                 )
 
-    def load(self, adapter: Adapter) -> int:
+    def load(self, adapter: Adapter, pinned: bool = False) -> int:
         """Put an adapter in a slot and give the slot's number; the least recently used one makes room if need be.
 
-        Its tensors keep their dtype and lie where the first target computes, shared with `adapter` where they are there
-        already. A target that it lacks stays as in the base. Raises `UserError` where it does not fit, or every slot is
-        in use.
+        One in use does not, nor a `pinned` one: that stays until `unload`. The tensors keep their dtype and lie where
+        the first target computes, shared with `adapter` where they are there already. A target that it lacks stays as
+        in the base. Raises `UserError` where it does not fit, or no slot can make room.
         """
         self.check_fit(adapter)
         if len(self._slots) >= self.max_adapters:
-            oldest = next((slot for slot in self._slots if slot not in self._in_use), None)
+            oldest = next((slot for slot in self._slots if slot not in self._in_use | self._pinned), None)
             if oldest is None:
                 raise UserError(f"All {self.max_adapters} adapter slots are in use; try again in a moment.")
             self.unload(oldest)
@@ -170,11 +171,13 @@ class AdaptedModel:
         }
         slot, self._next_slot = self._next_slot, self._next_slot + 1
         self._slots[slot] = replace(adapter, weights=weights)
+        self._pinned |= {slot} if pinned else set()
         return slot
 
     def unload(self, slot: int) -> None:
         """Empty a slot. Batches that use it now go on."""
         self._slots.pop(slot, None)
+        self._pinned.discard(slot)
 
     @contextmanager
     def use(self, slots: Sequence[int | None], strengths: Sequence[float] | None = None) -> Iterator[None]:

@@ -1,5 +1,9 @@
-"""The rows that decode together and their shared key-value cache, which rows join and leave between two tokens."""
+"""The rows that decode together and their shared key-value cache, which rows join and leave between two tokens.
 
+Where memory runs out in the middle of a change, the batch is as it was before: its chats go on.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -16,26 +20,27 @@ ROOM = 64  # columns that a cache grows by at a time
 class RoomyLayer(DynamicLayer):
     """A `DynamicLayer` with room at the end: a token is written in place, where the original copies all before it."""
 
-    room: tuple[Tensor, Tensor] | None = None  # keys, values [rows, heads, capacity, d]; self.keys is a beginning
+    room: tuple[Tensor, ...] = ()  # keys, values [rows, heads, capacity, d]; self.keys and self.values are beginnings
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Append states [rows, heads, n, d]; returns all keys and values."""
-        start = self.get_seq_length()
-        end = start + key_states.shape[-2]
+        start, n = self.get_seq_length(), key_states.shape[-2]
         if start == 0:  # the prompt: no copy yet
             self.lazy_initialization(key_states, value_states)
-            self.keys, self.values, self.room = key_states, value_states, None
+            self.show((key_states, value_states), n)
             return self.keys, self.values
-        if self.room is None or self.room[0].shape[-2] < end:
-            more = end - start + ROOM
-            self.room = F.pad(self.keys, (0, 0, 0, more)), F.pad(self.values, (0, 0, 0, more))
-        keys, values = self.room
-        keys[:, :, start:end], values[:, :, start:end] = key_states, value_states
-        self.keys, self.values = keys[:, :, :end], values[:, :, :end]
+        room = self.room
+        if room[0].shape[-2] < start + n:
+            room = tuple(F.pad(side, (0, 0, 0, n + ROOM)) for side in (self.keys, self.values))
+        for side, states in zip(room, (key_states, value_states), strict=True):
+            side[:, :, start : start + n] = states
+        self.show(room, start + n)
         return self.keys, self.values
 
-    def replace(self, keys: Tensor, values: Tensor) -> None:
-        self.keys, self.values, self.room = keys, values, None
+    def show(self, room: Sequence[Tensor], length: int) -> None:
+        """Take `room`, of which the first `length` columns are filled."""
+        self.room = tuple(room)
+        self.keys, self.values = (side[:, :, :length] for side in room)
 
 
 @dataclass
@@ -49,29 +54,45 @@ class Batch(Generic[Row]):
 
 
 def select(batch: Batch[Row], keep: list[int]) -> Batch[Row]:
-    """The batch without the rows that left, nor the columns that only they used; `batch` itself is used up."""
+    """The batch without the rows that left, nor the columns that only they used; `batch` itself is used up.
+
+    The last rows take the places of those that left, in memory that is there. Columns after `batch.length`, which a
+    forward that failed may have left in some layers, go too.
+    """
     if len(keep) == len(batch.rows):
         return batch
     if not keep:
         return Batch()
-    index = torch.tensor(keep, device=batch.pad.device)
-    pad = batch.pad[index]
+    moved = dict(zip(set(range(len(keep))) - set(keep), [row for row in keep if row >= len(keep)], strict=True))
+    order = [moved.get(place, place) for place in range(len(keep))]
+    pad = batch.pad[torch.tensor(order, device=batch.pad.device)]
     cut = int(pad.min())
     for layer in batch.cache.layers:
-        rows = index.to(layer.keys.device)  # a base may have layers on several devices
-        layer.replace(layer.keys[rows, :, cut:], layer.values[rows, :, cut:])
-    return Batch([batch.rows[i] for i in keep], batch.cache, pad - cut, batch.length - cut)
+        for side in layer.room:
+            for place, row in moved.items():
+                side[place] = side[row]
+        layer.show([side[: len(order), :, cut:] for side in layer.room], batch.length - cut)
+    return Batch([batch.rows[i] for i in order], batch.cache, pad - cut, batch.length - cut)
 
 
 def merge(a: Batch[Row], b: Batch[Row]) -> Batch[Row]:
-    """Both batches as one, the shorter cache padded on the left; `a` and `b` are used up."""
+    """Both batches as one, the shorter cache padded on the left; `a` and `b` are used up.
+
+    Layer by layer, so that no more than one is held twice. Where one fails, `a` still has its rows and columns.
+    """
     if not a.rows or not b.rows:
         return a if a.rows else b
     length = max(a.length, b.length)
     left_a, left_b = length - a.length, length - b.length
-    for mine, other in zip(a.cache.layers, b.cache.layers, strict=True):
-        mine.replace(
-            torch.cat([F.pad(mine.keys, (0, 0, left_a, 0)), F.pad(other.keys, (0, 0, left_b, 0))]),
-            torch.cat([F.pad(mine.values, (0, 0, left_a, 0)), F.pad(other.values, (0, 0, left_b, 0))]),
-        )
-    return Batch(a.rows + b.rows, a.cache, torch.cat([a.pad + left_a, b.pad + left_b]), length)
+    done, pad = [], torch.cat([a.pad + left_a, b.pad + left_b])
+    try:
+        for mine, other in zip(a.cache.layers, b.cache.layers, strict=True):
+            pairs = (mine.keys, other.keys), (mine.values, other.values)
+            room = [torch.cat([F.pad(x, (0, 0, left_a, ROOM)), F.pad(y, (0, 0, left_b, ROOM))]) for x, y in pairs]
+            mine.show(room, length)
+            done.append(mine)
+    except BaseException:
+        for layer in done:  # what it had lies in what it has
+            layer.show([side[: len(a.rows), :, left_a:] for side in layer.room], a.length)
+        raise
+    return Batch(a.rows + b.rows, a.cache, pad, length)

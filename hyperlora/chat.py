@@ -4,8 +4,9 @@ A request joins the running batch at the next token and leaves it when it is don
 adapter, its own options, and its own left padding in the shared key-value cache.
 """
 
-import atexit
+import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -13,9 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from inspect import signature
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
+from tokenizers.decoders import DecodeStream
 from torch import Tensor
 from transformers import (
     LogitsProcessorList,
@@ -29,12 +31,16 @@ from transformers import (
 from hyperlora.adapted import AdaptedModel
 from hyperlora.base import context_length, device_of, end_tokens, out_of_memory
 from hyperlora.batch import Batch, merge, select
-from hyperlora.errors import UserError
+from hyperlora.errors import UserError, shown
 from hyperlora.lora import Adapter
 from hyperlora.prompt import format_prompt
 
 T = TypeVar("T")
-WINDOW = 16  # tokens that are decoded again with the next one
+CLOSED = "The chat engine has been closed."
+FORKED = (
+    "This process was forked after the model was loaded, and no thread of the model came along: load it in the new "
+    "process, or start that with the method spawn."
+)
 
 
 @contextmanager
@@ -77,7 +83,7 @@ class Options:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
                 hint = "; for the likeliest answer set do_sample=False" if name == "temperature" else ""
-                raise UserError(f"{name} must be a number from {low:g} to {high:g}, not {value!r}{hint}.")
+                raise UserError(f"{name} must be a number from {low:g} to {high:g}, not {shown(value)}{hint}.")
 
     def processors(self) -> LogitsProcessorList | None:
         """What `generate` would apply, in its order; None for plain greedy decoding."""
@@ -98,53 +104,60 @@ class ChatStream:
     """The answer to one request: iterate over it for pieces of text as they come.
 
     Each piece is final: a character whose bytes span tokens comes with its last one. An error of the request is raised
-    from the iteration. Leaving the iteration early, or `stop()` from any thread, ends the request at the next token. It
-    is read once: a second iteration gives nothing.
+    from the iteration. Leaving the iteration early, dropping the stream, or `stop()` from any thread, ends the request
+    at the next token. It is read once: a second iteration gives nothing.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, engine: "ChatEngine | None" = None):
         self.text = ""  # what the iteration has yielded so far
         self.stopped = False
+        self.finish_reason: Literal["stop", "length", "stopped"] | None = None
+        """Why the answer ended: at an end token, at the token limit or the end of the context, by `stop()`; None until
+        it has been read to its end, and where that is an error."""
         self._read = False
         self._tokenizer = tokenizer
-        self._queue: SimpleQueue[int | Exception | None] = SimpleQueue()  # token ids, then None or an error
+        self._engine = engine  # held until the answer has ended: nobody else need
+        self._pid = os.getpid()
+        self._queue: SimpleQueue[int | str | Exception] = SimpleQueue()  # token ids, then the reason or an error
 
     def stop(self) -> None:
         """End this answer, also one that still waits for its turn; what has been decoded stays."""
-        self.stopped = True
-        self._queue.put(None)  # the reader need not wait for the engine
+        self.stopped, self._engine = True, None
+        self.finish_reason = self.finish_reason or "stopped"
+        self._queue.put("stopped")  # the reader need not wait for the engine
 
     def __iter__(self) -> Iterator[str]:
         if self._read:
             return
         self._read = True
-        # Text is made here, in the reader's thread, not in the engine's. Only a window of the last tokens is decoded,
-        # since a token's text can depend on a few before it; `shown` is the part of the window's text that is out.
-        window: list[int] = []
-        shown = ""
+        # Text is made here, in the reader's thread, not in the engine's.
+        reason, pending = "stopped", []
+        decoder, tokenizer = DecodeStream(skip_special_tokens=True), self._tokenizer
         try:
-            while (item := self._queue.get()) is not None:
+            while not isinstance(item := self._next(), str):
                 if isinstance(item, Exception):
+                    reason = None
                     raise item
-                window.append(item)
-                text = self._decode(window)
-                if len(text) > len(shown) and not text.endswith("\ufffd"):  # else a character is incomplete
-                    piece, shown = text[len(shown) :], text
+                pending.append(item)
+                try:
+                    piece = decoder.step(tokenizer.backend_tokenizer, item)
+                except Exception:  # after bytes that are no text, and then a token that is
+                    piece = tokenizer.decode(pending, skip_special_tokens=True)
+                    decoder = DecodeStream([item], skip_special_tokens=True)
+                if piece is not None:
+                    pending.clear()
                     self.text += piece
                     yield piece
-                    if len(window) >= 2 * WINDOW:
-                        # Not cut inside a character: the bytes left of it would spoil all bytes after them.
-                        tails = (window[-size:] for size in range(WINDOW, len(window)))
-                        window = next((tail for tail in tails if text.endswith(self._decode(tail))), window)
-                        shown = self._decode(window)
-            if piece := self._decode(window)[len(shown) :]:
+            if piece := tokenizer.decode(pending, skip_special_tokens=True):  # a character that never ended
                 self.text += piece
                 yield piece
+            reason = item
         finally:
-            self.stop()
+            self.stopped, self._engine = True, None
+            self.finish_reason = self.finish_reason or reason
 
-    def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True) if ids else ""
+    def _next(self) -> int | str | Exception:
+        return self._queue.get() if os.getpid() == self._pid else UserError(FORKED)
 
 
 @dataclass(eq=False)
@@ -154,8 +167,10 @@ class _Row:
     ids: list[int]  # the prompt, then the answer
     adapter: Adapter | None
     options: Options
-    stream: ChatStream
-    left: int  # tokens that may still come
+    stream: "weakref.ref[ChatStream]"
+    queue: SimpleQueue  # the stream's
+    limit: int  # tokens that may come
+    made: int = 0  # those that came
     processors: LogitsProcessorList | None = None
     slot: int | None = None
     error: Exception | None = None
@@ -163,15 +178,57 @@ class _Row:
     def __post_init__(self) -> None:
         self.processors = self.options.processors()
 
+    @property
+    def stopped(self) -> bool:
+        """Whether nobody waits for the answer any more."""
+        return (stream := self.stream()) is None or stream.stopped
+
+
+class _Inbox:
+    """What callers leave for the worker thread. The thread keeps this alone, so that an engine that is dropped goes."""
+
+    def __init__(self) -> None:
+        self.wake = threading.Condition()
+        self.waiting: deque[_Row] = deque()
+        self.calls: deque[tuple[Callable[[], object], Future]] = deque()
+        self.closed = False
+        self.pid = os.getpid()
+
+
+def _work(inbox: _Inbox, engine: "weakref.ref[ChatEngine]", threads: int) -> None:
+    """The worker thread: rounds of the engine for as long as there is one."""
+    torch.set_num_threads(threads)
+    busy = False
+    while True:
+        with inbox.wake:
+            while not (inbox.waiting or inbox.calls or busy or inbox.closed):
+                inbox.wake.wait()
+        this = engine()
+        if this is None or not this._round():
+            return
+        busy = bool(this._batch.rows)
+        del this
+
+
+def _close(inbox: _Inbox, thread: threading.Thread) -> None:
+    if os.getpid() != inbox.pid:  # after a fork there is no thread, and the lock may be held for ever
+        return
+    with inbox.wake:
+        inbox.closed = True
+        inbox.wake.notify()
+    if threading.current_thread() is not thread:
+        thread.join()
+
 
 class ChatEngine:
-    """Serves chats over one adapted model. `submit` may be called from any thread; `close` ends the worker."""
+    """Serves chats over one adapted model. `submit` may be called from any thread; `close` ends the worker, and so does
+    dropping the engine. Chats that run at once have at most as many rows as `adapted` has slots."""
 
     def __init__(
         self, adapted: AdaptedModel, tokenizer: PreTrainedTokenizerBase, max_batch: int = 16, max_waiting: int = 64
     ):
         self.adapted, self.tokenizer = adapted, tokenizer
-        self.max_batch, self.max_waiting = max_batch, max_waiting
+        self.max_batch, self.max_waiting = min(max_batch, adapted.max_adapters), max_waiting
         self.context = context_length(adapted.model)
         self._model = adapted.model
         self._device = device_of(adapted.model.get_input_embeddings())
@@ -183,16 +240,14 @@ class ChatEngine:
         # An index copies the states; with a slice of them a bfloat16 product on a CPU copies the matrix for each row.
         self._prefill_options = {"logits_to_keep": torch.tensor([-1])} if only_last else {}
 
-        self._wake = threading.Condition()
-        self._waiting: deque[_Row] = deque()
-        self._calls: deque[tuple[Callable[[], object], Future]] = deque()
-        self._closed = False
         self._batch = Batch()
         self._slots: set[int] = set()  # those that are loaded
-        self._threads = torch.get_num_threads()
-        self._thread = threading.Thread(target=self._work, name="hyperlora-chat", daemon=True)
+        self._inbox = _Inbox()
+        given = self._inbox, weakref.ref(self), torch.get_num_threads()
+        self._thread = threading.Thread(target=_work, args=given, name="hyperlora-chat", daemon=True)
         self._thread.start()
-        atexit.register(self.close)  # a thread that still computes when the interpreter goes would abort the process
+        # Also at exit: a thread that still computes when the interpreter goes would abort the process.
+        self._finalizer = weakref.finalize(self, _close, self._inbox, self._thread)
 
     # ---- for callers, from any thread ----
 
@@ -212,83 +267,92 @@ class ChatEngine:
         if unknown := sorted(set(options) - set(known)):
             raise UserError(f"The option {unknown[0]!r} is not supported; use {', '.join(known)}.")
         settings = Options(**self._defaults | options)
-        rows = [self._row(chat, adapter, settings) for chat, adapter in zip(chats, adapters, strict=True)]
-        with self._wake:
-            if self._closed:
-                raise UserError("The chat engine has been closed.")
-            if len(self._waiting) + len(rows) > max(self.max_waiting, len(rows)):
-                raise UserError(f"The model is busy: {len(self._waiting)} chats are waiting. Try again in a moment.")
-            self._waiting.extend(rows)
-            self._wake.notify()
-        return [row.stream for row in rows]
+        streams = [ChatStream(self.tokenizer, self) for _ in chats]
+        rows = [self._row(*given, settings) for given in zip(streams, chats, adapters, strict=True)]
+        with self._leaving() as inbox:
+            waiting = [row for row in inbox.waiting if not row.stopped]  # the others have left
+            if len(waiting) + len(rows) > max(self.max_waiting, len(rows)):
+                raise UserError(f"The model is busy: {len(waiting)} chats are waiting. Try again in a moment.")
+            inbox.waiting = deque(waiting + rows)
+        return streams
 
     def call(self, function: Callable[[], T]) -> T:
         """Run `function` in the worker thread, between two tokens, with no adapter in use; returns what it returns."""
         future: Future[T] = Future()
-        with self._wake:
-            if self._closed:
-                raise UserError("The chat engine has been closed.")
-            self._calls.append((function, future))
-            self._wake.notify()
+        with self._leaving() as inbox:
+            inbox.calls.append((function, future))
         return future.result()
 
     def close(self) -> None:
         """End all chats and the worker thread."""
-        atexit.unregister(self.close)
-        with self._wake:
-            self._closed = True
-            self._wake.notify()
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+        self._finalizer()
 
-    def _row(self, messages: str | list[dict[str, str]], adapter: Adapter | None, options: Options) -> _Row:
+    @contextmanager
+    def _leaving(self) -> Iterator[_Inbox]:
+        """Inside, something may be left for the worker; `UserError` where there is none."""
+        if os.getpid() != self._inbox.pid:
+            raise UserError(FORKED)
+        with self._inbox.wake:
+            if self._inbox.closed:
+                raise UserError(CLOSED)
+            yield self._inbox
+            self._inbox.wake.notify()
+
+    def _row(
+        self, stream: ChatStream, messages: str | list[dict[str, str]], adapter: Adapter | None, options: Options
+    ) -> _Row:
         ids = format_prompt(self.tokenizer, messages)
         if len(ids) >= self.context:
             raise UserError(
                 f"The conversation is {len(ids):,} tokens long and the model reads {self.context:,}: shorten it."
             )
-        left = min(options.max_new_tokens, self.context - len(ids))
-        return _Row(ids, adapter, options, ChatStream(self.tokenizer), left)
+        limit = min(options.max_new_tokens, self.context - len(ids))
+        return _Row(ids, adapter, options, weakref.ref(stream), stream._queue, limit)
 
     # ---- in the worker thread ----
 
     @torch.inference_mode()
-    def _work(self) -> None:
-        torch.set_num_threads(self._threads)
-        while True:
-            with self._wake:
-                while not (self._waiting or self._calls or self._batch.rows or self._closed):
-                    self._wake.wait()
-                calls = [self._calls.popleft() for _ in range(len(self._calls))]
-                free = self.max_batch - len(self._batch.rows)
-                joining = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
-                closed = self._closed
-            if closed:
-                self._end(self._batch.rows + joining + list(self._waiting), UserError("The chat engine was closed."))
-                for _, future in calls:
-                    future.set_exception(UserError("The chat engine was closed."))
-                return
-            for function, future in calls:
-                try:
-                    with torch.inference_mode(False):
-                        future.set_result(function())
-                except BaseException as error:
-                    future.set_exception(self._in_words(error))
-            rows = joining
+    def _round(self) -> bool:
+        """What was asked for between two tokens, then those who join, then tokens; False where the engine is closed."""
+        inbox, running = self._inbox, self._batch.rows
+        with inbox.wake:
+            calls = [inbox.calls.popleft() for _ in range(len(inbox.calls))]
+            joining: list[_Row] = []
+            while inbox.waiting and (len(running) + len(joining) < self.max_batch or inbox.closed):
+                row = inbox.waiting.popleft()
+                joining += [] if row.stopped else [row]
+            closed = inbox.closed
+        if closed:
+            self._end(running + joining, UserError(CLOSED))
+            for _, future in calls:
+                future.set_exception(UserError(CLOSED))
+            return False
+        for function, future in calls:
             try:
-                self._join(joining)
-                rows = self._batch.rows
-                if rows:
-                    self._decode()
-            except Exception as error:  # whatever it was, it ends these answers and no others
-                self._end(rows, error)
-                if rows is self._batch.rows:
-                    self._batch = Batch()
-            self._unload()
+                with torch.inference_mode(False):
+                    future.set_result(function())
+            except BaseException as error:
+                future.set_exception(self._in_words(error))
+        try:
+            self._join(joining)
+        except Exception as error:  # whatever it was, it ends these answers and no others
+            self._end(joining, error)
+        try:
+            if self._batch.rows:
+                self._decode()
+        except Exception as error:
+            rows = self._batch.rows
+            # Where memory ran out, what the last who came needed is enough for the others.
+            newest = min(rows, key=lambda row: row.made)
+            ending = [newest] if out_of_memory(error) else rows
+            self._end(ending, error)
+            self._batch = select(self._batch, [i for i, row in enumerate(rows) if row not in ending])
+        self._unload()
+        return True
 
-    def _end(self, rows: list[_Row], error: Exception | None = None) -> None:
+    def _end(self, rows: list[_Row], error: Exception) -> None:
         for row in rows:
-            row.stream._queue.put(error and self._in_words(error))
+            row.queue.put(self._in_words(error))
 
     def _in_words(self, error: BaseException) -> BaseException:
         """The error, in a sentence where memory ran out."""
@@ -297,16 +361,13 @@ class ChatEngine:
         said = UserError(
             f"The memory of {self._device} ran out: shorten the conversation, or try again when fewer people chat."
         )
-        said.__cause__ = error
+        said.__cause__ = error.with_traceback(None)  # whose frames hold what was computed by then
         return said
 
     def _join(self, rows: list[_Row]) -> None:
         """Prefill new rows together and put them into the batch."""
         ready = []
         for row in rows:
-            if row.stream.stopped:
-                self._end([row])
-                continue
             try:
                 row.slot = self._load(row.adapter, self._batch.rows + ready)
                 ready.append(row)
@@ -339,7 +400,7 @@ class ChatEngine:
         for other in others:
             if other.adapter is adapter:
                 return other.slot
-        slot = self.adapted.load(adapter)
+        slot = self.adapted.load(adapter, pinned=True)
         self._slots.add(slot)
         return slot
 
@@ -358,20 +419,21 @@ class ChatEngine:
         tokens = torch.tensor([[row.ids[-1]] for row in batch.rows], device=self._device)
         with self.adapted.use([row.slot for row in batch.rows]):
             while True:
-                batch.length += 1
                 logits = self._model(
                     input_ids=tokens,
-                    attention_mask=mask[:, : batch.length],
+                    attention_mask=mask[:, : batch.length + 1],
                     position_ids=positions,
                     past_key_values=batch.cache,
                     use_cache=True,
                 ).logits[:, -1]
                 tokens = self._choose(batch, logits)
+                batch.length += 1  # only now: where memory ran out before, the token is computed again
                 keep = self._advance(batch, tokens)
                 if len(keep) < len(batch.rows):
                     self._batch = select(batch, keep)
                     return
-                if self._calls or self._closed or (self._waiting and len(batch.rows) < self.max_batch):
+                inbox = self._inbox
+                if inbox.calls or inbox.closed or (inbox.waiting and len(batch.rows) < self.max_batch):
                     return
                 tokens = tokens[:, None]
                 positions = positions + 1
@@ -396,15 +458,14 @@ class ChatEngine:
         """Hand each row its token, end those that are done, and return the indices of the others."""
         keep = []
         for i, (row, token) in enumerate(zip(batch.rows, tokens.tolist(), strict=True)):
-            stream = row.stream
-            row.left -= 1
-            done = token in self._eos or stream.stopped or row.error is not None
-            if not done:
+            end = row.error or ("stop" if token in self._eos else "stopped" if row.stopped else None)
+            if end is None:
+                row.made += 1
                 row.ids.append(token)
-                stream._queue.put(token)
-                done = row.left == 0
-            if done:
-                stream._queue.put(row.error)
-            else:
+                row.queue.put(token)
+                end = "length" if row.made == row.limit else None
+            if end is None:
                 keep.append(i)
+            else:
+                row.queue.put(end)
         return keep

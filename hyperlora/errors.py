@@ -1,5 +1,13 @@
-"""The one exception that users are meant to read."""
+"""The one exception that users are meant to read, and how a value looks in it."""
 
 
 class UserError(ValueError):
     """A mistake in the input; its message is one sentence that says what is wrong and what to do."""
+
+
+def shown(value: object) -> str:
+    """The first 80 characters of a value as Python writes it, whatever it is."""
+    try:
+        return repr(value)[:80]
+    except Exception:  # such as a whole number of more than 4,300 digits
+        return f"a {type(value).__name__} that cannot be written"

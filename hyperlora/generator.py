@@ -1,6 +1,7 @@
 """The thing that people import: descriptions in, LoRA adapters out. Embedder, hypernetwork, offset and z-score."""
 
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from hyperlora.hypernetwork import Factors, HyperNetwork
 from hyperlora.lora import MAX_DESCRIPTION, Adapter
 
 CONFIG, WEIGHTS, DESCRIPTIONS = "hyperlora_config.json", "hyperlora.safetensors", "descriptions.json"
+# A forked process has none of the threads that PyTorch keeps, and would wait for them for ever.
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 MAX_DESCRIPTIONS_FILE = 512 * 2**20  # bytes
 NOTICE = "This description is far from every task that this hypernetwork was trained on, so the adapter may not help."
 

@@ -30,7 +30,8 @@ class Pipeline:
 
     `multi_turn` False: the model answers each message on its own, so that only the last one of a chat is sent, with the
     system's. `describe`: whether prompts hold the adapter's description where a chat does not say, as in the
-    hypernetwork's training. All methods may be called from several threads.
+    hypernetwork's training. All methods may be called from several threads, and none in a process forked off from this
+    one. A pipeline that is dropped frees its models, as soon as none of its answers is being read.
     """
 
     def __init__(

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import signal
 import string
 from collections.abc import Callable
 from functools import partial
@@ -97,6 +99,49 @@ def make_adapter() -> Callable[..., Adapter]:
         return Adapter(weights, **{"alpha": 16.0, "use_rslora": True} | fields)
 
     return make
+
+
+@pytest.fixture
+def assert_greedy() -> Callable[..., None]:
+    """assert_greedy(model, prompt, answer, tolerance=1e-4, processor=None): each token of the answer is the likeliest.
+
+    `model` reads prompt and answer, both ids, at once, alone and without a cache. That rounds in another way than
+    decoding does, or decoding in a batch: so a token may be behind the likeliest by the tolerance, which in float32 is
+    a hundred times the rounding. `processor` changes the scores as in `generate`.
+    """
+
+    def check(model, prompt: list[int], answer: list[int], tolerance: float = 1e-4, processor=None) -> None:
+        ids = torch.tensor([prompt + answer])
+        with torch.no_grad():
+            logits = model(ids).logits[0, len(prompt) - 1 :].float()
+        for i, token in enumerate(answer):
+            scores = logits[i] if processor is None else processor(ids[:, : len(prompt) + i], logits[i : i + 1])[0]
+            assert scores.max() - scores[token] <= tolerance, f"token {i} of {len(answer)}"
+
+    return check
+
+
+@pytest.fixture
+def in_a_fork() -> Callable[[Callable[[], object]], str]:
+    """in_a_fork(work): what `work` returns, or raises, in a forked process; "" where it hangs."""
+
+    def run(work: Callable[[], object]) -> str:
+        receive, send = os.pipe()
+        if (child := os.fork()) == 0:
+            signal.alarm(60)
+            try:
+                text = str(work())
+            except BaseException as error:
+                text = f"{type(error).__name__}: {error}"
+            os.write(send, text.encode())
+            os._exit(0)
+        os.close(send)
+        with os.fdopen(receive) as file:
+            text = file.read()
+        os.waitpid(child, 0)
+        return text
+
+    return run
 
 
 @pytest.fixture

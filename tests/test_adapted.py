@@ -181,6 +181,27 @@ def test_adapters_in_use_are_not_evicted(tiny_model, make_adapter):
     logits(adapted, [a] * 4)
 
 
+@pytest.mark.parametrize("pinned", [[0], [1, 2], [0, 2]], ids=str)
+def test_pinned_adapters_stay_until_they_are_unloaded(tiny_model, make_adapter, pinned):
+    adapted = AdaptedModel(tiny_model, TARGETS, max_adapters=3)
+    slots = [adapted.load(make_adapter(i), pinned=i in pinned) for i in range(3)]
+    expected = [logits(adapted, [slot] * 4) for slot in slots]
+    for i in range(6):
+        adapted.load(make_adapter(10 + i))
+    for i, slot in enumerate(slots):
+        if i in pinned:
+            assert torch.equal(logits(adapted, [slot] * 4), expected[i])
+        else:
+            with pytest.raises(UserError, match="empty"):
+                logits(adapted, [slot] * 4)
+    for i in range(3 - len(pinned)):
+        adapted.load(make_adapter(20 + i), pinned=True)
+    with pytest.raises(UserError, match="All 3 adapter slots are in use"):
+        adapted.load(make_adapter(30))
+    adapted.unload(slots[pinned[0]])
+    adapted.load(make_adapter(30))
+
+
 def test_another_number_of_rows_is_an_error(adapted, make_adapter):
     a, b = adapted.load(make_adapter(1)), adapted.load(make_adapter(2))
     for slots in ([a, b], [a, a], [a], [a, None]):  # one row would broadcast

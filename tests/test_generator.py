@@ -208,6 +208,24 @@ def test_offsets_and_statistics_must_fit(make_config, make_adapter):
         HyperLoRA(make_config()).set_descriptions(["a", "b"], torch.zeros(2, 15))
 
 
+@pytest.mark.filterwarnings("ignore:This process")  # what Python says of a fork with threads
+def test_a_forked_process_can_generate_by_itself(make_config, in_a_fork):
+    """What the parent computed on several cores would leave it waiting for threads that it has not."""
+    hyperlora, threads = build(make_config()), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        torch.randn(1000, 1000) @ torch.randn(1000, 1000)
+        [adapter] = hyperlora.generate(embeddings=random_inputs(1))
+
+        def again() -> float:
+            torch.randn(1000, 1000) @ torch.randn(1000, 1000)
+            return hyperlora.generate(embeddings=random_inputs(1))[0].norm()
+
+        assert float(in_a_fork(again)) == pytest.approx(adapter.norm(), rel=1e-4)
+    finally:
+        torch.set_num_threads(threads)
+
+
 # ---- files ----
 
 

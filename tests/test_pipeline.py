@@ -1,11 +1,13 @@
 """The public names of the README, used as the README uses them."""
 
+import gc
 import json
 import pickle
 import re
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -242,6 +244,37 @@ def test_a_single_turn_preset_keeps_the_system_message(single_turn):
     system, last = {"role": "system", "content": "Be kind."}, {"role": "user", "content": "x y"}
     earlier = [{"role": "user", "content": "a b"}, {"role": "assistant", "content": "c"}]
     assert single_turn.chat([system, *earlier, last]) == single_turn.chat("Be kind.\n\nx y") != single_turn.chat("x y")
+
+
+# ---- dropping it, and forking ----
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_pipeline_that_nobody_has_frees_its_models(tiny_base, tiny_hyperlora, used):
+    pipe = hyperlora.pipeline(base=tiny_base, hyperlora=tiny_hyperlora)
+    text = None
+    if used:
+        text = pipe.chat("x", adapter=pipe.adapt(TEXTS[0]), stream=True, max_new_tokens=3)
+        list(text)
+    parts = pipe.adapted.model, pipe.hyperlora, pipe.hyperlora.embedder.model, pipe
+    parts, thread = [weakref.ref(part) for part in parts], pipe.engine._thread
+    del pipe
+    thread.join()
+    gc.collect()
+    assert [part() for part in parts] == [None] * 4
+    assert text is None or text.finish_reason
+
+
+@pytest.mark.filterwarnings("ignore:This process")  # what Python says of a fork with threads
+def test_a_forked_process_gets_a_sentence(pipe, in_a_fork, tmp_path):
+    pipe.adapt(TEXTS[0]).save_pretrained(tmp_path)
+    for work in (
+        lambda: pipe.adapt(TEXTS[0]),
+        lambda: pipe.chat("x"),
+        lambda: pipe.chat_batch(["x"]),
+    ):
+        assert in_a_fork(work).startswith("UserError: This process was forked after the model was loaded")
+    assert in_a_fork(lambda: pipe.load_adapter(tmp_path).rank) == "8"  # that needs no thread
 
 
 # ---- what does not fit ----
