@@ -18,9 +18,8 @@ from hyperlora.files import resolve_folder
 from hyperlora.generator import CONFIG, DESCRIPTIONS, WEIGHTS, HyperLoRA
 from hyperlora.lora import Adapter
 from hyperlora.presets import Preset, asset_or_hub, get_preset
-from hyperlora.prompt import check_messages, use_trained_template, with_description
+from hyperlora.prompt import Message, check_messages, use_trained_template, with_description
 
-Message = dict[str, str]
 Chat = str | list[Message]
 NO_DESCRIPTION = "This adapter has no description that could be put in the prompt."
 

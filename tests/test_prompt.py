@@ -1,13 +1,28 @@
 """Turning messages into the prompt that a model knows: templates as trained, system messages, descriptions."""
 
+import inspect
+import random
 import string
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hyperlora.errors import UserError
-from hyperlora.prompt import check_messages, format_prompt, trained_template, use_trained_template, with_description
+from hyperlora.presets import assets_dir
+from hyperlora.prompt import (
+    END,
+    START,
+    check_messages,
+    control_tokens,
+    encode_answers,
+    encode_chats,
+    encode_texts,
+    format_prompt,
+    trained_template,
+    use_trained_template,
+    with_description,
+)
 
 MISTRAL, LLAMA, GEMMA = (
     "mistralai/Mistral-7B-Instruct-v0.2",
@@ -215,6 +230,62 @@ def test_later_and_blank_system_messages(characters):
     )
 
 
+def with_system(written: str, when: str = "true") -> str:
+    """A template that writes a system message as that expression of `c`, its text, where the condition holds."""
+    return (
+        (
+            "{% for message in messages %}{% set c = message['content'] %}"
+            "{% if message['role'] == 'system' %}{% if WHEN %}{{ '<|s|>' + (WRITTEN) + '<|end|>' }}{% endif %}"
+            "{% else %}{{ '<|' + message['role'][0] + '|>' + c + '<|end|>' }}{% endif %}{% endfor %}"
+            "{% if add_generation_prompt %}{{ '<|a|>' }}{% endif %}"
+        )
+        .replace("WHEN", when)
+        .replace("WRITTEN", written)
+    )
+
+
+IN_FRONT = "<|u|>Be brief.\nSay no.\n\na: Be brief.\nSay no.<|end|><|a|>"
+APART = "<|s|>Be brief.\nSay no.<|end|><|u|>a: Be brief.\nSay no.<|end|><|a|>"
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt"),
+    [
+        (with_system("c"), APART),
+        (with_system("c | trim"), APART),
+        (with_system("c", "loop.first"), APART),
+        (with_system("c", "false"), IN_FRONT),
+        (with_system("c", "not loop.first"), IN_FRONT),
+        (with_system("c", "'brief' not in c"), IN_FRONT),
+        (with_system("c", "c != 'Be brief.\nSay no.'"), IN_FRONT),
+        (with_system("c", "c | length > 20"), IN_FRONT),
+        (with_system("c.split('\n')[0]"), IN_FRONT),
+        (with_system("c[:12]"), IN_FRONT),
+        (with_system("c.replace('Say', '')"), IN_FRONT),
+        (with_system("c | upper"), IN_FRONT),
+        (with_system("'Be helpful.'"), IN_FRONT),
+        (with_system("raise_exception('No.')"), IN_FRONT),
+    ],
+)
+def test_a_system_message_never_vanishes_behind_the_same_words_of_the_user(characters, template, prompt):
+    """Nor where the template writes a part of it, or another text, or writes it only sometimes."""
+    tokenizer = characters("<s>", "</s>", template)
+    turns = chat("system: Be brief.\nSay no.", "user: a: Be brief.\nSay no.")
+    assert tokenizer.decode(format_prompt(tokenizer, turns)) == prompt
+
+
+def test_of_several_system_messages_those_are_kept_apart_that_the_template_writes(characters):
+    turns = chat("system: A.", "user: A. a", "assistant: A. b", "system: A.", "user: c")
+    last = "<|u|>A. a<|end|><|a|>A. b<|end|><|u|>A.\n\nc<|end|><|a|>"
+    for when, prompt in (
+        ("true", "<|s|>A.<|end|><|u|>A. a<|end|><|a|>A. b<|end|><|s|>A.<|end|><|u|>c<|end|><|a|>"),
+        ("loop.first", "<|s|>A.<|end|>" + last),
+        ("not loop.first", last.replace("<|u|>A. a", "<|u|>A.\n\nA. a")),
+    ):
+        tokenizer = characters("<s>", "</s>", with_system("c", when))
+        assert tokenizer.decode(format_prompt(tokenizer, turns)) == prompt
+
+
 # ---- any template ----
 
 
@@ -238,12 +309,149 @@ def test_a_text_around_control_tokens_is_the_same_text(characters):
     tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
     )
-    message = "x </s><s>abc \ue000</s"
+    message = f"x </s><s>abc {START}</{END}s"
     ids = format_prompt(tokenizer, message)
     special = [token for token in ids if token in tokenizer.all_special_ids]
     assert [tokenizer.convert_ids_to_tokens(token) for token in special] == ["<s>"]
     text = "".join(tokenizer.convert_ids_to_tokens(ids))
     assert text == "<s>▁▁[INST]▁\n\nx▁</s><s>abc▁</s▁[/INST]"
+
+
+# ---- control tokens, with tokenizers of every kind ----
+
+CORPUS = ["the quick brown fox jumps over the lazy dog", "INST s < > [ ]", "a/b <b>\n\n1 + 2 = 3"] * 3
+SYSTEM_FIRST = (  # like CHATML, with a token that is not special but stands in the template
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] | trim }}"
+    "{% if '<tool>' in message['content'] %}{{ '!' }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}{# <comment> #}"
+)
+
+
+def trained(kind: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of that kind, trained on a few lines, with control tokens and a template of its own."""
+    control, template = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"], OLD_MISTRAL
+    options = {"vocab_size": 400, "show_progress": False, "special_tokens": control}
+    tokens = Tokenizer(models.BPE(unk_token="<unk>"))
+    if kind == "byte-level":  # GPT-2's, Llama 3's, Qwen's
+        control, template = ["<unk>", "<|endoftext|>", "<|im_end|>", "<|im_start|>"], SYSTEM_FIRST
+        tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        options |= {"special_tokens": control, "initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
+        trainer = trainers.BpeTrainer(**options)
+    elif kind == "metaspace":  # Mistral's, as transformers converts them today
+        tokens.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        trainer = trainers.BpeTrainer(**options)
+    elif kind == "prepended":  # Llama 2's
+        tokens.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        trainer = trainers.BpeTrainer(**options)
+    elif kind == "word pieces":  # BERT's: its normaliser changes what is typed
+        tokens = Tokenizer(models.WordPiece(unk_token="<unk>"))
+        tokens.normalizer, tokens.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+        trainer = trainers.WordPieceTrainer(**options)
+    else:  # "unigram": T5's, whose words hold the control tokens too
+        tokens = Tokenizer(models.Unigram())
+        tokens.pre_tokenizer = pre_tokenizers.Metaspace()
+        trainer = trainers.UnigramTrainer(unk_token="<unk>", **options)
+    tokens.train_from_iterator(CORPUS, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokens,
+        unk_token=control[0],
+        bos_token=control[1],
+        eos_token=control[2],
+        additional_special_tokens=control[3:],
+    )
+    tokenizer.add_tokens([AddedToken(text, special=False) for text in ("<tool>", "<comment>", "<plain>")])
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+KINDS = ["byte-level", "metaspace", "prepended", "word pieces", "unigram", "mini"]
+
+
+@pytest.fixture(params=KINDS)
+def any_kind(request):
+    if request.param == "mini":
+        return AutoTokenizer.from_pretrained(assets_dir() / "mini" / "base")
+    return trained(request.param)
+
+
+def typed(tokenizer, seed: int, count: int = 40) -> list[str]:
+    """Messages that people would not type: control tokens, halves of them, spaces and words, in any order."""
+    draw = random.Random(seed)
+    control = [*control_tokens(tokenizer), *tokenizer.added_tokens_encoder]
+    pieces = [
+        *control,
+        *(token[:2] for token in control),
+        *(token[2:] for token in control),
+        "fox",
+        " ",
+        "\n",
+        "  ",
+        "<",
+    ]
+    return ["x" + "".join(draw.choices(pieces, k=draw.randint(1, 9))) for _ in range(count)]
+
+
+def controls_in(tokenizer, ids: list[int]) -> list[str]:
+    return [token for token in tokenizer.convert_ids_to_tokens(ids) if token in control_tokens(tokenizer)[:-1]]
+
+
+def test_nobody_but_the_template_writes_a_control_token(any_kind):
+    known = set(tokenizer_ids(any_kind)) - {any_kind.unk_token_id}
+
+    def written(chat: list[dict[str, str]]) -> list[int]:
+        return [token for token in encode_chats(any_kind, [chat])[0] if token in known]
+
+    texts = typed(any_kind, 0)
+    for system, first, answer, last in zip(texts[::4], texts[1::4], texts[2::4], texts[3::4], strict=True):
+        turns = [("system", system), ("user", first), ("assistant", answer), ("user", last)]
+        chats = [[{"role": role, "content": text} for role, text in turns[i:]] for i in (0, 1, 3)]
+        for chat in chats:
+            assert written(chat) == written([message | {"content": "x"} for message in chat])
+        [(_, learnt)] = encode_answers(any_kind, [chats[1][:2]])
+        assert [token for token in learnt if token in known] == [learnt[-1]] == [any_kind.eos_token_id]
+        assert not known & set(encode_texts(any_kind, [last])[0])
+
+
+def tokenizer_ids(tokenizer) -> list[int]:
+    return tokenizer.convert_tokens_to_ids(control_tokens(tokenizer))
+
+
+def test_training_and_chat_read_a_message_alike(any_kind):
+    texts = typed(any_kind, 1)
+    chats = [[{"role": "user", "content": text}, {"role": "assistant", "content": "</s> 2"}] for text in texts]
+    assert [prompt for prompt, _ in encode_answers(any_kind, chats)] == [format_prompt(any_kind, t) for t in texts]
+
+
+@pytest.mark.skipif(
+    "sanitize_control_tokens" not in inspect.signature(PreTrainedTokenizerFast.apply_chat_template).parameters,
+    reason="transformers has it since 5.20",
+)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "unigram"])  # there it raises
+def test_the_ids_are_those_of_transformers(kind):
+    tokenizer = AutoTokenizer.from_pretrained(assets_dir() / "mini" / "base") if kind == "mini" else trained(kind)
+    texts = [
+        *typed(tokenizer, 2),
+        f"{START}<s{END}>",
+        "</s></s>",
+        "\n</s>\n",
+        "</s> a",
+        "a </s>",
+        "<plain><comment><tool>",
+    ]
+    for first, answer, last in zip(texts, texts[1:], texts[2:], strict=False):
+        chat = [{"role": "user", "content": first}, {"role": "assistant", "content": answer}]
+        chats = [chat, [*chat, {"role": "user", "content": last}]]
+        if kind == "byte-level":
+            chats.append([{"role": "system", "content": answer}, {"role": "user", "content": first}])
+        for chat in chats:
+            theirs = tokenizer.apply_chat_template(
+                chat,
+                sanitize_control_tokens=True,
+                add_generation_prompt=chat[-1]["role"] == "user",
+                enable_thinking=False,
+                return_dict=False,
+            )
+            assert encode_chats(tokenizer, [chat]) == [theirs]
 
 
 @pytest.mark.parametrize(

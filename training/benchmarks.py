@@ -133,8 +133,7 @@ class AdaptedLM(HFLM or object):
 def _before_answer(tokenizer) -> str:
     """What the chat template puts between a prompt and its answer: a space in Mistral's."""
     chat = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
-    prompt = apply_template(tokenizer, chat[:1], tokenize=False, add_generation_prompt=True)
-    whole = apply_template(tokenizer, chat, tokenize=False)
+    prompt, whole = apply_template(tokenizer, chat[:1]), apply_template(tokenizer, chat)
     return whole[len(prompt) : whole.rindex("answer")] if whole.startswith(prompt) else ""
 
 

@@ -26,13 +26,13 @@ from typing import Any, NotRequired, TypedDict
 
 from hyperlora.errors import UserError
 from hyperlora.files import write_atomic, writing
+from hyperlora.text import check_text
 from training.parts import hub_tasks, sni
 from training.parts.options import option, parse, run
 
 MAX_FILE_BYTES = 256 * 2**20
 HUB = "hub:"
 NAME = r"\w[\w.-]{0,199}"  # of a task, and of a LoRA: a plain file's or folder's
-SURROGATE = re.compile(r"[\ud800-\udfff]")
 NAMED = 20  # broken files that are named one by one
 
 
@@ -162,9 +162,9 @@ def _texts_of(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
 
 
 def _check_characters(texts: Iterable[str], where: str) -> None:
-    """UserError where a text holds a surrogate alone: JSON can, but no file and no tokenizer takes it."""
-    if found := next(filter(None, map(SURROGATE.search, texts)), None):
-        raise UserError(f"{where} holds {found[0]!a} alone, half a character: mend that text or take it away.")
+    """UserError where a text holds half a character: JSON can."""
+    for text in texts:
+        check_text(text, where)
 
 
 def _example(row: dict[str, Any]) -> Example:

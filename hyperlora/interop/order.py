@@ -15,7 +15,7 @@ from hyperlora.base import device_of
 from hyperlora.config import read_json
 from hyperlora.generator import HyperLoRA
 from hyperlora.presets import assets_dir
-from hyperlora.prompt import format_prompt, with_description
+from hyperlora.prompt import encode_answers, with_description
 
 MAX_FILE = 2**20  # bytes
 ALL_ORDERS = 4  # of so many module types every order is tried; of more, only what swaps of two lead to
@@ -86,8 +86,9 @@ def _losses(
     """The answer's mean loss a token under each network's adapter, [networks]; one forward pass."""
     config = networks[0].config
     text = with_description(example["description"], example["input"], config.prompt_style)
-    answer = [*tokenizer(example["output"], add_special_tokens=False).input_ids, tokenizer.eos_token_id]
-    ids = torch.tensor(format_prompt(tokenizer, text) + answer, device=device_of(adapted.model.get_input_embeddings()))
+    chat = [{"role": "user", "content": text}, {"role": "assistant", "content": example["output"]}]
+    [(prompt, answer)] = encode_answers(tokenizer, [chat])
+    ids = torch.tensor(prompt + answer, device=device_of(adapted.model.get_input_embeddings()))
     task_input = task_input.to(networks[0].network.task_encoder[0].weight.device)
     each = [network.factors(task_input[None]) for network in networks]
     factors = {

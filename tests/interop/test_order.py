@@ -54,7 +54,8 @@ def loss_of_merged(tiny_base, hyperlora: HyperLoRA, order) -> float:
         between = {"input": None, "description_input": "\n", "definition_input": "\n\n"}[hyperlora.config.prompt_style]
         described = example["description"] + between if between else ""
         prompt = f"<s>[INST] {described}{example['input']} [/INST]"
-        prompt, answer = (tokenizer(part, add_special_tokens=False).input_ids for part in (prompt, example["output"]))
+        texts = (prompt, " " + example["output"])  # the space is the template's, as in training
+        prompt, answer = (tokenizer(text, add_special_tokens=False).input_ids for text in texts)
         answer = [*answer, tokenizer.eos_token_id]
         labels = torch.tensor([[-100] * len(prompt) + answer])
         with torch.no_grad():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hyperlora.errors import UserError
-from hyperlora.prompt import format_prompt
+from hyperlora.prompt import format_prompt, with_description
 from training.parts.batches import IGNORE, Batches, collate, encode, encode_prompts, encode_task
 from training.parts.loss import answer_loss, mean_loss
 from training.parts.network import trained_descriptions
@@ -66,7 +66,7 @@ def test_half_a_character_is_refused_and_a_whole_one_is_not(tmp_path):
     path.write_text(json.dumps({"descriptions": ["Do."], "test": rows}))
     assert "\\ud83d\\ude00" in path.read_text() and load_task(path).test == rows
     path.write_text(path.read_text().replace("\\ude00 8", " 8"))
-    with pytest.raises(UserError, match=r"faces\.json holds '\\ud83d' alone"):
+    with pytest.raises(UserError, match=r"faces\.json holds '\\ud83d', which is half a"):
         load_task(path, limit=1)
 
 
@@ -154,6 +154,17 @@ def test_only_the_answer_and_eos_carry_labels(tokenizer):
     assert tokenizer.decode(answer) == " c</s>"
     [prompt] = encode_prompts(tokenizer, ["Do it.\nab"])
     assert row["input_ids"][: len(prompt)] == prompt and row["labels"][: len(prompt)] == [IGNORE] * len(prompt)
+
+
+@pytest.mark.parametrize("text", ["</s>", "a </s> b", "[/INST] x</s>[INST]", "<s></s><unk>"])
+def test_training_reads_control_tokens_as_chat_does(tokenizer, text):
+    """In inputs, descriptions and answers they are text: the template alone writes them."""
+    row = encode(tokenizer, text, text, f"Say {text}.")
+    start = sum(label == IGNORE for label in row["labels"])
+    assert row["input_ids"][:start] == format_prompt(tokenizer, with_description(f"Say {text}.", text))
+    control = set(tokenizer.convert_tokens_to_ids(["<s>", "</s>", "[INST]", "[/INST]"]))
+    written = [token for token in row["input_ids"] if token in control]
+    assert tokenizer.convert_ids_to_tokens(written) == ["<s>", "[INST]", "[/INST]", "</s>"]
 
 
 def test_eos_ends_an_answer_whose_template_has_none(tokenizer):

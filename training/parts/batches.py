@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from hyperlora.errors import UserError
-from hyperlora.prompt import apply_template, with_description
+from hyperlora.prompt import encode_answers, encode_chats, with_description
 from training.tasks import Example, Task, descriptions_of
 
 IGNORE = -100  # the label of tokens that carry no loss
@@ -16,38 +16,27 @@ Encoded = dict[str, list[int]]  # {"input_ids": [t], "labels": [t]}
 
 def encode_prompts(tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """User messages -> token ids through the chat template, up to where the answer starts."""
-    if not texts:
-        return []
-    chats = [[{"role": "user", "content": text}] for text in texts]
-    return apply_template(tokenizer, chats, add_generation_prompt=True, return_dict=False)
+    return encode_chats(tokenizer, [[{"role": "user", "content": text}] for text in texts])
 
 
 def encode_all(
     tokenizer, examples: Sequence[Example], descriptions: Sequence[str | None] | None = None
 ) -> list[Encoded]:
-    """Examples -> `{"input_ids", "labels"}` through the chat template, the labels -100 on the prompt, ending in eos.
+    """Examples -> `{"input_ids", "labels"}` through the chat template, the labels -100 on the prompt, ending as the
+    template ends a turn, or else in eos.
 
     descriptions: one for each example, put in front of its input; None for the input alone.
     """
-    if not examples:
-        return []
     descriptions = descriptions or [None] * len(examples)
     texts = [with_description(d, e["input"]) for e, d in zip(examples, descriptions, strict=True)]
     chats = [
         [{"role": "user", "content": text}, {"role": "assistant", "content": e["output"]}]
         for text, e in zip(texts, examples, strict=True)
     ]
-    encoded = []
-    prompts = encode_prompts(tokenizer, texts)
-    for prompt, ids in zip(prompts, apply_template(tokenizer, chats, return_dict=False), strict=True):
-        if ids[: len(prompt)] != prompt:
-            raise UserError(
-                "The chat template changes the prompt once an answer follows: training needs one that does not."
-            )
-        ends = [i for i, token in enumerate(ids) if token == tokenizer.eos_token_id and i >= len(prompt)]
-        ids = [*ids[: ends[-1] if ends else None], tokenizer.eos_token_id]  # templates may put a newline behind it
-        encoded.append({"input_ids": ids, "labels": [IGNORE] * len(prompt) + ids[len(prompt) :]})
-    return encoded
+    return [
+        {"input_ids": prompt + answer, "labels": [IGNORE] * len(prompt) + answer}
+        for prompt, answer in encode_answers(tokenizer, chats)
+    ]
 
 
 def encode(tokenizer, input: str, output: str, description: str | None = None) -> Encoded:

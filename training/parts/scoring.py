@@ -12,7 +12,7 @@ from hyperlora.adapted import AdaptedModel
 from hyperlora.base import context_length
 from hyperlora.config import PromptStyle
 from hyperlora.lora import Adapter
-from hyperlora.prompt import apply_template, with_description
+from hyperlora.prompt import encode_chats, encode_texts, with_description
 from training.parts.batches import encode_prompts
 from training.parts.decode import decode
 from training.parts.kinds import NO_DESCRIPTION
@@ -87,7 +87,7 @@ def respond(
         return [[] for _ in trials]
     outputs = [accepted(example) for _, example in examples]
     flat = [" " + output for part in outputs for output in part]  # with the space that some templates put there
-    lengths = iter([len(ids) for ids in tokenizer(flat, add_special_tokens=False).input_ids])
+    lengths = map(len, encode_texts(tokenizer, flat))
     limits = [max(itertools.islice(lengths, len(part))) + 2 for part in outputs]
     if max_new_tokens is not None:
         limits = [max_new_tokens] * len(limits)
@@ -106,7 +106,7 @@ def _with_shots(tokenizer, shots: Sequence[Example], text: str, longest: int) ->
         turns = [(shot["input"], shot["output"]) for shot in shots[first:]]
         chat = [{"role": r, "content": t} for turn in turns for r, t in zip(("user", "assistant"), turn, strict=True)]
         chat.append({"role": "user", "content": text})
-        ids = apply_template(tokenizer, chat, add_generation_prompt=True, return_dict=False)
+        [ids] = encode_chats(tokenizer, [chat])
         if len(ids) <= longest:
             return ids
     return None
