@@ -26,12 +26,15 @@ from hyperlora.generator import HyperLoRA
 from training import evaluate, sft
 from training.lora import LoRAConfig, train_loras
 from training.mini.base import train_base
+from training.mini.blind import blind_descriptions, blind_tasks
 from training.mini.card import write_card
 from training.mini.notice import measure_threshold
 from training.mini.splits import examples
 from training.mini.suite import suite
 from training.parts.adapters import TARGET_MODULES, load_adapters, save_adapters
+from training.parts.kinds import random_strings
 from training.parts.options import option, parse, run
+from training.parts.requests import everyday_requests
 from training.parts.results import write_results
 from training.tasks import Task, load_tasks
 
@@ -148,14 +151,18 @@ def add_notice(options: Options, work: Path) -> None:
     unseen = [
         text for group in ("trained", "combination") for t in tasks_of(work, group) for text in t.eval_descriptions
     ]
-    random = evaluate.random_strings(1000, Random(0))
+    others = {
+        "blind": [text for texts in blind_descriptions().values() for text in texts],
+        "everyday requests": [request.description for request in everyday_requests()],
+        "random strings": random_strings(1000, Random(0)),
+    }
     hyperloras = {head: HyperLoRA.from_pretrained(work / f"hyperlora-{head}") for head in HEADS}
     shipped = with_fewer_descriptions(HyperLoRA.from_pretrained(work / f"hyperlora-{HEADS[0]}"))
-    threshold, rates = measure_threshold(shipped, unseen, random)  # all heads were trained on the same sentences
+    threshold, flagged = measure_threshold(shipped, unseen, others)  # all heads were trained on the same sentences
     for head, hyperlora in hyperloras.items():
         hyperlora.config.notice_threshold = threshold
         hyperlora.save_pretrained(work / f"hyperlora-{head}")
-    (work / "notice.json").write_text(json.dumps({"threshold": threshold, **rates}, indent=1) + "\n")
+    (work / "notice.json").write_text(json.dumps({"threshold": threshold, "flagged": flagged}, indent=1) + "\n")
 
 
 def induction_tasks(folder: str) -> list[Task]:
@@ -167,6 +174,7 @@ def induction_tasks(folder: str) -> list[Task]:
 def run_evaluation(options: Options, work: Path) -> None:
     adapted, tokenizer = adapted_base(work)
     splits = {"trained tasks": tasks_of(work, "trained")}
+    splits["blind descriptions"] = blind_tasks(splits["trained tasks"])
     splits["new combinations"] = tasks_of(work, "combination")
     splits["new operations"] = tasks_of(work, "operation")
     if options.instruction_induction:

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from random import Random
 
+from .blind import is_blind
 from .grid import Example, Slots, grid
 from .singles import SINGLES
 from .wordings import EVAL_FRAMES, TRAIN_FRAMES, wordings
@@ -71,6 +72,6 @@ def _worded(
     rng = Random(name)
     held = templates[1:] if group == "operation" else templates[2::3]
     kept = [t for t in templates if t not in held] + more
-    seen = wordings(kept, TRAIN_FRAMES, TRAIN_WORDINGS, rng, slots)
+    seen = [text for text in wordings(kept, TRAIN_FRAMES, TRAIN_WORDINGS, rng, slots) if not is_blind(text)]
     unseen = wordings(held, EVAL_FRAMES, EVAL_WORDINGS, rng, slots, besides=seen)
     return TextTask(name, group, make, tuple(seen), tuple(unseen), weight)
