@@ -113,6 +113,8 @@ def _chat(args: argparse.Namespace) -> None:
             for piece in stream:
                 print(piece, end="", flush=True)
             print(flush=True)
+            if stream.finish_reason == "length":
+                print("The answer was cut here: it reached the limit of its length.", file=sys.stderr)
         except UserError as error:  # a bad line ends nothing
             print(error, file=sys.stderr)
             messages.pop()

@@ -56,7 +56,9 @@ def load_base(
 
     A folder is read without any network access; anything else is a Hub id, which `local_files_only` looks up in this
     machine's cache alone. Only safetensors are read and no remote code is run. Each tensor goes from the file straight
-    to where it stays, so that no weights are ever held twice.
+    to where it stays, so that no weights are ever held twice. On the CPU, in the dtype of the file, it stays in the
+    file, from which the system reads what is used: replace a file that is in use by another (a download does), since
+    one that is overwritten changes the model, and one that is cut short ends the process with SIGBUS.
 
     `dtype`: float32, bfloat16 or float16, or its name. `device`: cpu, cuda, cuda:1, mps, or auto for the best of them.
     `quantize`: the layers' linears in 4 (NF4, double quantization) or 8 bits, all else in `dtype`. `device_map` stands

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from hyperlora.config import read_json
 from hyperlora.errors import UserError
+from hyperlora.files import own_memory
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -94,7 +95,7 @@ class SentenceEmbedder(Embedder):
         except Exception as error:  # whatever the library raises, the reader needs the same sentence
             reason = str(error).strip().split("\n")[0]
             raise UserError(f"The description encoder {name!r} could not be loaded ({reason}).") from error
-        self.model.eval()
+        own_memory(self.model.eval())
         super().__init__(self.model.get_embedding_dimension())
 
     def _forward(self, texts: list[str]) -> Tensor:

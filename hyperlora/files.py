@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import secrets
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from hyperlora.errors import UserError
 
 if TYPE_CHECKING:  # the page reads its presets before torch is imported
-    from torch import Tensor
+    from torch import Tensor, nn
 
 HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 
@@ -102,20 +103,25 @@ def open_safetensors(path: Path) -> Iterator[safe_open]:
         raise UserError(f"{path} is damaged: it is not a whole safetensors file.") from error
 
 
+def own_memory(module: "nn.Module") -> None:
+    """Copy the weights out of the files that libraries map: these may change, and lie at offsets of their own."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.clone()
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A file beside `path`, renamed at the end: a reader sees the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:  # as the umask says
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

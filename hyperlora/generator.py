@@ -290,7 +290,8 @@ def _read_weights(path: Path, expected: dict[str, tuple[int, ...]]) -> dict[str,
             found = tuple(file.get_slice(name).get_shape())
             if found != shape:
                 raise UserError(f"{path} does not fit {CONFIG}: {name} is {list(found)}, not {list(shape)}.")
-        state = {name: file.get_tensor(name).float() for name in expected}
+        # A copy, whose bits and speed do not depend on where the file has it, nor on what becomes of the file.
+        state = {name: file.get_tensor(name).to(torch.float32, copy=True) for name in expected}
     for name, tensor in state.items():
         check_finite(name, tensor, path)
     return state

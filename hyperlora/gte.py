@@ -10,7 +10,7 @@ from transformers import GteConfig, GteModel
 from hyperlora.base import to_device
 from hyperlora.config import read_json
 from hyperlora.errors import UserError
-from hyperlora.files import open_safetensors, resolve_folder
+from hyperlora.files import open_safetensors, own_memory, resolve_folder
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 PREFIX = "new."  # before every name, where the file was written by a model with a head
@@ -65,6 +65,7 @@ def load_gte(
         raise UserError(f"The sentence encoder in {folder} could not be loaded ({reason}).") from error
     if wrong := sorted(map(str, {*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]})):
         raise UserError(f"The sentence encoder in {folder} does not fit transformers' GteModel: see {wrong[0]}.")
+    own_memory(model)
     return to_device(model, device).eval().requires_grad_(False), tokenizer
 
 

@@ -39,11 +39,21 @@ def test_a_far_description_is_noticed_on_standard_error(tmp_path, capsys):
     assert "may not help" in capsys.readouterr().err
 
 
+CUT = "The answer was cut here: it reached the limit of its length.\n"  # "tiny" answers with five tokens at most
+
+
 def test_chat_answers_a_line_with_a_line(capsys, type_in):
     type_in("one two\n5 9\n")
     assert main(["chat", "Reverse the order of words.", "--preset", "tiny"]) == 0
     out, err = capsys.readouterr()
-    assert out.count("\n") == 2 and err == ""
+    assert out.count("\n") == 2 and err == 2 * CUT
+
+
+def test_an_answer_that_ends_by_itself_is_not_called_cut(capsys, type_in):
+    type_in("one two three\nblue\nthe dog is hungry\n")
+    assert main(["chat", "Put each word in square brackets.", "--preset", "mini"]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 3 and "cut" not in err
 
 
 def test_chat_with_a_saved_adapter_gives_the_same_answers(tmp_path, capsys, type_in):
@@ -183,7 +193,7 @@ def test_with_none_named_a_script_gets_the_mini_model(large, capsys, type_in, ti
     assert main(["chat", "Reverse the order of words."]) == 0
     out, err = capsys.readouterr()
     question = f"{tiny_base.name} needs a download of 14.5 GB; 100 GB of the disk are free."
-    assert err.splitlines() == ["This is why.", f"The mini model. {question} Allow it with --yes."]
+    assert err.removesuffix(CUT).splitlines() == ["This is why.", f"The mini model. {question} Allow it with --yes."]
     assert out.count("\n") == 1 and not large
 
 

