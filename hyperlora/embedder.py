@@ -2,9 +2,11 @@
 
 import hashlib
 import math
+import re
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -15,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from hyperlora.config import read_json
 from hyperlora.errors import UserError
 from hyperlora.files import own_memory
+from hyperlora.text import check_text
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -36,7 +39,11 @@ def scale_embedding(embedding: Tensor) -> Tensor:
 
 
 class Embedder(ABC):
-    """Texts -> task inputs, the last `KEPT` of them remembered; for several threads. A kind says how in `_forward`."""
+    """Texts -> task inputs, the last `KEPT` of them remembered; for several threads. A kind says how in `_forward`.
+
+    A text that is longer than the encoder reads at once, such as 256 word pieces, is halved between two words until all
+    parts fit, and its embedding is the mean of theirs.
+    """
 
     def __init__(self, d_emb: int):
         self.d_emb = d_emb
@@ -47,27 +54,44 @@ class Embedder(ABC):
         """texts -> [n, d_emb] float32 on the CPU, each of length sqrt(d_emb).
 
         Up to `FEW` texts go through one by one, so that an embedding depends on its text alone, whatever is remembered;
-        more, as training has, in batches, which agrees to rounding.
+        more, as training has, in batches, which agrees to rounding. `UserError` for half a character (`check_text`).
         """
-        texts = [normalise_text(text) for text in texts]
+        texts = [normalise_text(check_text(text, "The description")) for text in texts]
         if not texts:
             return torch.empty(0, self.d_emb)
         with self._lock, torch.no_grad():
             if len(texts) > FEW:
-                return scale_embedding(self._forward(texts))
+                return self._embed(texts)
             return torch.stack([self._row(text) for text in texts])
 
     def _row(self, text: str) -> Tensor:
         if text not in self._kept:
-            self._kept[text] = scale_embedding(self._forward([text]))[0]
+            self._kept[text] = self._embed([text])[0]
             if len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(text)
         return self._kept[text]
 
+    def _embed(self, texts: list[str]) -> Tensor:
+        parts = [self._parts(text) for text in texts]
+        rows = self._forward([part for each in parts for part in each])
+        return scale_embedding(torch.stack([each.mean(dim=0) for each in rows.split([len(each) for each in parts])]))
+
+    def _parts(self, text: str) -> list[str]:
+        if len(text) < 2 or self._fits(text):
+            return [text]
+        middle = len(text) // 2
+        spaces = [space.start() for space in re.finditer(r"\s", text)]
+        cut = min(spaces, key=lambda at: abs(at - middle), default=middle)
+        return self._parts(text[:cut].strip()) + self._parts(text[cut:].strip())
+
+    def _fits(self, text: str) -> bool:
+        """Whether `_forward` reads all of a text, normalised or a part of such."""
+        return True
+
     @abstractmethod
     def _forward(self, texts: list[str]) -> Tensor:
-        """texts, normalised -> [n, d_emb] float32 on the CPU, of any length."""
+        """texts, normalised, that fit -> [n, d_emb] float32 on the CPU, of any length."""
 
 
 class SentenceEmbedder(Embedder):
@@ -98,6 +122,11 @@ class SentenceEmbedder(Embedder):
         own_memory(self.model.eval())
         super().__init__(self.model.get_embedding_dimension())
 
+    def _fits(self, text: str) -> bool:
+        limit = self.model.max_seq_length or math.inf
+        text = (self.model.prompts.get(self.model.default_prompt_name) or "") + text
+        return limit == math.inf or len(self.model.tokenizer(text, verbose=False).input_ids) <= limit
+
     def _forward(self, texts: list[str]) -> Tensor:
         rows = self.model.encode(texts, batch_size=FEW, convert_to_tensor=True, show_progress_bar=False)
         return rows.float().cpu().clone()  # the clone leaves inference mode
@@ -110,10 +139,14 @@ class GteEmbedder(Embedder):
     """
 
     def __init__(self, name: str, revision: str | None = None, device: str = "cpu", local_files_only: bool = False):
-        from hyperlora.gte import load_gte  # only those who name it wait for it
+        from hyperlora.gte import MAX_TOKENS, load_gte  # only those who name it wait for it
 
         self.model, self.tokenizer = load_gte(name, revision, device, local_files_only)
+        self.limit = min(MAX_TOKENS, self.model.config.max_position_embeddings)  # tokens
         super().__init__(self.model.config.hidden_size)
+
+    def _fits(self, text: str) -> bool:
+        return len(self.tokenizer.encode(text).ids) <= self.limit
 
     def _forward(self, texts: list[str]) -> Tensor:
         ids = [torch.tensor(self.tokenizer.encode(text).ids) for text in texts]
@@ -131,20 +164,29 @@ class LastTokenEmbedder(Embedder):
     """The base model's last hidden state at the description's last token; its weights must not change meanwhile."""
 
     def __init__(self, model: nn.Module, tokenizer):
-        self.model, self.tokenizer = model, tokenizer
+        from hyperlora.base import context_length  # who has a base model has transformers; the other kinds do without
+
+        self.model, self.tokenizer, self.limit = model, tokenizer, context_length(model)
+        read = tokenizer("a", return_special_tokens_mask=True)
+        # What some tokenizers add in front; in a causal model a </s> that they add behind would change nothing.
+        special = takewhile(lambda pair: pair[1], zip(read.input_ids, read.special_tokens_mask, strict=True))
+        self._start = [token for token, _ in special]
         super().__init__(model.config.get_text_config().hidden_size)
 
+    def _ids(self, text: str) -> list[int]:
+        from hyperlora.prompt import encode_texts
+
+        return self._start + encode_texts(self.tokenizer, [text])[0]
+
+    def _fits(self, text: str) -> bool:
+        return len(self._ids(text)) <= self.limit
+
     def _forward(self, texts: list[str]) -> Tensor:
-        from hyperlora.base import device_of  # whoever has a base model has transformers; the other kinds do without
+        from hyperlora.base import device_of
 
         device, rows = device_of(self.model.get_input_embeddings()), []
         for text in texts:  # one a pass: padding on the left would need masks that not every base takes alike
-            read = self.tokenizer(text, return_special_tokens_mask=True)
-            length = len(read.input_ids)
-            while length > 1 and read.special_tokens_mask[length - 1]:  # a </s> that some tokenizers add
-                length -= 1
-            # In a causal model, what came later changed nothing.
-            ids = torch.tensor([read.input_ids[:length]], device=device)
+            ids = torch.tensor([self._ids(text)], device=device)
             rows.append(self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, -1].float().cpu())
         return torch.stack(rows)
 

@@ -16,7 +16,7 @@ CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json
 PREFIX = "new."  # before every name, where the file was written by a model with a head
 MAX_CONFIG, MAX_TOKENIZER = 2**20, 64 * 2**20  # bytes
 MAX_LAYERS = 1_000
-MAX_TOKENS = 8_192  # of one text; the rest is cut off, as the public release of text-to-lora does
+MAX_TOKENS = 8_192  # that the public release of text-to-lora reads of a text
 # What the public code can do otherwise, and GteModel cannot.
 ONLY = {
     "position_embedding_type": "rope",
@@ -175,5 +175,5 @@ def _load_tokenizer(path: Path, config: GteConfig) -> Tokenizer:
             f"{config.vocab_size:,}: the two are of different models."
         )
     tokenizer.no_padding()
-    tokenizer.enable_truncation(min(MAX_TOKENS, config.max_position_embeddings))
+    tokenizer.no_truncation()  # the embedder reads a long text in parts
     return tokenizer

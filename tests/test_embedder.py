@@ -84,6 +84,67 @@ def test_thousands_at_once_push_nothing_out():
     assert embedder.asked == []
 
 
+SENTENCE = "Read the text below and say in one word which of the given classes it belongs to"
+
+
+@pytest.mark.parametrize("repeats", [15, 20, 40])
+def test_a_description_is_read_to_its_end(minilm, repeats):
+    """This encoder reads 256 word pieces at once, about 14 of these sentences."""
+    same = " ".join([SENTENCE + "."] * repeats)
+    texts = [f"{same} Answer in {language}." for language in ("French", "Greek")]
+    reference = minilm.model.encode(texts)  # the library's own cut
+    assert (reference[0] == reference[1]).all()
+    first, second = minilm.embed(texts)
+    assert (first - second).abs().max() > 1e-3
+    assert first.norm().item() == pytest.approx(384**0.5)
+
+
+def test_long_texts_in_a_batch_agree(minilm):
+    texts = ["Sort.", " ".join([SENTENCE + "."] * 20), *(f"Add {i}." for i in range(FEW))]
+    batch = minilm.embed(texts)
+    torch.testing.assert_close(batch[:3], minilm.embed(texts[:3]), atol=1e-4, rtol=0)
+
+
+def test_a_long_description_is_the_mean_of_its_halves(minilm):
+    halves = [" ".join([f"{SENTENCE} {i}."] * 10) for i in (1, 2)]
+    [row] = minilm.embed([" ".join(halves)])
+    mean = minilm.embed(halves).mean(dim=0)  # of equal lengths
+    torch.testing.assert_close(row, mean / mean.norm() * 384**0.5, atol=1e-4, rtol=0)
+
+
+def test_a_description_as_long_as_the_encoder_reads_is_the_librarys_own(minilm):
+    text = "a " * 253 + "."  # and the two tokens around it
+    assert len(minilm.model.tokenizer(text).input_ids) == 256 == minilm.model.max_seq_length
+    expected = torch.tensor(minilm.model.encode([text])) * 384**0.5
+    torch.testing.assert_close(minilm.embed([text]), expected, atol=1e-4, rtol=0)
+    assert (minilm.embed(["a " + text]) - expected).abs().max() > 1e-3
+
+
+def test_texts_without_spaces_are_read_too():
+    class Short(Counted):
+        def _fits(self, text):
+            return len(text) <= 5
+
+    embedder = Short()
+    embedder.embed(["abcdefghijklm", "one two three four", "a bcdefghijk", "x\n\ny zzzzzzz"])
+    assert embedder.asked == [
+        *split_up("abcdefghijklm."),
+        *("one", "two", "three", "four."),
+        *("a", *split_up("bcdefghijk.")),
+        *("x\n\ny", *split_up("zzzzzzz.")),
+    ]
+
+
+def split_up(word: str) -> list[str]:
+    return [word] if len(word) <= 5 else split_up(word[: len(word) // 2]) + split_up(word[len(word) // 2 :])
+
+
+@pytest.mark.parametrize("text", ["Sort \ud83d", "caf\udce9", "\udfff"], ids=ascii)
+def test_half_a_character_is_one_sentence(minilm, text):
+    with pytest.raises(UserError, match=r"The description holds '.*', which is half a character"):
+        minilm.embed(["Sort.", text])
+
+
 def test_threads_share_an_embedder(minilm):
     texts = [f"Add {i} to the number." for i in range(8)]
     expected = SentenceEmbedder().embed(texts[:1])
@@ -140,6 +201,29 @@ def test_last_token_is_the_texts_own_where_the_tokenizer_adds_some(tiny_base, ti
     ids = torch.tensor([[special[0][1], *bare]])
     hidden = tiny_model(ids, output_hidden_states=True).hidden_states[-1][0, -1]
     [vector] = LastTokenEmbedder(tiny_model, tokenizer).embed(["Add"])
+    torch.testing.assert_close(vector, hidden / hidden.norm() * 8)
+
+
+@pytest.mark.parametrize("ending", ["", " </s>"])
+def test_last_token_of_a_description_longer_than_the_context(tiny_base, tiny_model, ending):
+    """The tiny base reads 256 tokens, one a character: two halves of 199 and 200, each with its <s>."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("<s>", "</s>")]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"<s> $A{ending}", special_tokens=special)
+    halves = ["word " * 39 + "word", "word " * 38 + "w word."]
+    rows = [[special[0][1], *tokenizer(half, add_special_tokens=False).input_ids] for half in halves]
+    states = [tiny_model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0, -1] for ids in rows]
+    mean = torch.stack(states).mean(dim=0)
+    [vector] = LastTokenEmbedder(tiny_model, tokenizer).embed([" ".join(halves)])
+    torch.testing.assert_close(vector, mean / mean.norm() * 8)
+
+
+@pytest.mark.parametrize("token", ["</s>", "<s>", "[INST]"])
+def test_last_token_reads_a_control_token_in_a_description_as_text(tiny_base, tiny_model, token):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    letters = tokenizer.convert_tokens_to_ids(list(f"Say {token}!"))
+    hidden = tiny_model(torch.tensor([letters]), output_hidden_states=True).hidden_states[-1][0, -1]
+    [vector] = LastTokenEmbedder(tiny_model, tokenizer).embed([f"Say {token}!"])
     torch.testing.assert_close(vector, hidden / hidden.norm() * 8)
 
 

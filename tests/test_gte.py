@@ -212,9 +212,14 @@ def test_many_texts_go_through_in_batches_and_agree(embedder):
     torch.testing.assert_close(embedder.embed(texts), alone, atol=1e-5, rtol=0)
 
 
-def test_a_text_of_any_length_is_cut_to_what_the_model_takes(embedder):
-    long = embedder.embed(["the list " * 500])
-    assert torch.equal(long, embedder.embed(["the list " * 400])) and long.isfinite().all()
+def test_a_text_longer_than_the_model_takes_is_the_mean_of_its_parts(embedder):
+    """Tokens: 26 and the two around them, of 32 that this model takes."""
+    first, second = ("the list " * 12 + f"the {last}" for last in ("list", "sort"))
+    long, other, longest = embedder.embed([f"{first} {second}", f"{first} {first}", "the list " * 500])
+    ids = [embedder.tokenizer.encode(text).ids for text in (first, f"{second}.")]
+    mean = torch.stack([embedder.model(torch.tensor([row])).last_hidden_state[0, 0] for row in ids]).mean(0)
+    torch.testing.assert_close(long, mean / mean.norm() * 32**0.5)
+    assert (long - other).abs().max() > 1e-3 and longest.isfinite().all()
 
 
 def test_the_files_own_padding_and_truncation_are_not_used(folder, embedder):
