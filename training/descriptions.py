@@ -31,7 +31,7 @@ from hyperlora.errors import UserError
 from hyperlora.files import write_atomic
 from hyperlora.prompt import format_prompt
 from training.parts.decode import decode
-from training.parts.endpoint import Ask, Messages, Reply, endpoint
+from training.parts.endpoint import Ask, EndpointOptions, Messages, Reply, endpoint
 from training.parts.options import option, parse, run
 from training.parts.written import labels, leaks, parse_descriptions, words
 from training.tasks import Example, Task, load_tasks
@@ -102,14 +102,11 @@ MAX_RECORD_BYTES = 16 * 2**20
 
 
 @dataclass(kw_only=True)
-class Options:
+class Options(EndpointOptions):
     """What `python -m training.descriptions` takes. The defaults are those of App. F."""
 
     tasks: str = option(help="folder of task files, or another source that training.tasks reads")
     output: str = option(help="folder for the described task files; a run that was stopped goes on there")
-    url: str = option("https://api.openai.com/v1", "endpoint that speaks OpenAI's chat completions, up to its /v1")
-    model: str = option("gpt-4o-mini", "the endpoint's name of the model")
-    key_variable: str = option("OPENAI_API_KEY", "environment variable with the key; none is sent where it is unset")
     local: str | None = option(None, "a model on this machine instead of an endpoint: folder or Hub id")
     device: str = option("cpu", "of the local model: cpu, cuda, ...")
     bf16: bool = option(False, "the local model in bfloat16")
@@ -122,19 +119,6 @@ class Options:
     show_description: bool = option(True, "show the task's first own description before questions that do not hold it")
     system_message: bool = option(True, "send the system message apart; some endpoints only take it in the prompt")
     keep: bool = option(False, "keep the task's own descriptions, in front of the new ones")
-    temperature: float = option(1.0, "of the sampling", least=0)
-    max_tokens: int = option(
-        4096, "most tokens of an answer; 0: not sent, for endpoints that refuse the field", least=0
-    )
-    concurrency: int = option(
-        8, "queries at a time: sent in parallel, or decoded together by the local model", least=1, most=10**6
-    )
-    retries: int = option(
-        8, "tries after a failure that may pass (limits, overload, time-outs), ever further apart", least=0
-    )
-    timeout: float = option(
-        120.0, "seconds without a sign of the endpoint that count as a failure", above=0, most=10**6
-    )
     seed: int = option(0, "of the pairs drawn, and of a local model's sampling")
     strict: bool = option(False, "stop at a broken task file instead of skipping it")
 

@@ -9,8 +9,6 @@ import subprocess
 import sys
 import threading
 import zlib
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -21,8 +19,6 @@ from transformers import AutoTokenizer, MistralForCausalLM
 from hyperlora.errors import UserError
 from training import descriptions
 from training.descriptions import Options, main, make_queries
-from training.parts.endpoint import retry_after
-from training.parts.written import labels, leaks, parse_descriptions
 from training.tasks import Task, load_tasks
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +49,7 @@ class Endpoint:
 
     def __init__(self):
         self.requests: list[tuple[str, str | None, dict]] = []  # path, Authorization, body
+        self.headers = []
         self.script: list[tuple[int, dict, bytes]] = []
         self.answer = numbered
         self.hold_from = None  # from this request on none is answered until `released` is set
@@ -64,6 +61,7 @@ class Endpoint:
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with lock:
+                    endpoint.headers.append(self.headers)
                     endpoint.requests.append((self.path, self.headers["Authorization"], body))
                     number = len(endpoint.requests)
                     scripted = endpoint.script.pop(0) if endpoint.script else None
@@ -86,6 +84,11 @@ class Endpoint:
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
+    def close(self) -> None:
+        self.released.set()
+        self.server.shutdown()
+        self.server.server_close()
+
 
 @pytest.fixture
 def endpoint(monkeypatch):
@@ -94,9 +97,7 @@ def endpoint(monkeypatch):
     monkeypatch.setattr("training.parts.endpoint.FIRST_WAIT", 0.01)
     endpoint = Endpoint()
     yield endpoint
-    endpoint.released.set()
-    endpoint.server.shutdown()
-    endpoint.server.server_close()
+    endpoint.close()
 
 
 @pytest.fixture
@@ -157,70 +158,7 @@ def test_long_questions_lose_their_middle_and_few_pairs_are_all_shown():
     assert len(query.pairs) == 1
 
 
-# --- the answer -------------------------------------------------------------------------------------------------------
-
 TWO = ["Say which city rules.", "Name the seat of government."]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Description 1: Say which city rules.\n\nDescription 2: Name the seat of government.",
-        "Of course! Here you are:\n\n1. Say which city rules.\n2. Name the seat\n   of government.\n\nGood luck.",
-        "1) Say which city rules.\n2) Name the seat of government.",
-        "**Description 1:** Say which city rules.\n**Description 2**: *Name the seat of government.*",
-        "### Description 1\n\nSay which city rules.\n\n### Description 2\nName the seat of government.",
-        '1. **Description 1:** "Say which city rules."\n2. “Name the seat of government.”',
-        "- Say which city rules.\n- Name the seat of government.",
-        "<think>\n1. Let me plan this.\n</think>\n* Say which city rules.\n* Name the seat of government.",
-        json.dumps(TWO),
-        json.dumps({"descriptions": TWO}, indent=2),
-        json.dumps({f"Description {i}": text for i, text in enumerate(TWO, 1)}),
-        f"Here is the list:\n```json\n{json.dumps([{'style': 'in short', 'description': text} for text in TWO])}\n```",
-        f"Here is the list: {json.dumps(TWO)} Enjoy!",
-        json.dumps([*TWO, "This one was never"])[:-8],
-        '{"descriptions": ["Say which city rules.",\n"Name the seat of government.",\n]',
-    ],
-)
-def test_descriptions_are_found_in_lists_and_json(text):
-    assert parse_descriptions(text) == TWO
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "I cannot help with that.",
-        "Description 1: TEXT\nDescription 2: TEXT",
-        "[" * 100_000,
-        "1. " + "long " * 1000,
-        "<think>\n1. This thought was never finished",
-    ],
-)
-def test_an_answer_without_descriptions_gives_none(text):
-    assert parse_descriptions(text) == []
-
-
-def test_half_a_surrogate_pair_can_be_written():
-    [text] = parse_descriptions('["Say it with \\ud83d."]')
-    assert text.encode() == b"Say it with ?."
-
-
-def test_an_answer_is_found_whatever_its_case_and_punctuation():
-    assert leaks("The capital is, of course, OSLO!", ["Oslo."])
-    assert leaks("Write New-York.", ["new york"])
-    assert leaks("Say: the quick brown fox jumps over it.", ["A long tale: the quick brown fox jumps over many dogs."])
-    assert not leaks("Lisbonese words", ["Lisbon"])
-    assert not leaks("Find a letter in the word.", ["a", "?", "", "in the"])
-
-
-def test_classes_are_no_answers_that_could_leak():
-    reviews = [{"input": str(i), "output": ("Positive", "negative.")[i % 2]} for i in range(40)]
-    task = Task("reviews", ["Do."], train=[*reviews, {"input": "x", "output": "mixed"}])
-    assert labels(task) == {"positive", "negative"}
-    assert labels(capital()) == set()
-    assert not leaks("Is the review positive?", ["Positive"], labels(task))
-    assert leaks("Is the review mixed?", ["mixed"], labels(task))
 
 
 # --- an endpoint ------------------------------------------------------------------------------------------------------
@@ -298,17 +236,10 @@ def test_the_server_s_waiting_time_is_kept(endpoint, one, tmp_path, monkeypatch)
     assert told == 7 and 0.01 <= grown[0] <= 0.02 <= grown[1] <= 0.04  # 1 s is 0.01 s here, doubled each time
 
 
-def test_retry_after_is_seconds_or_a_date():
-    soon = datetime.now(UTC) + timedelta(seconds=50)
-    assert retry_after("1.5") == 1.5 and retry_after("-3") == 0
-    assert 40 < retry_after(format_datetime(soon, usegmt=True)) <= 50
-    assert retry_after(None) is retry_after("soon") is retry_after("nan") is None
-
-
 @pytest.mark.parametrize(
     ("failure", "message"),
     [
-        ((401, {}, b'{"error": {"message": "Bad key secret-key."}}'), r"401, Bad key \*\*\*\.\)\. Set OPENAI_API_KEY"),
+        ((401, {}, b'{"error": {"message": "Bad key secret-key."}}'), r"401 - Bad key \*\*\*\.\)\. Set OPENAI_API_KEY"),
         ((404, {}, b'{"error": {"message": "No such model."}}'), "No such model.*--model"),
         ((429, {}, b'{"error": {"code": "insufficient_quota", "message": "Pay first."}}'), "Pay first"),
         ((429, {"Retry-After": "86400"}, b""), "86400 s"),

@@ -1,21 +1,24 @@
-"""A server that speaks OpenAI's chat completions, asked patiently."""
+"""A server that speaks OpenAI's chat completions, asked patiently through the package `openai`."""
 
-import json
 import math
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from threading import Event
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
 from hyperlora.errors import UserError
+from training.parts.options import option
 
 MAX_ANSWER_BYTES = 4 * 2**20
 FIRST_WAIT, LONGEST_BACKOFF, LONGEST_WAIT = 1.0, 60.0, 600.0  # seconds
+
 Messages = list[dict[str, str]]
 
 
@@ -30,6 +33,28 @@ class Reply(NamedTuple):
 Ask = Callable[[Sequence[Messages], int], list[Reply]]  # chats, number of the try -> an answer to each
 
 
+@dataclass(kw_only=True)
+class EndpointOptions:
+    """Who is asked, and how patiently."""
+
+    url: str = option("https://api.openai.com/v1", "endpoint that speaks OpenAI's chat completions, up to its /v1")
+    model: str = option("gpt-4o-mini", "the endpoint's name of the model")
+    key_variable: str = option("OPENAI_API_KEY", "environment variable with the key; none is sent where it is unset")
+    temperature: float = option(1.0, "of the sampling", least=0)
+    max_tokens: int = option(
+        4096, "most tokens of an answer; 0: not sent, for endpoints that refuse the field", least=0
+    )
+    concurrency: int = option(
+        8, "queries at a time: sent in parallel, or decoded together by the local model", least=1, most=10**6
+    )
+    retries: int = option(
+        8, "tries after a failure that may pass (limits, overload, time-outs), ever further apart", least=0
+    )
+    timeout: float = option(
+        120.0, "seconds without a sign of the endpoint that count as a failure", above=0, most=10**6
+    )
+
+
 class _MayPass(Exception):
     """A failure worth another try, after `wait` seconds where the server names them."""
 
@@ -38,100 +63,125 @@ class _MayPass(Exception):
         self.wait = wait
 
 
-def endpoint(options, stop: Event) -> Ask:
-    """Ask a server in OpenAI's chat completions format. Once `stop` is set, nothing is tried again.
+def endpoint(options: EndpointOptions, stop: Event) -> Ask:
+    """Ask the server of the options. Once `stop` is set, nothing is tried again.
 
-    Raises UserError where the URL or the key cannot be right, the server refuses, or the tries are used up.
+    Raises UserError where the URL, the key or the environment's proxy cannot be right, the server refuses, or the tries
+    are used up.
     """
     try:
-        import httpx  # in the group `train`
+        import openai  # in the group `train`, and seconds to import
     except ImportError:
-        raise UserError("An endpoint is asked through the package httpx: pip install --group train.") from None
-    url = options.url.rstrip("/") + "/chat/completions"
-    try:
-        parts = httpx.URL(url)
-    except httpx.InvalidURL:
-        parts = httpx.URL("")
-    if parts.scheme not in ("http", "https") or not parts.host:
-        raise UserError(f"--url must be an address such as http://localhost:8000/v1, not {options.url!r}.")
+        raise UserError("An endpoint is asked through the package openai: pip install --group train.") from None
+    _check_url(options.url)
     key = os.environ.get(options.key_variable, "").strip()
     if not key.isascii() or not key.isprintable():
         raise UserError(f"The environment variable {options.key_variable} holds no key: it has odd characters in it.")
-    client = httpx.Client(  # which follows no redirects: the key goes to the URL's host alone
-        headers={"Authorization": f"Bearer {key}"} if key else None,
-        timeout=options.timeout,
-        limits=httpx.Limits(max_connections=options.concurrency),
-    )
+    try:
+        client = openai.OpenAI(
+            base_url=options.url,
+            api_key=key or "none",
+            timeout=options.timeout,
+            max_retries=0,  # `patiently`, which can be stopped and says what it waits for
+            http_client=openai.DefaultHttpxClient(
+                follow_redirects=False,  # the key goes to the URL's host alone
+                event_hooks={"response": [_bounded]},
+            ),
+        )
+    except (ImportError, ValueError) as error:  # a SOCKS proxy without its package, a proxy that is no URL
+        raise UserError(f"The proxy that the environment names cannot be used ({error}): unset it.") from None
+    # What else the environment holds for OpenAI would go to any server; an encoding's few bytes could unfold to many.
+    unsent = ["OpenAI-Organization", "OpenAI-Project", *([] if key else ["Authorization"])]
+    headers = {"Accept-Encoding": "identity"} | dict.fromkeys(unsent, openai.omit)
+    length = {"max_tokens": options.max_tokens} if options.max_tokens else {}
 
-    def post(chat: Messages) -> Reply:
-        body = {"model": options.model, "messages": chat, "temperature": options.temperature}
-        if options.max_tokens:
-            body["max_tokens"] = options.max_tokens
-        content = bytearray()
+    def ask(chat: Messages) -> Reply:
         try:
-            with client.stream("POST", url, json=body) as response:
-                for chunk in response.iter_bytes():
-                    content += chunk
-                    if len(content) > MAX_ANSWER_BYTES:
-                        raise UserError(f"{url} sent more than {MAX_ANSWER_BYTES >> 20} MiB: is it the right --url?")
-        except httpx.HTTPError as error:
-            raise _MayPass(f"{type(error).__name__}: {error}") from error
-        try:
-            data = json.loads(content)
-        except (ValueError, RecursionError):
-            data = None
-        if response.status_code == 200:
-            return _reply(data)
-        code, reason = _refusal(data, response.reason_phrase)
-        reason = f"{response.status_code}, {reason.replace(key, '***') if key else reason}"
-        if code == "content_filter":
-            return Reply("", 0, 0)
-        passing = response.status_code in (408, 409, 425, 429) or response.status_code >= 500
-        if passing and code != "insufficient_quota":
-            raise _MayPass(reason, retry_after(response.headers.get("Retry-After")))
-        hint = {401: f" Set {options.key_variable} to a valid key.", 404: " Check --url and --model."}
-        raise UserError(f"{url} refused the request ({reason}).{hint.get(response.status_code, '')}")
+            return _reply(
+                client.chat.completions.create(
+                    model=options.model, messages=chat, temperature=options.temperature, extra_headers=headers, **length
+                )
+            )
+        except UserError:  # a ValueError too
+            raise
+        except openai.APIStatusError as error:
+            reason = " ".join(error.message.split())[:300]
+            reason = reason.replace(key, "***") if key else reason
+            if error.code == "content_filter":
+                return Reply("", 0, 0)
+            passing = error.status_code in (408, 409, 425, 429) or error.status_code >= 500
+            if passing and error.code != "insufficient_quota":
+                raise _MayPass(reason, retry_after(error.response.headers.get("Retry-After"))) from None
+            hint = {401: f" Set {options.key_variable} to a valid key.", 404: " Check --url and --model."}
+            raise UserError(f"{options.url} refused the request ({reason}).{hint.get(error.status_code, '')}") from None
+        except openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            raise _MayPass(f"{type(cause).__name__}: {cause}") from error
+        except (ValueError, RecursionError):  # no JSON, though the server says that it is
+            raise _MayPass("what came is no chat completion") from None
 
     def patiently(chat: Messages) -> Reply:
         for attempt in range(options.retries + 1):
             try:
-                return post(chat)
+                return ask(chat)
             except _MayPass as failure:
                 backoff = min(FIRST_WAIT * 2**attempt, LONGEST_BACKOFF) * random.uniform(0.5, 1)
                 wait = backoff if failure.wait is None else failure.wait
                 last = failure
             if wait > LONGEST_WAIT:
-                raise UserError(f"{url} asks to wait for {wait:.0f} s ({last}): start again then, to go on.")
+                raise UserError(f"{options.url} asks to wait for {wait:.0f} s ({last}): start again then, to go on.")
             if attempt < options.retries:
                 tqdm.write(f"Another try in {wait:.1f} s: {last}")
                 if stop.wait(wait):
                     break
-        raise UserError(f"{url} did not answer ({last}): start again to go on.")
+        raise UserError(f"{options.url} did not answer ({last}): start again to go on.")
 
     return lambda chats, attempt: [patiently(chat) for chat in chats]
 
 
-def _reply(data: Any) -> Reply:
-    """The content of a successful response -> the answer; no text where the model refused."""
+def _check_url(url: str) -> None:
     try:
-        text = data["choices"][0]["message"].get("content")
-        usage = data.get("usage") or {}
-        tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
+    except ValueError:
+        good = False
+    if not good:
+        raise UserError(f"--url must be an address such as http://localhost:8000/v1, not {url!r}.")
+
+
+def _bounded(response: Any) -> None:
+    """The hook of a response that has just begun: no more of it is read than an answer can be."""
+    from httpx2 import SyncByteStream  # what openai sends by
+
+    stream, address = response.stream, response.url
+
+    class Bounded(SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            size = 0
+            for part in stream:
+                size += len(part)
+                if size > MAX_ANSWER_BYTES:
+                    raise UserError(f"{address} sent more than {MAX_ANSWER_BYTES >> 20} MiB: is it the right --url?")
+                yield part
+
+        def close(self) -> None:
+            stream.close()
+
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        raise UserError(f"{address} sent an encoding that was not asked for: is it the right --url?")
+    response.stream = Bounded()
+
+
+def _reply(completion: Any) -> Reply:
+    """A chat completion, which `openai` does not check, -> the answer; no text where the model refused."""
+    try:
+        text, usage = completion.choices[0].message.content, completion.usage
+        tokens = [int(getattr(usage, name, None) or 0) for name in ("prompt_tokens", "completion_tokens")]
         if not isinstance(text, str | None):
             raise TypeError
     except (LookupError, TypeError, ValueError, AttributeError):
         raise _MayPass("what came is no chat completion") from None
     return Reply((text or "").encode(errors="replace").decode(), *tokens)
-
-
-def _refusal(data: Any, default: str) -> tuple[str, str]:
-    """The content of an error response -> its code and its message, the latter in one line."""
-    error = data.get("error", data) if isinstance(data, dict) else None
-    if isinstance(error, dict):
-        code, message = error.get("code"), error.get("message") or error.get("detail")
-    else:
-        code, message = None, error
-    return str(code), " ".join((message if isinstance(message, str) else default).split())[:300]
 
 
 def retry_after(value: str | None) -> float | None:
