@@ -81,11 +81,10 @@ def serve(args: argparse.Namespace, choice: Choice | None) -> int:
     try:
         url = launch(demo, args.host, args.port)
     except (OSError, UnicodeError):
-        where = f"port {args.port}" if args.port else "the ports from 7860 on"
-        print(
-            f"The page cannot be opened: {where} on {args.host} cannot be used; choose another with --port or --host.",
-            file=sys.stderr,
-        )
+        reason = f"port {args.port} on {args.host} cannot be used"
+        if not args.port:
+            reason = f"{args.host} has no port from 7860 up that can be used"
+        print(f"The page cannot be opened: {reason}; choose another with --port or --host.", file=sys.stderr)
         return 1
     moved = "" if args.port or url.endswith(":7860/") else " (port 7860 is in use)"
     say(f"HyperLoRA is at {url}{moved}")

@@ -33,7 +33,8 @@ import app
 import hyperlora
 from hyperlora.errors import UserError
 from hyperlora.hub import Cancelled
-from hyperlora.ui.handlers import SKIP, Handlers, bubbles, progress
+from hyperlora.presets import PRESETS, Preset
+from hyperlora.ui.handlers import SKIP, Handlers, about, bubbles, progress
 from hyperlora.ui.model import MAX_ADAPTERS, Model
 from hyperlora.ui.page import build_page, launch
 from hyperlora.ui.session import MAX_CHARACTERS, MAX_SHELF, MAX_TURNS, Turn, put, read_shelf, read_turns, write
@@ -562,23 +563,33 @@ def test_an_unexpected_failure_to_load_says_nothing_of_the_inside(caplog: pytest
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_the_page_waits_for_the_model_and_says_when_each_message_stands_alone(model: Model) -> None:
+def test_the_page_waits_for_the_model_and_says_when_each_message_stands_alone(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loading = Handlers(Model(lambda: None))
     *_, timer = asyncio.run(loading.ready())
     assert timer.active
     assert "The model is still loading" in loading.generate(REVERSE, "")[0]
     with pytest.warns(UserWarning, match="The model is still loading"):
         assert Visitor(loading).hear(loading.send("", 1, False, "", "one", SimpleNamespace(session_hash="a"))) == [SKIP]
-    assert asyncio.run(Handlers(model).ready())[3] == "tiny-base"
-    model.pipe.multi_turn = False
-    try:
-        _, button, _, line, describe, timer = asyncio.run(Handlers(model).ready())
-    finally:
-        model.pipe.multi_turn = True
+    assert asyncio.run(Handlers(model).ready())[3:5] == ("<b>tiny-base</b> answers.", "")
+    monkeypatch.setattr(model.pipe, "multi_turn", False)
+    _, button, _, _, line, describe, timer = asyncio.run(Handlers(model).ready())
     assert button.value == "Generate"
     assert "each message on its own" in line
     assert describe is False
     assert not timer.active
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_the_page_says_which_model_answers_and_what_it_can_do(
+    pipe: hyperlora.Pipeline, preset: Preset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipe, "preset", preset)
+    line, more = re.fullmatch(r"<details><summary>(.*)</summary><p>(.*)</p></details>", about(pipe)).groups()
+    name = "The mini model" if preset.name == "mini" else preset.base.split("/")[1].removesuffix("-v0.2")
+    assert line.lower().startswith(f"{name} answers".lower()) and len(line) < 100
+    assert "cannot" in more or "adds no knowledge" in more
 
 
 def test_the_description_is_in_the_prompt_from_the_start_where_it_was_in_training(
@@ -823,9 +834,8 @@ def test_a_bad_port_is_refused(port: str) -> None:
 @pytest.mark.parametrize("host", ["192.0.2.1", "a..b", "http://127.0.0.1", "::1%lo", "127.0.0.1:80"])
 def test_a_host_that_is_none_of_this_machine_is_one_sentence(host: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert app.main(["--host", host, "--preset", "mini"]) == 1
-    out, err = capsys.readouterr()
-    assert err == (
-        f"The page cannot be opened: the ports from 7860 on on {host} cannot be used; choose another with --port or "
+    assert capsys.readouterr().err == (
+        f"The page cannot be opened: {host} has no port from 7860 up that can be used; choose another with --port or "
         "--host.\n"
     )
 

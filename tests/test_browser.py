@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 import hyperlora
 from hyperlora.errors import UserError
 from hyperlora.hub import Cancelled
-from hyperlora.presets import load_examples
+from hyperlora.presets import get_preset, load_examples
 from hyperlora.ui.model import Model
 from tests.test_app import ADD, REVERSE, serving, slow, wait_until
 
@@ -126,6 +126,34 @@ def test_from_an_example_to_an_answer(page: Page, pipe: hyperlora.Pipeline) -> N
     expect_answers(page, (answer, example["description"]))
     expect(page.locator("#message textarea")).to_have_value("")
     expect(page.locator("#line")).to_contain_text("each message on its own")
+
+
+def test_the_page_says_which_model_answers_and_opens_to_more(
+    page: Page, pipe: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expect(page.locator("#about")).to_have_text("tiny-base answers.")
+    preset = get_preset("mini")
+    monkeypatch.setattr(pipe, "preset", preset)
+    page.reload()
+    expect(page.locator("#about summary")).to_have_text(preset.summary)
+    expect(page.locator("#about p")).to_be_hidden()
+    page.locator("#about summary").press("Enter")
+    expect(page.locator("#about p")).to_have_text(preset.description)
+
+
+def test_the_selected_row_of_a_long_shelf_is_in_view(page: Page) -> None:
+    for i in range(12):
+        generate(page, f"Write the {i + 1}. letter of the word, and nothing else.")
+    for row in (page.locator("#shelf label").last, page.locator("#shelf label").first):
+        row.click()
+        page.reload()
+        expect(page.locator("#shelf label.selected")).to_have_text(row.text_content())
+        expect(page.locator("#shelf label.selected")).to_be_in_viewport()
+        shown = page.evaluate("""() => {
+            const row = document.querySelector("#shelf label.selected").getBoundingClientRect();
+            return document.elementsFromPoint(row.x + 20, row.y + 6).some((element) => element.closest("#shelf label"));
+        }""")
+        assert shown  # and not under the edge of what scrolls
 
 
 def test_an_example_leaves_a_message_that_was_typed(page: Page) -> None:
@@ -507,7 +535,8 @@ def test_export_downloads_the_selected_adapter(page: Page, tmp_path: Path) -> No
         path = tmp_path / download.value.suggested_filename
         download.value.save_as(path)
         with zipfile.ZipFile(path) as archive:
-            assert sorted(archive.namelist()) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+            files = ["README.md", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"]
+            assert sorted(archive.namelist()) == files
             assert description in archive.read("README.md").decode()
 
 

@@ -18,6 +18,7 @@ from hyperlora.ui.session import Turn, put, read_shelf, read_turns, write
 
 if TYPE_CHECKING:
     from hyperlora.chat import ChatStream
+    from hyperlora.pipe import Pipeline
 
 NO_ADAPTER, LOADING, INSTEAD = "No adapter", "Loading the model…", "Use the mini model instead"
 SKIP = (
@@ -63,6 +64,15 @@ def one_line(description: object) -> str:
     return " ".join(check_text(description, "The description").split())
 
 
+def about(pipe: "Pipeline") -> str:
+    """Which model answers, what it can do and what not: a line of HTML that opens to more."""
+    base = escape((pipe.base_name or "").rstrip("/").rpartition("/")[2])
+    if pipe.preset is None:
+        return f"<b>{base}</b> answers."
+    line, more = escape(pipe.preset.summary), escape(pipe.preset.description)
+    return f"<details><summary>{line}</summary><p>{more}</p></details>"
+
+
 def choices(shelf: list[str]) -> list[tuple[str, str]]:
     """(label, value) of the adapters that a visitor may chat with, the newest first; no adapter is ""."""
     return [(NO_ADAPTER, ""), *((description, description) for description in reversed(shelf))]
@@ -96,24 +106,22 @@ class Handlers:
         """The answer that each visitor's page is given now; None until it begins."""
 
     async def ready(self, described: bool | None = None) -> tuple:
-        """-> status, Generate, message box, line, describe, timer. Asked every second until that is there.
+        """-> status, Generate, message box, about, line, describe, timer. Asked every second until that is there.
 
         `described` is what the visitor has chosen before the page was loaded again.
         """
         if not self.model.settled:
-            return (gr.skip(),) * 5 + (gr.Timer(active=True),)
+            return (gr.skip(),) * 6 + (gr.Timer(active=True),)
         try:
             pipe = self.model.pipe
         except UserError as error:
-            return status("error", str(error)), *(gr.skip(),) * 4, gr.Timer(active=False)
-        line = "This model answers each message on its own; it does not see earlier ones."
-        if pipe.multi_turn:
-            line = escape((pipe.base_name or "").rstrip("/").rpartition("/")[2])
+            return status("error", str(error)), *(gr.skip(),) * 5, gr.Timer(active=False)
         return (
             "",
             gr.Button("Generate", interactive=True),
             gr.Textbox(placeholder="Message", submit_btn="Send"),
-            line,
+            about(pipe),
+            "" if pipe.multi_turn else "This model answers each message on its own; it does not see earlier ones.",
             pipe.describe if described is None else gr.skip(),
             gr.Timer(active=False),
         )
@@ -284,13 +292,14 @@ class Handlers:
     def export(self, chosen: object, strength: object) -> Iterator[str]:
         """-> the zip; Gradio has its own copy when the folder goes."""
         from hyperlora.export import export_zip
+        from hyperlora.prompt import own_template
 
         if not chosen:
             raise gr.Error("Select an adapter first: there is nothing to export without one.", print_exception=False)
         with tempfile.TemporaryDirectory() as folder:
             try:
                 adapter = self.model.adapter(one_line(chosen)).scaled(self._strength(strength))
-                path = export_zip(adapter, folder)
+                path = export_zip(adapter, folder, own_template(self.model.pipe.tokenizer))
             except Exception as error:
                 raise gr.Error(escape(sentence(error)), print_exception=False) from error
             yield str(path)

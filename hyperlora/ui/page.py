@@ -95,6 +95,7 @@ def build_page(model: Model) -> gr.Blocks:
         with gr.Row(elem_id="page"):
             with gr.Column(elem_id="describe", min_width=320):
                 gr.HTML("<h1>HyperLoRA</h1><p>Describe a task, get an adapter, chat with it.</p>", elem_id="title")
+                who = gr.HTML(elem_id="about")
                 with gr.Column(visible=False, elem_id="download") as panel:
                     about = gr.HTML()
                     with gr.Row():
@@ -102,7 +103,7 @@ def build_page(model: Model) -> gr.Blocks:
                         refuse = gr.Button(INSTEAD, size="sm", elem_id="refuse")
                 description = gr.Textbox(
                     label="What should the model do?",
-                    placeholder="Reverse the order of the words.",
+                    placeholder=examples[0]["description"] if examples else "",
                     max_lines=4,
                     autofocus=True,
                     elem_id="description",
@@ -171,7 +172,7 @@ def build_page(model: Model) -> gr.Blocks:
         for name, component in kept.items():
             component.change(None, component, None, js=KEEP % name)
 
-        is_ready = ([describe], [state, generate, message, line, describe, timer])
+        is_ready = ([describe], [state, generate, message, who, line, describe, timer])
         offer = (None, [panel, about, allow, refuse, generate, message])
         # One after the other: what `ready` finds settled when it stops the timer, `offer` finds settled too.
         restored.success(on.ready, *is_ready, js=DESCRIBED, **quick).then(on.offer, *offer, **quick)
