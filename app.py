@@ -3,9 +3,15 @@
 import argparse
 import os
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from hyperlora.arguments import add_options, choose, named, open_pipeline
+from hyperlora.choice import Choice
 from hyperlora.errors import UserError
+from hyperlora.files import writing
 
 
 def port_number(text: str) -> int:
@@ -18,12 +24,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add_options(parser)
     parser.add_argument(
-        "--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), help="default: this machine only"
+        "--host", default=os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1", help="default: this machine only"
     )
     parser.add_argument(
         "--port",
         type=port_number,
-        default=os.environ.get("GRADIO_SERVER_PORT"),
+        default=os.environ.get("GRADIO_SERVER_PORT") or None,
         help="default: the first free one from 7860 on",
     )
     return parser.parse_args(arguments)
@@ -33,16 +39,40 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
+@contextmanager
+def own_folder() -> Iterator[None]:
+    """Inside, what Gradio writes has a folder of its own, since that of all users may be another's, and caches have a
+    home. Raises `UserError` where no such folder can be written."""
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix="hyperlora-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise UserError("No folder for temporary files can be written: set TMPDIR to one that can.") from error
+    with temporary as folder:
+        named = Path(os.environ.setdefault("GRADIO_TEMP_DIR", folder))
+        with writing(named, "set GRADIO_TEMP_DIR to a folder that can be written, or leave it out"):
+            named.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=named).close()
+        if os.path.expanduser("~") == "~":  # HOME is not set, and the user is not in the list of users
+            os.environ["HOME"] = folder
+            say("There is no home folder: what is downloaded lasts as long as this page, unless HF_HOME says where to.")
+        yield
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Serve the page until Ctrl-C; returns the exit code: 1 where it cannot be opened, 2 for a mistake in options."""
     args = parse_arguments(arguments)
+    os.environ.pop("GRADIO_SERVER_NAME", None)  # read above; Gradio looks there for free ports, and only in IPv4
     try:
-        # What was named and cannot be ends the command; looking for the best takes a while, so the page comes first.
-        choice = choose(args) if named(args) else None
+        with own_folder():
+            # What was named and cannot be ends the command; the best takes a while to find, so the page comes first.
+            choice = choose(args) if named(args) else None
+            return serve(args, choice)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
 
+
+def serve(args: argparse.Namespace, choice: Choice | None) -> int:
     from hyperlora.ui.model import Model
     from hyperlora.ui.page import build_page, launch
 
@@ -50,15 +80,14 @@ def main(arguments: list[str] | None = None) -> int:
     demo = build_page(model)
     try:
         url = launch(demo, args.host, args.port)
-    except OSError:
-        where = f"port {args.port}" if args.port else "the ports from 7860 on"
-        print(
-            f"The page cannot be opened: {where} on {args.host} cannot be used; choose another with --port or --host.",
-            file=sys.stderr,
-        )
+    except (OSError, UnicodeError):
+        reason = f"port {args.port} on {args.host} cannot be used"
+        if not args.port:
+            reason = f"{args.host} has no port from 7860 up that can be used"
+        print(f"The page cannot be opened: {reason}; choose another with --port or --host.", file=sys.stderr)
         return 1
     moved = "" if args.port or url.endswith(":7860/") else " (port 7860 is in use)"
-    print(f"HyperLoRA is at {url}{moved}", flush=True)
+    say(f"HyperLoRA is at {url}{moved}")
     model.start()
     demo.block_thread()
     return 0

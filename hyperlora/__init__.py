@@ -7,10 +7,11 @@ from importlib import import_module
 
 from hyperlora.errors import UserError
 
-__all__ = ["Adapter", "HyperLoRA", "Pipeline", "UserError", "pipeline"]
+__version__ = "0.1.0"
+__all__ = ["Adapter", "HyperLoRA", "Pipeline", "UserError", "base_path", "pipeline"]
 
 # No module may be called `pipeline`: importing it would hide the function of that name.
-_HOMES = {"pipeline": "pipe", "Pipeline": "pipe", "HyperLoRA": "generator", "Adapter": "lora"}
+_HOMES = {"pipeline": "pipe", "Pipeline": "pipe", "HyperLoRA": "generator", "Adapter": "lora", "base_path": "presets"}
 
 
 def __getattr__(name: str) -> object:

@@ -1,13 +1,18 @@
 """An adapter as a file to take away: a zip that plain PEFT reads, with a model card."""
 
+import os
 import re
 import tempfile
 import zipfile
 from pathlib import Path
 
+from hyperlora import __version__
 from hyperlora.files import HUB_ID, write_atomic
 from hyperlora.lora import Adapter
+from hyperlora.presets import PRESETS
+from hyperlora.prompt import with_description
 
+PEFT = "0.21"  # whose format is written, and with which it is tested
 CARD = """\
 ---
 library_name: peft
@@ -18,54 +23,100 @@ library_name: peft
 # A LoRA adapter from a description
 
 {description}
-
-Made by HyperLoRA in one forward pass of a hypernetwork{hyperlora}, with no training on examples. Rank {rank}, alpha
-{alpha:g}{rslora}, for {modules} of the base model {base}.
+{notice}
+Made by HyperLoRA {version} in one forward pass of a hypernetwork{hyperlora}, with no training on examples. Rank {rank},
+alpha {alpha:g}{rslora}, for {modules} of the base model {base}. Its strength, {strength:g} where 1 is as generated, is
+in the weights. The format is PEFT {peft}'s.
 
 ## Use it with plain PEFT
 
-Put the three files of this zip in a folder, here `adapter`:
+Put the files of this zip in a folder, here `adapter`, beside which this runs{needs}:
 
 ```python
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base_path!r}), "adapter")
+from transformers import AutoModelForCausalLM, AutoTokenizer
+{imports}
+base = {base_path}
+tokenizer = AutoTokenizer.from_pretrained(base{revision})
+{template}model = AutoModelForCausalLM.from_pretrained(base{revision}, dtype="auto")
+model = PeftModel.from_pretrained(model, "adapter").eval()
+
+message = "one two three"
+prompt = tokenizer.apply_chat_template(
+    [{{"role": "user", "content": {content}}}],
+    add_generation_prompt=True,
+    enable_thinking=False,
+    return_dict=True,
+    return_tensors="pt",
+)
+answer = model.generate(**prompt, max_new_tokens=512, do_sample=False)
+print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
 ```
+
+The prompt is as in the hypernetwork's training: {prompt}, in {whose} chat template.
+
+## Licence
+
+HyperLoRA, and the mini model that comes with it, are under Apache-2.0. Any other base model and hypernetwork have their
+own licences, which hold for what is made with them too.
 """
 
 
-def model_card(adapter: Adapter) -> str:
-    """README.md of an exported adapter: its description, its base model, and three lines of Python that use it."""
-    base = adapter.base_model or "it was made for"
-    on_hub = adapter.base_model is not None and "/" in adapter.base_model and HUB_ID.fullmatch(adapter.base_model)
+def model_card(adapter: Adapter, chat_template: bool = False) -> str:
+    """README.md of an exported adapter: what it is, and Python that answers a message with it, from any folder.
+
+    `chat_template`: there is a file beside it with the one that its prompts are written in.
+    """
+    name = os.path.expanduser(adapter.base_model or "")
+    bundled = next((preset for preset in PRESETS.values() if name == f"assets/{preset.base}"), None)
+    here = os.path.isdir(name)
+    on_hub = bundled is None and not here and "/" in name and HUB_ID.fullmatch(name)
+    path = repr(os.path.abspath(name) if here else name or "path/to/the/base/model")
+    template = 'tokenizer.chat_template = open("adapter/chat_template.jinja", encoding="utf-8").read()\n'
     lines = (adapter.description or "It has no description.").splitlines()
+    before = with_description(adapter.description, "", adapter.prompt_style)
     return CARD.format(
-        header=f"base_model: {adapter.base_model}\n" if on_hub else "",
+        header=f"base_model: {name}\n" if on_hub else "",
         description="\n".join(f"> {line}" for line in lines),
+        notice=f"\n{adapter.notice}\n" if adapter.notice else "",
+        version=__version__,
         hyperlora=f" ({adapter.hyperlora})" if adapter.hyperlora else "",
         rank=adapter.rank,
         alpha=adapter.alpha,
         rslora=" with rsLoRA's scale" if adapter.use_rslora else "",
         modules=" and ".join(adapter.weights),
-        base=base,
-        base_path=adapter.base_model or "path/to/the/base/model",
+        base=f"of HyperLoRA's preset {bundled.name}" if bundled else name or "it was made for",
+        strength=adapter.strength,
+        peft=PEFT,
+        needs=" with HyperLoRA installed, which brings the base model" if bundled else "",
+        imports="\nfrom hyperlora import base_path\n" if bundled else "",
+        base_path=f'base_path("{bundled.name}")' if bundled else path,
+        revision=f", revision={adapter.base_revision!r}" if adapter.base_revision and on_hub else "",
+        template=template if chat_template else "",
+        content=f"{before!r} + message" if before else "message",
+        prompt="the description, then the message" if before else "the message alone",
+        whose="the enclosed" if chat_template else "the base model's own",
     )
 
 
-def export_zip(adapter: Adapter, path: str | Path) -> Path:
+def export_zip(adapter: Adapter, path: str | Path, chat_template: str | None = None) -> Path:
     """Write the adapter's PEFT folder and its card as one zip; returns the zip's path.
 
-    `path` is the zip's own name, or a folder, in which it is named after the description.
+    `path` is the zip's own name, or a folder, in which it is named after the description. `chat_template` (Jinja) goes
+    along: the one that its prompts are written in, where it need not be the base model's own.
     """
     path = Path(path)
     if path.suffix != ".zip":
         path = path / f"{slug(adapter.description)}.zip"
     with tempfile.TemporaryDirectory() as folder:
         adapter.save_pretrained(folder)
-        (Path(folder) / "README.md").write_text(model_card(adapter), encoding="utf-8")
+        texts = {"README.md": model_card(adapter, chat_template is not None)}
+        texts |= {} if chat_template is None else {"chat_template.jinja": chat_template}
+        for name, text in texts.items():
+            (Path(folder) / name).write_text(text, encoding="utf-8", newline="")
         archive = Path(folder) / "archive"
         with zipfile.ZipFile(archive, "w") as file:
-            for name in ("adapter_config.json", "adapter_model.safetensors", "README.md"):
+            for name in ("adapter_config.json", "adapter_model.safetensors", *texts):
                 # A fixed date: the same adapter gives the same bytes. Stored, since weights do not compress.
                 info = zipfile.ZipInfo(name)
                 info.external_attr = 0o644 << 16

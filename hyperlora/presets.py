@@ -20,7 +20,10 @@ class Preset:
     """What `hyperlora.pipeline(name)` loads. `base` and `hyperlora` are folders in `assets/`, or Hub ids."""
 
     name: str
+    summary: str
+    """Which model answers, what it can do and what not, in a line."""
     description: str
+    """More of that."""
     base: str
     hyperlora: str
     multi_turn: bool = True
@@ -38,11 +41,15 @@ class Preset:
     head_size: int = 512
 
 
-def _text_to_lora(name: str, description: str, base: str, base_revision: str, folder: str, **sizes: int) -> Preset:
+def _text_to_lora(name: str, title: str, base: str, base_revision: str, folder: str, **sizes: int) -> Preset:
     """A base model with the authors' hypernetwork for it; `sizes` where their training scripts have other widths."""
     return Preset(
         name=name,
-        description=description,
+        summary=f"{title} answers, a model for many things; an adapter turns it to the task that you describe.",
+        description=(
+            "The hypernetwork is the paper authors' own, trained on several hundred tasks in English: the nearer a "
+            "description is to one of them, the more its adapter helps. It adds no knowledge, and answers can be wrong."
+        ),
         base=base,
         hyperlora=TEXT_TO_LORA,
         base_revision=base_revision,
@@ -58,14 +65,14 @@ def _text_to_lora(name: str, description: str, base: str, base_revision: str, fo
 _PRESETS = (
     _text_to_lora(
         "mistral-7b",
-        "Mistral-7B-Instruct, the paper's base model, with the hypernetwork that its authors trained.",
+        "Mistral-7B-Instruct",
         "mistralai/Mistral-7B-Instruct-v0.2",
         "63a8b081895390a26e140280378bc85ec8bce07a",
         "mistral_7b_t2l",
     ),
     _text_to_lora(
         "llama-3.1-8b",
-        "Llama-3.1-8B-Instruct with the authors' hypernetwork; Meta's licence has to be accepted on the Hub.",
+        "Llama-3.1-8B-Instruct",
         "meta-llama/Llama-3.1-8B-Instruct",
         "0e9e39f249a16976918f6564b8830bc894c89659",
         "llama_8b_t2l",
@@ -74,7 +81,7 @@ _PRESETS = (
     ),
     _text_to_lora(
         "gemma-2-2b",
-        "Gemma-2-2B-it, the smallest, with the authors' hypernetwork; Google's licence has to be accepted on the Hub.",
+        "Gemma-2-2B-it",
         "google/gemma-2-2b-it",
         "299a8560bedf22ed1c72a8a11e7dce4a7f9f51f8",
         "gemma_2b_t2l",
@@ -83,9 +90,11 @@ _PRESETS = (
     ),
     Preset(
         name="mini",
+        summary="The mini model answers. It knows small operations on text, and nothing of the world.",
         description=(
-            "A tiny model that comes with HyperLoRA. It knows operations on text (letters, words, lists, numbers), "
-            "not the world, and it answers each message on its own: it does not remember the ones before."
+            "It comes with HyperLoRA, has 1.6 million parameters, and works on letters, words, lists and numbers: "
+            "brackets, plurals, past tenses, the third letter. It cannot summarise, correct, translate, write or solve "
+            "problems, and it answers each message on its own: it does not remember the ones before."
         ),
         base="mini/base",
         hyperlora="mini/hyperlora-M",
@@ -116,6 +125,11 @@ def asset_or_hub(path: str) -> str:
     """A preset's path as `load_base` and `HyperLoRA.from_pretrained` take it: a folder in `assets/`, or a Hub id."""
     bundled = path.startswith("mini/")
     return str(assets_dir() / path) if bundled else path
+
+
+def base_path(name: str) -> str:
+    """A preset's base model as transformers takes it: a folder where it is bundled, else a Hub id."""
+    return asset_or_hub(get_preset(name).base)
 
 
 def load_examples() -> list[dict[str, str]]:

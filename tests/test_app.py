@@ -1,17 +1,25 @@
 """The page without a browser: its handlers on a tiny model, and the server with concurrent clients."""
 
 import asyncio
+import io
+import json
+import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import httpx
@@ -25,10 +33,11 @@ import app
 import hyperlora
 from hyperlora.errors import UserError
 from hyperlora.hub import Cancelled
-from hyperlora.ui.handlers import SKIP, Handlers, bubbles, progress
+from hyperlora.presets import PRESETS, Preset
+from hyperlora.ui.handlers import SKIP, Handlers, about, bubbles, progress
 from hyperlora.ui.model import MAX_ADAPTERS, Model
 from hyperlora.ui.page import build_page, launch
-from hyperlora.ui.session import MAX_SHELF, MAX_TURNS, Session, Turn
+from hyperlora.ui.session import MAX_CHARACTERS, MAX_SHELF, MAX_TURNS, Turn, put, read_shelf, read_turns, write
 
 ROOT = Path(__file__).parents[1]
 REVERSE, ADD = "Reverse the order of the words.", "Add the two numbers."
@@ -82,29 +91,73 @@ def on(model: Model) -> Handlers:
     return Handlers(model)
 
 
-def ask(
-    on: Handlers, message: str, key: str, session: Session, strength: float = 1.0, describe: bool = False
-) -> tuple[str, str]:
-    """Send a message and read the answer to its end: (answer, who answered)."""
-    list(on.send(message, key, strength, session, describe))
-    return session.turns[-1].answer, session.turns[-1].by
+class Visitor:
+    """What a page holds and asks: its shelf, its conversation, and what is selected."""
+
+    def __init__(self, on: Handlers, turns: list[Turn] | None = None, session_hash: str = "visitor"):
+        self.on, self.request = on, SimpleNamespace(session_hash=session_hash)
+        self.shelf, self.turns = "", write(turns or [])
+        self.strength, self.describe = 1.0, False
+
+    @property
+    def conversation(self) -> list[Turn]:
+        return read_turns(self.turns)
+
+    def make(self, description: str) -> str:
+        """Generate an adapter; returns its value on the shelf."""
+        _, _, self.shelf, made = self.on.generate(description, self.shelf)
+        return made
+
+    def asked(self, chosen: str) -> tuple:
+        return chosen, self.strength, self.describe, self.turns
+
+    def hear(self, answer: Iterator[tuple]) -> list[tuple]:
+        """Read what the page is given to the end, and hold what it is to hold."""
+        given = list(answer)
+        for _, turns, *_ in given:
+            self.turns = turns if isinstance(turns, str) else self.turns
+        return given
+
+    def ask(self, message: str, chosen: str = "") -> tuple[str, str]:
+        """Send a message and read the answer to its end: (answer, who answered)."""
+        self.hear(self.on.send(*self.asked(chosen), message, self.request))
+        turn = self.conversation[-1]
+        return turn.answer, turn.by
 
 
-def make(on: Handlers, description: str, session: Session) -> str:
-    """Generate an adapter and return its key on the shelf."""
-    _, shelf, _ = on.generate(description, session)
-    return shelf.value
+@pytest.fixture
+def visitor(on: Handlers) -> Visitor:
+    return Visitor(on)
+
+
+@pytest.fixture
+def answering(monkeypatch: pytest.MonkeyPatch, model: Model) -> Callable[..., None]:
+    """answering(*pieces, end="stop"): what the model writes from now on, and how its answers end."""
+
+    def answer(*pieces: str, end: str = "stop") -> None:
+        class Stream(list):
+            finish_reason = None
+
+            def stop(self) -> None: ...
+
+            def __iter__(self) -> Iterator[str]:
+                yield from pieces
+                self.finish_reason = end
+
+        monkeypatch.setattr(model.pipe, "chat", lambda *_, **__: Stream())
+
+    return answer
 
 
 # ---- descriptions and the shelf ----
 
 
-def test_generate_says_how_long_it_took_and_selects_the_new_adapter(on: Handlers) -> None:
-    session = Session()
-    status, shelf, _ = on.generate(REVERSE, session)
+def test_generate_says_how_long_it_took_and_puts_the_new_adapter_first(on: Handlers, visitor: Visitor) -> None:
+    visitor.make(ADD)
+    status, shelf, kept, made = on.generate(f"  {REVERSE}\n", visitor.shelf)
     assert re.search(r"Made in \d+ ms\.", status)
-    assert [label for label, _ in shelf.choices] == ["No adapter", REVERSE]
-    assert dict(shelf.choices)[REVERSE] == shelf.value
+    assert shelf.choices == [("No adapter", ""), (REVERSE, REVERSE), (ADD, ADD)]
+    assert made == REVERSE and read_shelf(kept) == [ADD, REVERSE]
 
 
 @pytest.mark.parametrize(
@@ -114,52 +167,51 @@ def test_generate_says_how_long_it_took_and_selects_the_new_adapter(on: Handlers
         ("  \n ", "The description is empty"),
         ("🎈🎈", "The description has no letter or digit"),
         ("word " * 2000, "characters; the limit is 2,000"),
+        ("half \ud83d", "The description holds"),
+        (None, "The description must be text"),
+        (["a"], "The description must be text"),
     ],
 )
-def test_a_bad_description_gets_a_sentence_and_no_adapter(on: Handlers, description: str, sentence: str) -> None:
-    session = Session()
-    status, _, _ = on.generate(description, session)
+def test_a_bad_description_gets_a_sentence_and_no_adapter(on: Handlers, description: object, sentence: str) -> None:
+    status, shelf, kept, made = on.generate(description, "")
     assert sentence in status
-    assert session.shelf == []
+    assert (shelf, kept, made) == (gr.skip(), gr.skip(), "")
 
 
-def test_the_same_description_again_makes_no_second_adapter(on: Handlers) -> None:
-    session = Session()
-    first, again, other = (make(on, text, session) for text in (REVERSE, f" {REVERSE}\n", ADD))
-    assert first == again != other
-    assert len(session.shelf) == 2
+def test_the_same_description_again_makes_no_second_adapter(visitor: Visitor) -> None:
+    assert [visitor.make(text) for text in (REVERSE, f" {REVERSE}\n", ADD, REVERSE)] == [REVERSE, REVERSE, ADD, REVERSE]
+    assert read_shelf(visitor.shelf) == [ADD, REVERSE]
 
 
 def test_a_full_shelf_drops_the_oldest() -> None:
-    session = Session()
+    shelf: list[str] = []
     for i in range(MAX_SHELF + 3):
-        session.add(f"Task {i}.", None)
-    assert len(session.shelf) == MAX_SHELF
-    assert session.shelf[0].description == "Task 3."
-    assert session.find("1") is None
+        shelf = put(shelf, f"Task {i}.")
+    assert len(shelf) == MAX_SHELF
+    assert (shelf[0], shelf[-1]) == ("Task 3.", f"Task {MAX_SHELF + 2}.")
 
 
 def test_the_notice_of_a_far_description_is_shown_then_and_when_it_is_selected_again(
-    on: Handlers, pipe: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch
+    on: Handlers, visitor: Visitor, pipe: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = Session()
     adapter = pipe.adapt("Qwzx.")
     adapter.notice = "This is <far> away."
     monkeypatch.setattr(pipe, "adapt", lambda text: adapter)
-    status, shelf, _ = on.generate("Qwzx.", session)
+    status, *_ = on.generate("Qwzx far.", "")
     assert "This is &lt;far&gt; away." in status
-    assert "This is &lt;far&gt; away." in asyncio.run(on.select(shelf.value, session))
-    assert asyncio.run(on.select("", session)) == ""
+    assert "This is &lt;far&gt; away." in on.select("Qwzx far.")
+    assert on.select("") == ""
 
 
 def test_adapters_are_kept_in_a_bounded_memory_and_come_back_the_same(pipe: hyperlora.Pipeline) -> None:
     model = Model(lambda: pipe)
     model.start()
     wait_until(lambda: model.settled)
-    first = model.adapt("Task.")
+    first = model.adapter("Task.")
     assert model.adapter("Task.") is first
     for i in range(MAX_ADAPTERS):
-        model.adapt(f"Task {i}.")
+        model.adapter(f"Task {i}.")
+    assert not model.has("Task.")
     again = model.adapter("Task.")
     assert again is not first
     for module, (a, b) in first.weights.items():
@@ -167,53 +219,151 @@ def test_adapters_are_kept_in_a_bounded_memory_and_come_back_the_same(pipe: hype
         assert torch.equal(b, again.weights[module][1])
 
 
+def test_whoever_asks_for_an_adapter_that_is_being_made_gets_that_one(
+    model: Model, pipe: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, asked = threading.Event(), []
+
+    def adapt(text: str) -> object:
+        asked.append(text)
+        assert go.wait(300)
+        return object()
+
+    monkeypatch.setattr(pipe, "adapt", adapt)
+    with ThreadPoolExecutor() as pool:
+        made = [pool.submit(model.adapter, "Wait for it.") for _ in range(4)]
+        wait_until(lambda: asked)
+        go.set()
+        assert len({id(future.result()) for future in made}) == 1
+    assert asked == ["Wait for it."]
+
+
+def test_a_description_that_failed_is_tried_again(
+    model: Model, pipe: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(pipe, "adapt", lambda text: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model.adapter("Fail once.")
+    assert model.adapter("Fail once.").description == "Fail once."
+
+
+# ---- what the page holds ----
+
+
+def test_what_the_page_holds_is_shown_again_by_a_server_that_knows_nothing_of_it(on: Handlers) -> None:
+    turns = [Turn("<b>", ADD, "  1\n", "stop"), Turn("two", "No adapter", "2", "length")]
+    shelf, chat, retry, undo, clear = on.show(ADD, write([REVERSE, ADD]), write(turns))
+    assert shelf.choices == [("No adapter", ""), (ADD, ADD), (REVERSE, REVERSE)] and shelf.value == ADD
+    assert chat == bubbles(turns)
+    assert all(button.interactive for button in (retry, undo, clear))
+    shelf, chat, *buttons = on.show("gone", "", "")
+    assert shelf.value == "" and chat == [] and not any(button.interactive for button in buttons)
+    assert on.show(None, "[", "{}")[1] == []
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [None, 3, ["a"], "[", "3", "{}", "[" * 100_000, "[1]", '["\\ud83d"]', '[{"question": "a"}]', "9" * 10_000],
+    ids=lambda kept: repr(kept)[:20],
+)
+def test_what_no_page_holds_is_one_sentence(on: Handlers, kept: object) -> None:
+    with pytest.raises(UserError, match=r"^What the page kept .*[.]$"):
+        read_turns(kept)
+    with pytest.warns(UserWarning, match="What the page kept"):
+        assert list(on.send("", 1, False, kept, "one", SimpleNamespace(session_hash="a"))) == [SKIP]
+    if kept != '[{"question": "a"}]':
+        with pytest.raises(UserError, match=r"^What the page kept .*[.]$"):
+            read_shelf(kept)
+        assert "What the page kept" in on.generate(ADD, kept)[0]
+
+
+@pytest.mark.parametrize("text", ["", " \t", "a\r\nb", '"\\"', "\x00\u2028\ue000", "😀"])
+def test_what_the_page_holds_comes_back_as_it_was(text: str) -> None:
+    turns = [Turn(text, text, text, text), Turn("a", "b")]
+    assert read_turns(write(turns)) == turns
+    assert read_shelf(write([text, "a"])) == [text, "a"]
+
+
+def test_a_long_conversation_keeps_its_end() -> None:
+    turns = [Turn(str(i), "No adapter") for i in range(MAX_TURNS + 5)]
+    assert read_turns(write(turns)) == turns[5:]
+    long = [Turn("a" * (MAX_CHARACTERS // 2), str(i)) for i in range(4)]
+    assert read_turns(write(long)) == long[2:]
+    assert read_turns(write([Turn("a" * MAX_CHARACTERS, "", "b")])) == [Turn("a" * MAX_CHARACTERS, "", "b")]
+
+
 # ---- the chat ----
 
 
-def test_each_answer_is_the_selected_adapters_and_says_so(on: Handlers, pipe: hyperlora.Pipeline) -> None:
-    session = Session()
-    reverse, add = make(on, REVERSE, session), make(on, ADD, session)
-    for key, adapter, by in (
-        (reverse, pipe.adapt(REVERSE), REVERSE),
+def test_each_answer_is_the_selected_adapters_and_says_so(visitor: Visitor, pipe: hyperlora.Pipeline) -> None:
+    for chosen, adapter, by in (
+        (REVERSE, pipe.adapt(REVERSE), REVERSE),
         ("", None, "No adapter"),
-        (add, pipe.adapt(ADD), ADD),
-        (reverse, pipe.adapt(REVERSE), REVERSE),
+        (ADD, pipe.adapt(ADD), ADD),
+        (REVERSE, pipe.adapt(REVERSE), REVERSE),
     ):
-        session.turns = []
-        assert ask(on, "one two", key, session) == (pipe.chat("one two", adapter=adapter), by)
+        visitor.turns = ""
+        assert visitor.ask("one two", chosen) == (pipe.chat("one two", adapter=adapter), by)
+
+
+def test_a_message_for_an_adapter_that_is_not_there_yet_waits_for_it_and_says_so(
+    visitor: Visitor, pipe: hyperlora.Pipeline
+) -> None:
+    new = "A description\n that was never made."
+    waiting, begun, *_ = visitor.hear(visitor.on.send(*visitor.asked(new), "one two", visitor.request))
+    assert waiting[2].submit_btn == "Waiting for the adapter…" and not waiting[2].interactive
+    assert begun[2].value == "" and begun[2].interactive
+    (turn,) = visitor.conversation
+    assert turn.by == "A description that was never made."
+    assert turn.answer == pipe.chat("one two", adapter=pipe.adapt(turn.by))
+
+
+def test_a_message_for_an_adapter_that_cannot_be_is_not_sent(visitor: Visitor) -> None:
+    for chosen in ("🎈", "word " * 2000, "\ud83d", 3):
+        with pytest.warns(UserWarning, match="The description"):
+            *_, last = visitor.hear(visitor.on.send(*visitor.asked(chosen), "one two", visitor.request))
+        assert visitor.conversation == []
+        assert last[2] == gr.skip() or (last[2].interactive and "value" not in last[2].constructor_args)
 
 
 def test_earlier_turns_are_part_of_the_conversation(on: Handlers, pipe: hyperlora.Pipeline) -> None:
-    session = Session(turns=[Turn("one", "No adapter", "two")])
+    visitor = Visitor(on, [Turn("one", "No adapter", "two")])
     conversation = [
         {"role": "user", "content": "one"},
         {"role": "assistant", "content": "two"},
         {"role": "user", "content": "three"},
     ]
-    assert ask(on, "three", "", session)[0] == pipe.chat(conversation)
+    assert visitor.ask("three")[0] == pipe.chat(conversation)
 
 
-def test_strength_scales_the_adapter_and_is_named(on: Handlers, pipe: hyperlora.Pipeline) -> None:
-    session = Session()
-    key = make(on, REVERSE, session)
-    half = ask(on, "one two", key, session, strength=0.5)
+def test_strength_scales_the_adapter_and_is_named(visitor: Visitor, pipe: hyperlora.Pipeline) -> None:
+    visitor.strength = 0.5
+    half = visitor.ask("one two", REVERSE)
     assert half == (pipe.chat("one two", adapter=pipe.adapt(REVERSE).scaled(0.5)), f"{REVERSE} · strength 0.5")
-    session.turns = []
-    assert ask(on, "one two", key, session, strength=0)[0] == pipe.chat("one two")
+    visitor.turns, visitor.strength = "", 0
+    assert visitor.ask("one two", REVERSE)[0] == pipe.chat("one two")
 
 
-def test_the_description_is_put_in_the_prompt_and_that_is_said(on: Handlers, pipe: hyperlora.Pipeline) -> None:
-    session = Session()
-    key, by = make(on, REVERSE, session), f"{REVERSE} · description in the prompt"
+@pytest.mark.parametrize("strength", [-0.1, 1.6, float("nan"), float("inf"), "1", None, True, [1]])
+def test_a_strength_that_is_none_is_one_sentence(visitor: Visitor, strength: object) -> None:
+    visitor.strength = strength
+    with pytest.warns(UserWarning, match="The strength must be a number from 0 to 1.5"):
+        visitor.hear(visitor.on.send(*visitor.asked(ADD), "one", visitor.request))
+    with pytest.raises(gr.Error, match="The strength must be a number"):
+        next(visitor.on.export(ADD, strength))
+
+
+def test_the_description_is_put_in_the_prompt_and_that_is_said(visitor: Visitor, pipe: hyperlora.Pipeline) -> None:
     described = pipe.chat("one two", adapter=pipe.adapt(REVERSE), describe=True)
     assert described != pipe.chat("one two", adapter=pipe.adapt(REVERSE))
-    assert ask(on, "one two", key, session, describe=True) == (described, by)
-    list(on.retry(key, 0.5, session, True))
-    assert session.turns[0].by == f"{REVERSE} · strength 0.5 · description in the prompt"
-    list(on.retry(key, 1.0, session))
-    assert session.turns[0].by == REVERSE
-    session.turns = []
-    assert ask(on, "one two", "", session, describe=True) == (pipe.chat("one two"), "No adapter")
+    visitor.describe = True
+    assert visitor.ask("one two", REVERSE) == (described, f"{REVERSE} · description in the prompt")
+    visitor.strength = 0.5
+    visitor.hear(visitor.on.retry(*visitor.asked(REVERSE), visitor.request))
+    assert visitor.conversation[0].by == f"{REVERSE} · strength 0.5 · description in the prompt"
+    visitor.turns = ""
+    assert visitor.ask("one two") == (pipe.chat("one two"), "No adapter")
 
 
 @pytest.mark.parametrize(
@@ -223,103 +373,142 @@ def test_the_description_is_put_in_the_prompt_and_that_is_said(on: Handlers, pip
         ("   ", "The message is empty"),
         ("a" * 1_000_001, "characters"),
         ("a" * 500, "tokens"),
+        ("half \ude00", "The message holds"),
+        (b"caf\xe9".decode(errors="surrogateescape"), "The message holds"),
+        (7, "The message must be text"),
+        ({"a": 1}, "The message must be text"),
     ],
+    ids=lambda value: repr(value)[:20],
 )
-def test_a_bad_message_gets_a_sentence_and_changes_nothing(on: Handlers, message: str, sentence: str) -> None:
-    session = Session()
+def test_a_bad_message_gets_a_sentence_and_changes_nothing(on: Handlers, message: object, sentence: str) -> None:
+    visitor = Visitor(on, [Turn("one", "No adapter", "two", "stop")])
     with pytest.warns(UserWarning, match=sentence):
-        assert list(on.send(message, "", 1.0, session)) == [SKIP]
-    assert session == Session()
+        assert visitor.hear(on.send(*visitor.asked(""), message, visitor.request)) == [SKIP]
 
 
-def test_an_answer_can_be_stopped_before_its_first_token_and_later(on: Handlers, pipe: hyperlora.Pipeline) -> None:
-    session = Session()
+def test_an_answer_can_be_stopped_before_its_first_token_and_later(visitor: Visitor, pipe: hyperlora.Pipeline) -> None:
     whole = pipe.chat("one two")
     with slow(pipe, 0.05):
-        answer = on.send("one two", "", 1.0, session)
-        next(answer)  # the message is on the page, nothing has come yet
-        asyncio.run(on.stop(session))
-        list(answer)
-        assert len(session.turns[0].answer) <= 1
-        answer = on.send("one two", "", 1.0, session)
-        next(answer), next(answer)
-        asyncio.run(on.stop(session))
-        list(answer)
-    assert session.turns[1].answer
-    assert session.turns[1].answer != whole
-    assert session.stream is None
+        for drawn in (1, 2):  # the message is on the page and nothing has come yet; then something has
+            answer = visitor.on.send(*visitor.asked(""), "one two", visitor.request)
+            for _ in range(drawn):
+                next(answer)
+            asyncio.run(visitor.on.stop(visitor.request))
+            visitor.hear(answer)
+    first, second = visitor.conversation
+    assert len(first.answer) <= 1
+    assert second.answer and second.answer != whole
+    assert first.end == second.end == "stopped"
+    asyncio.run(visitor.on.stop(visitor.request))  # nothing is being written any more
 
 
-def test_one_answer_at_a_time(on: Handlers, pipe: hyperlora.Pipeline) -> None:
-    session = Session(turns=[Turn("one", "No adapter", "two")])
+def test_one_answer_at_a_time_for_each_visitor(on: Handlers, pipe: hyperlora.Pipeline) -> None:
+    visitor, other = Visitor(on, [Turn("one", "No adapter", "two")]), Visitor(on, session_hash="other")
     with slow(pipe, 0.05):
-        answer = on.send("three", "", 1.0, session)
+        answer = on.send(*visitor.asked(""), "three", visitor.request)
         next(answer)
-        assert list(on.send("four", "", 1.0, session)) == [SKIP]
-        assert list(on.retry("", 1.0, session)) == [SKIP]
-        asyncio.run(on.clear(session))
-        asyncio.run(on.undo(session))
-        assert [turn.question for turn in session.turns] == ["one", "three"]
+        for late in (
+            on.send(*visitor.asked(""), "four", visitor.request),
+            on.retry(*visitor.asked(""), visitor.request),
+        ):
+            with pytest.warns(UserWarning, match="still being answered"):
+                assert list(late) == [SKIP]
+        next(on.send(*other.asked(""), "four", other.request))
         answer.close()  # what Gradio does when the visitor has gone
-    assert session.stream is None
+    visitor.ask("five")
+    assert [turn.question for turn in visitor.conversation] == ["one", "five"]
 
 
-def test_retry_asks_again_of_the_adapter_that_is_selected_now(on: Handlers, pipe: hyperlora.Pipeline) -> None:
-    session = Session()
-    key = make(on, REVERSE, session)
-    base, _ = ask(on, "one two", "", session)
-    *_, (chat, *_) = on.retry(key, 1.0, session)
-    assert [turn.by for turn in session.turns] == [REVERSE]
-    assert session.turns[0].answer == pipe.chat("one two", adapter=pipe.adapt(REVERSE)) != base
-    assert chat == bubbles(session.turns)
+def test_of_many_messages_at_the_same_moment_one_is_answered(on: Handlers, pipe: hyperlora.Pipeline) -> None:
+    visitor, together, said = Visitor(on), threading.Barrier(8), []
+    release = threading.Event()
+    hook = pipe.adapted.model.register_forward_pre_hook(lambda *_: release.wait(300) and None)
+
+    def send() -> int:
+        answer = on.send(*visitor.asked(""), "one", visitor.request)
+        together.wait(300)
+        given = next(answer)
+        said.append(given)
+        if given == SKIP:
+            return 0
+        wait_until(lambda: len(said) == 8)
+        release.set()
+        return len(list(answer))
+
+    with warnings.catch_warnings(), ThreadPoolExecutor(8) as pool:
+        warnings.simplefilter("ignore")
+        counts = [future.result() for future in [pool.submit(send) for _ in range(8)]]
+    hook.remove()
+    assert sum(count > 0 for count in counts) == 1
+
+
+def test_retry_asks_again_of_the_adapter_that_is_selected_now(visitor: Visitor, pipe: hyperlora.Pipeline) -> None:
+    base, _ = visitor.ask("one two")
+    *_, (chat, *_) = visitor.hear(visitor.on.retry(*visitor.asked(REVERSE), visitor.request))
+    (turn,) = visitor.conversation
+    assert turn.by == REVERSE
+    assert turn.answer == pipe.chat("one two", adapter=pipe.adapt(REVERSE)) != base
+    assert chat == bubbles([turn])
+    visitor.turns = ""
+    with pytest.warns(UserWarning, match="no message to ask again"):
+        assert list(visitor.on.retry(*visitor.asked(""), visitor.request)) == [SKIP]
 
 
 def test_a_retry_that_fails_keeps_the_turn(on: Handlers, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = Session(turns=[Turn("one", "No adapter", "two")])
+    visitor = Visitor(on, [Turn("one", "No adapter", "two", "stop")])
     monkeypatch.setattr(on.model.pipe, "chat", lambda *_, **__: 1 / 0)
     with pytest.warns(UserWarning, match="Something went wrong on the server"):
-        assert list(on.retry("", 1.0, session)) == [SKIP]
-    assert session.turns == [Turn("one", "No adapter", "two")]
+        assert visitor.hear(on.retry(*visitor.asked(""), visitor.request)) == [SKIP]
+    with pytest.warns(UserWarning, match="Something went wrong on the server"):
+        *_, last = visitor.hear(on.retry(*visitor.asked("Never made before."), visitor.request))
+    assert last[:2] == SKIP[:2] and all(button.interactive for button in last[3:])
 
 
-def test_undo_takes_the_last_turn_back_and_clear_all(on: Handlers) -> None:
-    session = Session(turns=[Turn("one", "No adapter", "1"), Turn("two", "No adapter", "2")])
-    chat, message, *_ = asyncio.run(on.undo(session))
-    assert chat == bubbles([Turn("one", "No adapter", "1")])
-    assert message == "two"
-    chat, *_ = asyncio.run(on.clear(session))
-    assert chat == session.turns == []
-
-
-def test_an_error_while_an_answer_is_written_ends_that_answer_only(on: Handlers, pipe: hyperlora.Pipeline) -> None:
-    session = Session()
+def test_an_error_while_an_answer_is_written_ends_that_answer_only(
+    on: Handlers, visitor: Visitor, pipe: hyperlora.Pipeline
+) -> None:
     hook = pipe.adapted.model.register_forward_pre_hook(lambda *_: 1 / 0)
     try:
         with pytest.warns(UserWarning, match="Something went wrong on the server"):
-            list(on.send("one two", "", 1.0, session))
+            visitor.ask("one two")
     finally:
         hook.remove()
-    assert ask(on, "five", "", Session())[0] == pipe.chat("five")
-    assert session.stream is None
+    assert visitor.conversation[0].end == "error"
+    assert Visitor(on).ask("five")[0] == pipe.chat("five")
 
 
-def test_a_long_conversation_keeps_its_end(on: Handlers) -> None:
-    session = Session(turns=[Turn("", "No adapter", "") for _ in range(MAX_TURNS)])
-    on.model.pipe.multi_turn = False
-    try:
-        ask(on, "one", "", session)
-    finally:
-        on.model.pipe.multi_turn = True
-    assert len(session.turns) == MAX_TURNS
-    assert session.turns[-1].question == "one"
+@pytest.mark.parametrize(
+    ("end", "by"),
+    [
+        ("stop", "No adapter"),
+        ("length", "No adapter · cut off at the token limit"),
+        ("stopped", "No adapter · stopped"),
+    ],
+)
+def test_an_answer_that_is_not_whole_says_why(
+    visitor: Visitor, answering: Callable[..., None], end: str, by: str
+) -> None:
+    answering("one ", "two", end=end)
+    *_, (chat, *_) = visitor.hear(visitor.on.send(*visitor.asked(""), "go on", visitor.request))
+    assert [part["text"] for part in chat[-1]["content"]] == ["one two", by]
+    assert visitor.conversation[-1].end == end
+
+
+def test_an_answer_of_which_the_end_never_came_says_so() -> None:
+    turns = [Turn("one", ADD, "1", "stop"), Turn("two", ADD)]
+    assert [part["text"] for part in bubbles(turns)[-1]["content"]] == ["(no text)", f"{ADD} · interrupted"]
+    assert [part["text"] for part in bubbles(turns, busy=True)[-1]["content"]] == ["…", ADD]
 
 
 def test_text_is_shown_as_it_is() -> None:
-    messages = bubbles([Turn("<b>a</b>", "<i>task</i>", "&lt; <script>")])
-    assert messages == [
-        {"role": "user", "content": "&lt;b&gt;a&lt;/b&gt;"},
-        {"role": "assistant", "content": ["&amp;lt; &lt;script&gt;", "&lt;i&gt;task&lt;/i&gt;"]},
-    ]
+    texts = ["<b>a</b>", "    if x:\n\ty", "\n\n a \n\n", "&lt; <script>", "a\r\nb"]
+    for text in texts:
+        question, answer = bubbles([Turn(text, text, text, "stop")])
+        for part in (*question["content"], *answer["content"]):
+            assert part["type"] == "text" and "<" not in part["text"] and unescape(part["text"]) == text
+        # Through Gradio's own component, which takes the indentation from plain strings.
+        root = gr.Chatbot().postprocess([question, answer]).root
+        assert [unescape(part.text) for message in root for part in message.content] == [text] * 3
 
 
 # ---- export ----
@@ -328,9 +517,7 @@ def test_text_is_shown_as_it_is() -> None:
 def test_the_exported_zip_is_the_adapter_in_plain_peft(
     on: Handlers, pipe: hyperlora.Pipeline, tiny_base: Path, tmp_path: Path
 ) -> None:
-    session = Session()
-    key = make(on, REVERSE, session)
-    (path,) = (shutil.copy(path, tmp_path) for path in on.export(key, 0.5, session))
+    (path,) = (shutil.copy(path, tmp_path) for path in on.export(REVERSE, 0.5))
     with zipfile.ZipFile(path) as archive:
         archive.extractall(tmp_path / "adapter")
     model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
@@ -346,7 +533,7 @@ def test_the_exported_zip_is_the_adapter_in_plain_peft(
 
 def test_there_is_nothing_to_export_without_an_adapter(on: Handlers) -> None:
     with pytest.raises(gr.Error, match="Select an adapter first"):
-        next(on.export("", 1.0, Session()))
+        next(on.export("", 1.0))
 
 
 # ---- loading ----
@@ -361,7 +548,7 @@ def test_a_damaged_model_is_one_sentence_on_a_page_that_stays_up(
     with serving(model) as url:
         model.start()
         wait_until(lambda: model.error)
-        status, *_ = asyncio.run(Handlers(model).ready(Session()))
+        status, *_ = asyncio.run(Handlers(model).ready())
         assert "The base model in" in status
         assert "is damaged" in status
         assert "\n" not in status
@@ -376,32 +563,43 @@ def test_an_unexpected_failure_to_load_says_nothing_of_the_inside(caplog: pytest
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_the_page_waits_for_the_model_and_says_when_each_message_stands_alone(model: Model) -> None:
+def test_the_page_waits_for_the_model_and_says_when_each_message_stands_alone(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loading = Handlers(Model(lambda: None))
-    *_, timer, _ = asyncio.run(loading.ready(Session()))
+    *_, timer = asyncio.run(loading.ready())
     assert timer.active
-    status, *_ = loading.generate(REVERSE, Session())
-    assert "The model is still loading" in status
+    assert "The model is still loading" in loading.generate(REVERSE, "")[0]
     with pytest.warns(UserWarning, match="The model is still loading"):
-        list(loading.send("one", "", 1.0, Session()))
-    assert asyncio.run(Handlers(model).ready(Session()))[3] == "tiny-base"
-    model.pipe.multi_turn = False
-    try:
-        _, button, _, line, describe, timer, _ = asyncio.run(Handlers(model).ready(Session()))
-    finally:
-        model.pipe.multi_turn = True
+        assert Visitor(loading).hear(loading.send("", 1, False, "", "one", SimpleNamespace(session_hash="a"))) == [SKIP]
+    assert asyncio.run(Handlers(model).ready())[3:5] == ("<b>tiny-base</b> answers.", "")
+    monkeypatch.setattr(model.pipe, "multi_turn", False)
+    _, button, _, _, line, describe, timer = asyncio.run(Handlers(model).ready())
     assert button.value == "Generate"
     assert "each message on its own" in line
-    assert describe == gr.skip()  # off, as it is
+    assert describe is False
     assert not timer.active
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_the_page_says_which_model_answers_and_what_it_can_do(
+    pipe: hyperlora.Pipeline, preset: Preset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipe, "preset", preset)
+    line, more = re.fullmatch(r"<details><summary>(.*)</summary><p>(.*)</p></details>", about(pipe)).groups()
+    name = "The mini model" if preset.name == "mini" else preset.base.split("/")[1].removesuffix("-v0.2")
+    assert line.lower().startswith(f"{name} answers".lower()) and len(line) < 100
+    assert "cannot" in more or "adds no knowledge" in more
 
 
 def test_the_description_is_in_the_prompt_from_the_start_where_it_was_in_training(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model.pipe, "describe", True)
-    *_, describe, _, _ = asyncio.run(Handlers(model).ready(Session()))
+    *_, describe, _ = asyncio.run(Handlers(model).ready())
     assert describe is True
+    *_, describe, _ = asyncio.run(Handlers(model).ready(False))  # a page that is loaded again, on which it was unticked
+    assert describe == gr.skip()
 
 
 # ---- a download ----
@@ -500,29 +698,73 @@ def url(model: Model) -> Iterator[str]:
         yield url
 
 
-def test_visitors_have_their_own_shelves_and_their_own_adapters_answers_at_the_same_time(
-    url: str, pipe: hyperlora.Pipeline
-) -> None:
-    texts = [REVERSE, ADD, "Write it in capital letters.", None]
+def test_visitors_have_their_own_adapters_answers_at_the_same_time(url: str, pipe: hyperlora.Pipeline) -> None:
+    texts = [REVERSE, ADD, "Write it in capital letters.", ""]
     expected = [pipe.chat("one two", adapter=pipe.adapt(text) if text else None) for text in texts]
     clients = [Client(url, verbose=False) for _ in texts]
-    keys = []
     with slow(pipe, 0.01):
         for client, text in zip(clients, texts, strict=True):
-            shelf = client.predict(text, api_name="/generate")[1] if text else {"value": ""}
-            keys.append(shelf["value"])
             if text:
+                _, shelf, kept, made = client.predict(text, "", api_name="/generate")
                 assert [label for label, _ in shelf["choices"]] == ["No adapter", text]
+                assert (read_shelf(kept), made) == ([text], text)
         jobs = [
-            client.submit("one two", key, 1, False, api_name="/send") for client, key in zip(clients, keys, strict=True)
+            client.submit(text, 1, False, "", "one two", api_name="/send")
+            for client, text in zip(clients, texts, strict=True)
         ]
         wait_until(lambda: len(pipe.engine._batch.rows) == len(jobs))  # they are decoded together
         late = Client(url, verbose=False)
-        late.predict("Repeat the text.", api_name="/generate")  # while the others are answered
-        answers = [job.result()[0] for job in jobs]
-    for answer, text, words in zip(answers, texts, expected, strict=True):
-        content = [part["text"] for part in answer[-1]["content"]]
-        assert content == [bubbles([Turn("", text or "No adapter", words)])[1]["content"][0], text or "No adapter"]
+        late.predict("Repeat the text.", "", api_name="/generate")  # while the others are answered
+        given = [job.result() for job in jobs]
+    for (chat, kept, *_), text, words in zip(given, texts, expected, strict=True):
+        (turn,) = read_turns(kept)
+        assert (turn.answer, turn.by) == (words, text or "No adapter")
+        assert [part["text"] for part in chat[-1]["content"]] == [
+            part["text"] for part in bubbles([turn])[-1]["content"]
+        ]
+
+
+def test_one_session_gets_one_answer_at_a_time(url: str, pipe: hyperlora.Pipeline) -> None:
+    client = Client(url, verbose=False)
+    with slow(pipe, 0.05):
+        jobs = [client.submit("", 1, False, "", message, api_name="/send") for message in ("one", "two", "three")]
+        given = [job.result(timeout=300)[1] for job in jobs]
+    answered = [kept for kept in given if isinstance(kept, str)]
+    assert len(answered) == 1 and len(read_turns(answered[0])) == 1
+
+
+def test_a_session_that_the_server_forgot_goes_on(url: str, model: Model, pipe: hyperlora.Pipeline) -> None:
+    demo = build_page(model)
+    try:
+        url = launch(demo)
+        client = Client(url, verbose=False)
+        _, _, kept_shelf, made = client.predict(REVERSE, "", api_name="/generate")
+        _, kept_turns, *_ = client.predict(made, 1, False, "", "one two", api_name="/send")
+        demo.state_holder.session_data.clear()  # what 1,000 others do
+        _, kept_turns, *_ = client.predict(made, 1, False, kept_turns, "three", api_name="/send")
+        _, _, kept_shelf, _ = client.predict(ADD, kept_shelf, api_name="/generate")
+    finally:
+        demo.close()
+    assert [(turn.question, turn.by) for turn in read_turns(kept_turns)] == [("one two", REVERSE), ("three", REVERSE)]
+    assert read_shelf(kept_shelf) == [REVERSE, ADD]
+
+
+@pytest.mark.parametrize("data", [b'"\xff\xfe"', b'"\\ud83d"', b'"a \\ude00"', b"3", b"null", b"[1]"], ids=repr)
+def test_what_is_no_text_is_no_traceback_over_http(
+    url: str, data: bytes, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = httpx.get(f"{url}config").json()
+    (send,) = (fn["id"] for fn in config["dependencies"] if fn["api_name"] == "send")
+    body = b'{"fn_index": %d, "session_hash": "abc", "data": ["", 1, false, "", %s]}' % (send, data)
+    joined = httpx.post(f"{url}gradio_api/queue/join", content=body, headers={"Content-Type": "application/json"})
+    if joined.status_code == 200:
+        with httpx.stream("GET", f"{url}gradio_api/queue/data?session_hash=abc", timeout=60) as stream:
+            lines = [line for line in stream.iter_lines() if '"log"' in line]
+        assert len(lines) == 1 and "The message" in lines[0]
+    else:
+        assert joined.status_code in (400, 422)
+    said = caplog.text + "".join(capfd.readouterr())
+    assert "Traceback" not in said
 
 
 def test_nothing_is_open_that_the_page_does_not_need(url: str) -> None:
@@ -587,3 +829,144 @@ def test_a_bad_port_is_refused(port: str) -> None:
     result = run_app("--port", port)
     assert result.returncode == 2
     assert "give a number from 1 to 65535" in result.stderr
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "a..b", "http://127.0.0.1", "::1%lo", "127.0.0.1:80"])
+def test_a_host_that_is_none_of_this_machine_is_one_sentence(host: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["--host", host, "--preset", "mini"]) == 1
+    assert capsys.readouterr().err == (
+        f"The page cannot be opened: {host} has no port from 7860 up that can be used; choose another with --port or "
+        "--host.\n"
+    )
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as trial:
+            trial.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", pytest.param("::1", marks=ipv6), pytest.param("[::1]", marks=ipv6)]
+)
+def test_addresses(host: str) -> None:
+    demo = build_page(Model(lambda: None))
+    try:
+        url = launch(demo, host)
+        assert httpx.get(url).status_code == 200
+    finally:
+        demo.close()
+    assert re.fullmatch(rf"http://{re.escape('[::1]' if ':' in host else host)}:\d+/", url)
+
+
+PROXIES = {
+    "http": {"http_proxy": "http://127.0.0.1:9"},
+    "upper": {"HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": "example.org"},
+    "socks": {"all_proxy": "socks5://127.0.0.1:9", "no_proxy": "example.org"},
+    "unknown": {"ALL_PROXY": "carrier-pigeon://coop"},
+}
+
+
+@pytest.mark.parametrize("environment", PROXIES.values(), ids=PROXIES)
+def test_proxies_are_for_other_machines(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    demo = build_page(Model(lambda: None))
+    before = dict(os.environ)
+    try:
+        assert launch(demo).startswith("http://127.0.0.1:")
+        assert dict(os.environ) == before
+    finally:
+        demo.close()
+
+
+@contextmanager
+def started(*arguments: str, without: str = "", within: Sequence[str] = (), **variables: str) -> Iterator[str]:
+    """The address of `python app.py` in such an environment; it says nothing of an error."""
+    environment = {name: value for name, value in os.environ.items() if name != without} | variables
+    process = subprocess.Popen(
+        [*within, sys.executable, "app.py", "--preset", "mini", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    said = ""
+    try:
+        for line in process.stdout:
+            said += line
+            if found := re.match(r"HyperLoRA is at (\S+)", line):
+                yield found[1]
+                break
+        else:
+            pytest.fail(said)
+    finally:
+        process.terminate()
+        said += process.communicate()[0]
+    assert "Traceback" not in said and "Error" not in said, said
+
+
+def ask_server(url: str, handler: str, *data: object) -> list:
+    """What the server gives to the page that asks this handler."""
+    config = httpx.get(f"{url}config", trust_env=False).json()
+    (index,) = (fn["id"] for fn in config["dependencies"] if fn["api_name"] == handler)
+    body = {"fn_index": index, "session_hash": "abc", "data": data}
+    assert httpx.post(f"{url}gradio_api/queue/join", json=body, trust_env=False).status_code == 200
+    with httpx.stream("GET", f"{url}gradio_api/queue/data?session_hash=abc", trust_env=False, timeout=300) as stream:
+        messages = [json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line]
+    (completed,) = (message for message in messages if message["msg"] == "process_completed")
+    assert completed["success"], completed
+    return completed["output"]["data"]
+
+
+def no_user() -> list[str]:
+    """What runs a command as a user who is in no list; skips where that cannot be."""
+    command = ["unshare", "--user", "--map-user=54321"]
+    if shutil.which(command[0]) is None or subprocess.run([*command, "true"], check=False).returncode:
+        pytest.skip("needs user namespaces")
+    return command
+
+
+@pytest.mark.parametrize("case", ["nobody", "home", "shared", "ipv6", "proxies"])
+def test_it_starts_and_works_in_odd_environments(case: str, tmp_path: Path) -> None:
+    options: dict = {}
+    arguments: list[str] = []
+    if case == "nobody":  # as in a container that is run with any user number
+        options = {"within": no_user(), "without": "HOME"}
+    elif case == "home":
+        options = {"HOME": "/dev/null/nothing"}
+    elif case == "shared":  # the folder that Gradio has for all users is not this user's
+        (tmp_path / "gradio").write_text("another's")
+        options = {"TMPDIR": str(tmp_path)}
+    elif case == "ipv6":
+        if not has_ipv6():
+            pytest.skip("this machine has no IPv6")
+        options = {"GRADIO_SERVER_NAME": "::1"}
+    else:
+        options = PROXIES["http"] | PROXIES["socks"]
+    with started(*arguments, **options) as url:
+        wait_until(lambda: "still loading" not in (said := ask_server(url, "generate", ADD, "")[0]) and said)
+        status, *_, made = ask_server(url, "generate", ADD, "")
+        assert "Ready." in status and made == ADD
+        (archive,) = ask_server(url, "export", ADD, 1)
+        assert zipfile.is_zipfile(io.BytesIO(httpx.get(archive["url"], trust_env=False).content))
+
+
+def test_folders_that_cannot_be_written_are_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "/dev/null/nothing")
+    assert app.main(["--preset", "mini"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "/dev/null/nothing could not be written" in err and "GRADIO_TEMP_DIR" in err
+    monkeypatch.setattr(tempfile, "tempdir", "/dev/null/nothing")
+    assert app.main(["--preset", "mini"]) == 2
+    err = capsys.readouterr().err
+    assert err == "No folder for temporary files can be written: set TMPDIR to one that can.\n"

@@ -1,20 +1,23 @@
 """The page in a real browser, on the tiny model."""
 
 import os
+import re
 import shutil
 import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 import hyperlora
 from hyperlora.errors import UserError
 from hyperlora.hub import Cancelled
-from hyperlora.presets import load_examples
+from hyperlora.presets import get_preset, load_examples
 from hyperlora.ui.model import Model
 from tests.test_app import ADD, REVERSE, serving, slow, wait_until
 
@@ -58,8 +61,8 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
     complaints: list[str] = []
 
     def complain(text: str) -> None:
-        # What Gradio's own script says when a page is left in the middle of an answer.
-        if "AbortError" not in text and "errored out" not in text:
+        # What is said when a page is left in the middle of an answer, or the line breaks.
+        if not re.search("AbortError|errored out|net::ERR_|Failed to fetch|network error", text):
             complaints.append(text)
 
     page.on("console", lambda message: complain(message.text) if message.type == "error" else None)
@@ -84,15 +87,32 @@ def send(page: Page, message: str) -> None:
 
 
 def expect_answers(page: Page, *answers: tuple[str, str]) -> None:
-    """The finished conversation's answers and who gave them."""
+    """The finished conversation's answers and who gave them, to the last space."""
     expect(page.get_by_role("button", name="Send")).to_be_visible()
     bubbles = page.locator("#chat .bot.message")
     expect(bubbles).to_have_count(len(answers))
     for i, (answer, by) in enumerate(answers):
         parts = bubbles.nth(i).locator(".md")
         expect(parts).to_have_count(2)
-        assert parts.nth(0).text_content().strip() == (answer.strip() or "(no text)")
+        assert parts.nth(0).text_content() == (answer if answer.strip() else "(no text)")
         assert parts.nth(1).text_content() == by
+
+
+@contextmanager
+def held(pipe: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """No adapter is made until the event is set, or at the end."""
+    adapt, go = pipe.adapt, threading.Event()
+
+    def wait(text: str) -> object:
+        assert go.wait(300)
+        return adapt(text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipe, "adapt", wait)
+        try:
+            yield go
+        finally:
+            go.set()
 
 
 def test_from_an_example_to_an_answer(page: Page, pipe: hyperlora.Pipeline) -> None:
@@ -100,13 +120,40 @@ def test_from_an_example_to_an_answer(page: Page, pipe: hyperlora.Pipeline) -> N
     page.locator("#examples button").first.click()
     expect(page.locator("#description textarea")).to_have_value(example["description"])
     expect(page.locator("#message textarea")).to_have_value(example["message"])
-    page.locator("#generate").click()
-    expect(page.locator("#status")).to_contain_text("Made in")
+    expect(page.locator("#status")).to_have_text(re.compile(r"Made in \d+ ms\.|Ready\."))
     page.get_by_role("button", name="Send").click()
     answer = pipe.chat(example["message"], adapter=pipe.adapt(example["description"]))
     expect_answers(page, (answer, example["description"]))
     expect(page.locator("#message textarea")).to_have_value("")
     expect(page.locator("#line")).to_contain_text("each message on its own")
+
+
+def test_the_page_says_which_model_answers_and_opens_to_more(
+    page: Page, pipe: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expect(page.locator("#about")).to_have_text("tiny-base answers.")
+    preset = get_preset("mini")
+    monkeypatch.setattr(pipe, "preset", preset)
+    page.reload()
+    expect(page.locator("#about summary")).to_have_text(preset.summary)
+    expect(page.locator("#about p")).to_be_hidden()
+    page.locator("#about summary").press("Enter")
+    expect(page.locator("#about p")).to_have_text(preset.description)
+
+
+def test_the_selected_row_of_a_long_shelf_is_in_view(page: Page) -> None:
+    for i in range(12):
+        generate(page, f"Write the {i + 1}. letter of the word, and nothing else.")
+    for row in (page.locator("#shelf label").last, page.locator("#shelf label").first):
+        row.click()
+        page.reload()
+        expect(page.locator("#shelf label.selected")).to_have_text(row.text_content())
+        expect(page.locator("#shelf label.selected")).to_be_in_viewport()
+        shown = page.evaluate("""() => {
+            const row = document.querySelector("#shelf label.selected").getBoundingClientRect();
+            return document.elementsFromPoint(row.x + 20, row.y + 6).some((element) => element.closest("#shelf label"));
+        }""")
+        assert shown  # and not under the edge of what scrolls
 
 
 def test_an_example_leaves_a_message_that_was_typed(page: Page) -> None:
@@ -145,8 +192,9 @@ def test_the_description_is_put_in_the_prompt_by_a_switch(page: Page, pipe: hype
 def test_a_double_click_makes_one_adapter(page: Page) -> None:
     page.locator("#description textarea").fill(REVERSE)
     page.locator("#generate").dblclick()
-    expect(page.locator("#status")).to_contain_text("Made in")
+    expect(page.locator("#shelf label.selected")).to_have_text(REVERSE)
     page.locator("#generate").click()
+    expect(page.locator("#status")).to_contain_text("Ready.")
     expect(page.locator("#shelf label")).to_have_text(["No adapter", REVERSE])
 
 
@@ -203,15 +251,277 @@ def test_stop_retry_undo_and_clear(page: Page, pipe: hyperlora.Pipeline) -> None
     expect(page.locator("#clear")).to_be_disabled()
 
 
-def test_a_reload_in_the_middle_of_an_answer_ends_it_and_the_page_works(page: Page, pipe: hyperlora.Pipeline) -> None:
+def test_undo_leaves_what_is_half_typed(page: Page) -> None:
+    for message in ("one", "two"):
+        send(page, message)
+        expect(page.get_by_role("button", name="Send")).to_be_visible()
+    page.locator("#message textarea").fill("half")
+    page.locator("#undo").click()
+    expect(page.locator("#chat .user.message")).to_have_text(["one"])
+    expect(page.locator("#message textarea")).to_have_value("half")
+    page.locator("#message textarea").fill("")
+    page.locator("#undo").click()
+    expect(page.locator("#message textarea")).to_have_value("one")
+    expect(page.locator("#undo")).to_be_disabled()
+
+
+TEXTS = [
+    "def f(x):\n    if x:\n\t\treturn 1\n\n\n    return  2  ",
+    "    four first\n  two\n",
+    "\n\n\tafter two lines\n\n",
+    "<b>bold</b> &lt;i&gt; <script>alert(1)</script> <!-- -->",
+    "# head\n* one\n1. two\n```py\n    code\n```\n[a](b) `c` **d** $$e$$ \\(f\\)",
+    "a\tb  c\u00a0d\u2003e 😀 \u202ef",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
+def test_questions_and_answers_are_shown_to_the_last_space(
+    page: Page, pipe: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    middle, heard, go = len(text) // 2, [], threading.Event()
+
+    class Stream:
+        finish_reason = None
+
+        def __iter__(self) -> Iterator[str]:
+            yield text[:middle]
+            time.sleep(0.1)  # more than the page's pause between two updates
+            yield text[middle:]
+            time.sleep(0.1)
+            yield "!"
+            assert go.wait(300)
+            self.finish_reason = "stop"
+
+        def stop(self) -> None: ...
+
+    monkeypatch.setattr(pipe, "chat", lambda messages, **_: heard.append(messages[-1]["content"]) or Stream())
+    send(page, text)
+    answer = page.locator("#chat .bot.message .md").first
+    expect(answer).to_contain_text("!")
+    assert answer.text_content() == text + "!"  # as it streams, in differences
+    go.set()
+    expect_answers(page, (text + "!", "No adapter"))
+    assert page.locator("#chat .user.message .md").text_content() == text
+    assert heard == [text]
+    assert page.locator("#chat .md").first.evaluate("(element) => getComputedStyle(element).whiteSpace") == "pre-wrap"
+
+
+@pytest.mark.parametrize(("end", "note"), [("length", "cut off at the token limit"), ("stopped", "stopped")])
+def test_an_answer_that_is_not_whole_says_so(
+    page: Page, pipe: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch, end: str, note: str
+) -> None:
+    class Stream(list):
+        finish_reason = end
+
+        def stop(self) -> None: ...
+
+    monkeypatch.setattr(pipe, "chat", lambda *_, **__: Stream(["one two"]))
+    send(page, "go on")
+    expect_answers(page, ("one two", f"No adapter · {note}"))
+
+
+# ---- what is pressed after Generate is for the adapter that it makes ----
+
+
+@pytest.mark.parametrize("press", ["Enter", "Generate", "chip"])
+def test_a_message_sent_while_an_adapter_is_made_waits_for_that_one(
+    page: Page, pipe: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch, press: str
+) -> None:
+    generate(page, ADD)
+    example = load_examples()[2]
+    new = example["description"] if press == "chip" else f"Something new by {press}."
+    with held(pipe, monkeypatch) as go:
+        page.locator("#message textarea").fill("one two")
+        if press == "chip":
+            page.locator("#examples button").nth(2).click()
+        else:
+            page.locator("#description textarea").fill(new)
+            if press == "Enter":
+                page.locator("#description textarea").press("Enter")
+            else:
+                page.locator("#generate").click()
+        page.get_by_role("button", name="Send").click()
+        expect(page.get_by_role("button", name="Waiting for the adapter…")).to_be_visible()
+        expect(page.locator("#status")).to_have_text("Making the adapter…")
+        expect(page.locator("#message textarea")).to_have_value("one two")
+        go.set()
+        expect_answers(page, (pipe.chat("one two", adapter=pipe.adapt(new)), new))
+    expect(page.locator("#shelf label.selected")).to_have_text(new)
+    expect(page.locator("#message textarea")).to_have_value("")
+
+
+def test_retry_while_an_adapter_is_made_waits_for_that_one(
+    page: Page, pipe: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(page, "one two")
+    expect_answers(page, (pipe.chat("one two"), "No adapter"))
+    with held(pipe, monkeypatch) as go:
+        page.locator("#description textarea").fill("Retry by this.")
+        page.locator("#description textarea").press("Enter")
+        page.locator("#retry").click()
+        expect(page.get_by_role("button", name="Waiting for the adapter…")).to_be_visible()
+        go.set()
+        expect_answers(page, (pipe.chat("one two", adapter=pipe.adapt("Retry by this.")), "Retry by this."))
+
+
+def test_generate_pressed_twice_makes_both_and_selects_the_last(
+    page: Page, pipe: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with held(pipe, monkeypatch) as go:
+        for text in ("The first of two.", "The second of two."):
+            page.locator("#description textarea").fill(text)
+            page.locator("#description textarea").press("Enter")
+        page.locator("#description textarea").fill("Not pressed.")
+        send(page, "one two")
+        expect(page.get_by_role("button", name="Waiting for the adapter…")).to_be_visible()
+        go.set()
+        second = pipe.adapt("The second of two.")
+        expect_answers(page, (pipe.chat("one two", adapter=second), "The second of two."))
+    expect(page.locator("#shelf label")).to_have_text(["No adapter", "The second of two.", "The first of two."])
+    expect(page.locator("#shelf label.selected")).to_have_text("The second of two.")
+
+
+def test_what_is_selected_after_generate_stays_selected_and_answers(
+    page: Page, pipe: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = pipe.adapt(ADD)
+    generate(page, ADD)
+    generate(page, REVERSE)
+    with held(pipe, monkeypatch) as go:
+        page.locator("#description textarea").fill("Made meanwhile.")
+        page.locator("#generate").click()
+        page.locator("#shelf label", has_text=ADD).click()
+        send(page, "one two")
+        expect_answers(page, (pipe.chat("one two", adapter=add), ADD))
+        go.set()
+        expect(page.locator("#shelf label")).to_have_text(["No adapter", "Made meanwhile.", REVERSE, ADD])
+    expect(page.locator("#shelf label.selected")).to_have_text(ADD)
+
+
+@pytest.mark.parametrize("description", ["🎈", "a " * 5000])
+def test_a_message_after_a_description_that_cannot_be_is_not_sent(
+    page: Page, pipe: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch, description: str
+) -> None:
+    with held(pipe, monkeypatch) as go:
+        page.locator("#description textarea").fill(description)
+        page.locator("#generate").click()
+        send(page, "one two")
+        expect(page.get_by_role("button", name="Waiting for the adapter…")).to_be_visible()
+        go.set()
+        expect(page.locator(".toast-body")).to_contain_text("The description")
+    expect(page.locator("#message textarea")).to_have_value("one two")
+    expect(page.locator("#message textarea")).to_be_editable()
+    page.get_by_role("button", name="Send").click()
+    expect_answers(page, (pipe.chat("one two"), "No adapter"))
+
+
+def test_what_is_changed_after_send_is_for_the_next_message(page: Page, pipe: hyperlora.Pipeline) -> None:
+    generate(page, REVERSE)
+    with slow(pipe, 0.05):
+        send(page, "one two")
+        page.locator("#shelf label", has_text="No adapter").click()
+        page.locator("#strength input[type=number]").fill("0.5")
+        page.get_by_label("Put the description in the prompt too").check()
+        expect_answers(page, (pipe.chat("one two", adapter=pipe.adapt(REVERSE)), REVERSE))
+    send(page, "one two")
+    expect(page.locator("#chat .bot.message")).to_have_count(2)
+    expect(page.locator("#chat .bot.message").last).to_contain_text("No adapter")
+
+
+# ---- a reload, a lost connection, another server ----
+
+
+def fill(page: Page, pipe: hyperlora.Pipeline) -> list[tuple[str, str]]:
+    """A page on which a visitor has something of everything; returns the answers."""
+    generate(page, ADD)
+    generate(page, REVERSE)
+    page.locator("#shelf label", has_text=ADD).click()
+    page.locator("#strength input[type=number]").fill("0.5")
+    page.locator("#strength input[type=number]").press("Enter")
+    page.get_by_label("Put the description in the prompt too").check()
+    send(page, "  one two")
+    answer = pipe.chat("one two", adapter=pipe.adapt(ADD).scaled(0.5), describe=True)
+    answers = [(answer, f"{ADD} · strength 0.5 · description in the prompt")]
+    expect_answers(page, *answers)
+    page.locator("#description textarea").fill("Half of a descr")
+    page.locator("#message textarea").fill("  half of a\tmess")
+    return answers
+
+
+def expect_filled(page: Page, answers: list[tuple[str, str]]) -> None:
+    expect(page.locator("#generate")).to_be_enabled()
+    expect(page.locator("#shelf label")).to_have_text(["No adapter", REVERSE, ADD])
+    expect(page.locator("#shelf label.selected")).to_have_text(ADD)
+    expect(page.locator("#strength input[type=number]")).to_have_value("0.5")
+    expect(page.get_by_label("Put the description in the prompt too")).to_be_checked()
+    expect(page.locator("#description textarea")).to_have_value("Half of a descr")
+    expect(page.locator("#message textarea")).to_have_value("  half of a\tmess")
+    expect_answers(page, *answers)
+    page.get_by_role("button", name="Send").click()
+    expect(page.locator("#chat .bot.message")).to_have_count(len(answers) + 1)
+    expect(page.locator("#chat .bot.message").last).to_contain_text(answers[0][1])
+    expect(page.locator("#chat .user.message .md").first).to_have_text("  one two", use_inner_text=False)
+
+
+def test_a_reload_loses_nothing(page: Page, pipe: hyperlora.Pipeline) -> None:
+    answers = fill(page, pipe)
+    page.reload()
+    expect_filled(page, answers)
+    page.locator("#clear").click()
+    page.reload()
+    expect(page.locator("#shelf label.selected")).to_have_text(ADD)
+    expect(page.locator("#chat .message-row")).to_have_count(0)
+
+
+def test_a_lost_connection_loses_nothing(page: Page, pipe: hyperlora.Pipeline) -> None:
+    answers = fill(page, pipe)
+    page.context.set_offline(True)
+    page.get_by_role("button", name="Send").click()
+    expect(page.locator(".toast-body")).to_contain_text("Connection Lost")
+    with page.expect_navigation():  # Gradio loads the page again as soon as the server answers
+        page.context.set_offline(False)
+    expect_filled(page, answers)
+
+
+@pytest.mark.parametrize("noticed", [False, True])
+def test_a_server_that_was_started_again_goes_on(
+    page: Page, url: str, pipe: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch, noticed: bool
+) -> None:
+    answers = fill(page, pipe)
+    again = Model(lambda: pipe)  # it knows of no visitor, and has no adapter in memory
+    again.start()
+    with serving(again) as other:
+        if noticed:
+            page.context.route(f"{url}**", lambda route: route.abort("connectionrefused"))
+            page.get_by_role("button", name="Send").click()
+            expect(page.locator(".toast-body")).to_contain_text("Connection Lost")
+            page.context.unroute_all()
+
+        def instead(route: Route) -> None:
+            headers = route.request.headers | {"x-forwarded-host": urlsplit(url).netloc}
+            route.continue_(url=route.request.url.replace(url, other), headers=headers)
+
+        with page.expect_navigation() if noticed else nullcontext():
+            page.context.route(f"{url}**", instead)
+        expect_filled(page, answers)
+        generate(page, "Made by the other server.")
+        expect(page.locator("#shelf label")).to_have_text(["No adapter", "Made by the other server.", REVERSE, ADD])
+        page.goto("about:blank")
+        page.context.unroute_all()
+
+
+def test_a_reload_in_the_middle_of_an_answer_ends_it_and_the_page_says_so(page: Page, pipe: hyperlora.Pipeline) -> None:
     with slow(pipe, 0.5):
         send(page, "one two")
         wait_until(lambda: pipe.engine._batch.rows)
+        expect(page.get_by_role("button", name="Stop")).to_be_visible()
         page.reload()
         wait_until(lambda: not pipe.engine._batch.rows, 60)  # the whole answer would take longer
     expect(page.locator("#generate")).to_be_enabled()
-    expect(page.locator("#chat .message-row")).to_have_count(0)
-    send(page, "one two")
+    expect_answers(page, ("", "No adapter · interrupted"))
+    page.locator("#retry").click()
+    expect(page.locator("#chat .bot.message")).not_to_contain_text("interrupted")
     expect_answers(page, (pipe.chat("one two"), "No adapter"))
 
 
@@ -225,7 +535,8 @@ def test_export_downloads_the_selected_adapter(page: Page, tmp_path: Path) -> No
         path = tmp_path / download.value.suggested_filename
         download.value.save_as(path)
         with zipfile.ZipFile(path) as archive:
-            assert sorted(archive.namelist()) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+            files = ["README.md", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"]
+            assert sorted(archive.namelist()) == files
             assert description in archive.read("README.md").decode()
 
 

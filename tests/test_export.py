@@ -1,13 +1,24 @@
 """The exported zip is a plain PEFT folder with a card, and gives the same logits in PEFT."""
 
+import os
+import subprocess
+import sys
+import tomllib
 import zipfile
+from pathlib import Path
 
+import peft
+import pytest
 import torch
 from peft import PeftModel
 from transformers import MistralForCausalLM
 
+import hyperlora
 from hyperlora.adapted import AdaptedModel
 from hyperlora.export import export_zip, model_card, slug
+from hyperlora.prompt import with_description
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_the_zip_gives_the_same_logits_in_plain_peft(tiny_base, tiny_model, make_adapter, tmp_path):
@@ -24,16 +35,61 @@ def test_the_zip_gives_the_same_logits_in_plain_peft(tiny_base, tiny_model, make
         torch.testing.assert_close(adapted.model(ids).logits, peft(ids).logits, atol=1e-4, rtol=0)
 
 
-def test_the_cards_python_runs(tiny_base, make_adapter, tmp_path, monkeypatch):
-    adapter = make_adapter(1, base_model=str(tiny_base))
-    with zipfile.ZipFile(export_zip(adapter, tmp_path / "a.zip")) as file:
-        file.extractall(tmp_path / "adapter")
-    card = (tmp_path / "adapter" / "README.md").read_text()
+def run_card(archive: Path, folder: Path) -> str:
+    """What the card's Python, as it is, prints in a new process; the folder holds what the zip holds, and no more."""
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(folder / "adapter")
+    card = (folder / "adapter" / "README.md").read_text(encoding="utf-8")
     code = card.split("```python\n")[1].split("```")[0]
-    monkeypatch.chdir(tmp_path)
-    names = {}
-    exec(code, names)
-    assert len(code.splitlines()) == 3 and isinstance(names["model"], PeftModel)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+TEMPLATE = "{{ bos_token }}[INST]  Do: {{ messages[0]['content'] }} [/INST]"
+
+
+@pytest.mark.parametrize(
+    ("fields", "template"),
+    [
+        ({}, None),
+        ({"description": 'Say "it"\nin {two} lines.', "strength": 0.5}, None),
+        ({"description": "Sort.", "prompt_style": "description_input"}, None),
+        ({"description": "It's \\ done.", "prompt_style": "definition_input"}, TEMPLATE),
+    ],
+)
+def test_the_cards_python_answers_as_the_pipeline_does(
+    tiny_base, tiny_hyperlora, make_adapter, tmp_path, fields, template
+):
+    adapter = make_adapter(1, base_model=str(tiny_base), **fields)
+    pipe = hyperlora.pipeline(None, base=tiny_base, hyperlora=tiny_hyperlora)
+    if template:
+        pipe.tokenizer.chat_template = template
+    message = with_description(adapter.description, "one two three", adapter.prompt_style)
+    archive = export_zip(adapter, tmp_path / "a.zip", template)
+    assert run_card(archive, tmp_path) == pipe.chat(message, adapter=adapter) + "\n"
+    pipe.close()
+
+
+@pytest.mark.parametrize(
+    "description", ["Put each word in square brackets.", "Write the plural of the word.", "Reverse the letters."]
+)
+def test_the_card_of_the_bundled_model_finds_it(description, tmp_path):
+    pipe = hyperlora.pipeline("mini")
+    adapter = pipe.adapt(description)
+    archive = export_zip(adapter, tmp_path, pipe.tokenizer.chat_template)
+    assert run_card(archive, tmp_path) == pipe.chat("one two three", adapter=adapter) + "\n"
+    pipe.close()
+
+
+def test_a_base_in_a_folder_is_found_from_any_other(tiny_base, make_adapter, monkeypatch):
+    monkeypatch.chdir(tiny_base.parent)
+    assert f"base = {str(tiny_base)!r}\n" in model_card(make_adapter(1, base_model=tiny_base.name))
+    monkeypatch.setenv("HOME", str(tiny_base.parent))
+    assert f"base = {str(tiny_base)!r}\n" in model_card(make_adapter(1, base_model=f"~/{tiny_base.name}"))
 
 
 def test_the_same_adapter_gives_the_same_file(make_adapter, tmp_path):
@@ -47,9 +103,28 @@ def test_the_card_says_what_it_is(make_adapter):
     )
     assert "base_model: owner/base\n" in card
     assert "> Sort.\n> # Not a heading" in card
-    assert (
-        "a hypernetwork (owner/net)" in card and "Rank 8, alpha\n16 with rsLoRA's scale, for q_proj and v_proj" in card
+    assert "a hypernetwork (owner/net)" in card
+    assert "Rank 8,\nalpha 16 with rsLoRA's scale, for q_proj and v_proj" in card
+
+
+def test_the_card_says_notice_strength_licence_and_versions(make_adapter):
+    adapter = make_adapter(1, base_model="owner/base", base_revision="abc", notice="It may not help.").scaled(0.25)
+    card = model_card(adapter)
+    assert "\nIt may not help.\n" in card
+    assert "0.25 where 1 is as generated" in card
+    assert "Apache-2.0" in card
+    assert card.count("base, revision='abc'") == 2
+    assert f"HyperLoRA {hyperlora.__version__}" in card and f"PEFT {peft.__version__.rpartition('.')[0]}'s" in card
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert hyperlora.__version__ == project["version"]
+
+
+def test_the_card_says_what_the_prompt_is(make_adapter):
+    assert "the message alone, in the base model's own chat template" in model_card(
+        make_adapter(1, description="Sort.")
     )
+    card = model_card(make_adapter(1, description="Sort.", prompt_style="description_input"), chat_template=True)
+    assert "the description, then the message, in the enclosed chat template" in card
 
 
 def test_a_name_that_is_no_hub_id_stays_out_of_the_header(make_adapter):

@@ -2,21 +2,35 @@
 
 import logging
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from html import escape
+from typing import TYPE_CHECKING
 
 import gradio as gr
 
 from hyperlora.errors import UserError
 from hyperlora.hub import gigabytes
+from hyperlora.text import check_text
 from hyperlora.ui.model import Model
-from hyperlora.ui.session import MAX_TURNS, Session, Turn
+from hyperlora.ui.session import Turn, put, read_shelf, read_turns, write
+
+if TYPE_CHECKING:
+    from hyperlora.chat import ChatStream
+    from hyperlora.pipe import Pipeline
 
 NO_ADAPTER, LOADING, INSTEAD = "No adapter", "Loading the model…", "Use the mini model instead"
 SKIP = (
     gr.skip(),
-) * 5  # for the chat, the message box, Retry, Undo and Clear; a generator that yields nothing empties them
+) * 6  # for the chat, the turns, the message box, Retry, Undo and Clear; a generator that yields nothing empties them
+ENDS = {
+    "length": "cut off at the limit of tokens",
+    "stopped": "stopped",
+    "error": "ended by an error",
+    "": "interrupted",
+}
+MAX_STRENGTH = 1.5
 REDRAW = 0.05  # seconds between two updates of a streamed answer
 UNEXPECTED = "Something went wrong on the server; its log says what. Please try again."
 log = logging.getLogger(__name__)
@@ -27,19 +41,41 @@ def status(kind: str, text: str) -> str:
     return f'<span class="{kind}">{escape(text)}</span>'
 
 
+def shown(text: str) -> dict[str, str]:
+    """A part of a Chatbot message that is seen as it is: the Chatbot takes the indentation from a plain string, and
+    reads HTML even where its Markdown is off."""
+    return {"type": "text", "text": escape(text).replace("\r", "&#13;")}
+
+
 def bubbles(turns: list[Turn], busy: bool = False) -> list[dict]:
-    """The turns as Chatbot messages. Text is escaped: the Chatbot reads HTML even where its Markdown is off."""
+    """The turns as Chatbot messages; an answer that is not whole says why."""
     messages = []
     for turn in turns:
-        messages.append({"role": "user", "content": escape(turn.question)})
-        answer = escape(turn.answer) or ("…" if busy and turn is turns[-1] else "(no text)")
-        messages.append({"role": "assistant", "content": [answer, escape(turn.by)]})
+        messages.append({"role": "user", "content": [shown(turn.question)]})
+        written = busy and turn is turns[-1]
+        answer = turn.answer if turn.answer.strip() else "…" if written else "(no text)"
+        by = turn.by if written or turn.end == "stop" else f"{turn.by} · {ENDS.get(turn.end, turn.end)}"
+        messages.append({"role": "assistant", "content": [shown(answer), shown(by)]})
     return messages
 
 
-def choices(session: Session) -> list[tuple[str, str]]:
-    """(label, key) of the adapters that a visitor may chat with, the newest first; no adapter is ""."""
-    return [(NO_ADAPTER, ""), *((recipe.description, recipe.key) for recipe in reversed(session.shelf))]
+def one_line(description: object) -> str:
+    """The description without line breaks, double and outer spaces."""
+    return " ".join(check_text(description, "The description").split())
+
+
+def about(pipe: "Pipeline") -> str:
+    """Which model answers, what it can do and what not: a line of HTML that opens to more."""
+    base = escape((pipe.base_name or "").rstrip("/").rpartition("/")[2])
+    if pipe.preset is None:
+        return f"<b>{base}</b> answers."
+    line, more = escape(pipe.preset.summary), escape(pipe.preset.description)
+    return f"<details><summary>{line}</summary><p>{more}</p></details>"
+
+
+def choices(shelf: list[str]) -> list[tuple[str, str]]:
+    """(label, value) of the adapters that a visitor may chat with, the newest first; no adapter is ""."""
+    return [(NO_ADAPTER, ""), *((description, description) for description in reversed(shelf))]
 
 
 def sentence(error: Exception) -> str:
@@ -65,26 +101,29 @@ class Handlers:
 
     def __init__(self, model: Model):
         self.model = model
+        self._lock = threading.Lock()
+        self._streams: dict[str | None, ChatStream | None] = {}
+        """The answer that each visitor's page is given now; None until it begins."""
 
-    async def ready(self, session: Session):
-        """-> status, Generate, message box, line, describe, timer, session. Asked every second until that is there."""
+    async def ready(self, described: bool | None = None) -> tuple:
+        """-> status, Generate, message box, about, line, describe, timer. Asked every second until that is there.
+
+        `described` is what the visitor has chosen before the page was loaded again.
+        """
         if not self.model.settled:
-            return (gr.skip(),) * 5 + (gr.Timer(active=True), session)
+            return (gr.skip(),) * 6 + (gr.Timer(active=True),)
         try:
             pipe = self.model.pipe
         except UserError as error:
-            return status("error", str(error)), *(gr.skip(),) * 4, gr.Timer(active=False), session
-        line = "This model answers each message on its own; it does not see earlier ones."
-        if pipe.multi_turn:
-            line = escape((pipe.base_name or "").rstrip("/").rpartition("/")[2])
+            return status("error", str(error)), *(gr.skip(),) * 5, gr.Timer(active=False)
         return (
             "",
             gr.Button("Generate", interactive=True),
             gr.Textbox(placeholder="Message", submit_btn="Send"),
-            line,
-            pipe.describe or gr.skip(),
+            about(pipe),
+            "" if pipe.multi_turn else "This model answers each message on its own; it does not see earlier ones.",
+            pipe.describe if described is None else gr.skip(),
             gr.Timer(active=False),
-            session,
         )
 
     async def offer(self) -> tuple:
@@ -109,54 +148,98 @@ class Handlers:
         """No download, or no more of it: the mini model."""
         self.model.answer(False)
 
-    def generate(self, description: str, session: Session):
-        """-> status, shelf, session."""
-        description = " ".join(description.split())
+    def show(self, chosen: object, kept_shelf: object, kept_turns: object) -> tuple:
+        """-> shelf, chat, Retry, Undo, Clear: what a page held before it was loaded again."""
         try:
+            shelf, turns = read_shelf(kept_shelf), read_turns(kept_turns)
+        except UserError:
+            shelf, turns = [], []
+        chosen = chosen if chosen in shelf else ""
+        return gr.Radio(choices(shelf), value=chosen), bubbles(turns), *self._buttons(turns)
+
+    def generate(self, description: object, kept_shelf: object) -> tuple:
+        """-> status, shelf, what the page holds of it, and the description as it stands there; "" where it failed."""
+        try:
+            shelf, description = read_shelf(kept_shelf), one_line(description)
+            known = self.model.has(description)
             started = time.perf_counter()
-            adapter = self.model.adapt(description)
+            notice = self.model.adapter(description).notice
             milliseconds = (time.perf_counter() - started) * 1000
         except Exception as error:
-            return status("error", sentence(error)), gr.skip(), session
-        recipe = session.add(description, adapter.notice)
-        text = status("done", f"Made in {milliseconds:.0f} ms.")
-        if recipe.notice:
-            text += " " + status("notice", recipe.notice)
-        return text, gr.Radio(choices(session), value=recipe.key), session
+            return status("error", sentence(error)), gr.skip(), gr.skip(), ""
+        shelf = put(shelf, description)
+        text = status("done", "Ready." if known else f"Made in {milliseconds:.0f} ms.")
+        if notice:
+            text += " " + status("notice", notice)
+        # The page selects it, unless the visitor has selected another one since.
+        return text, gr.Radio(choices(shelf)), write(shelf), description
 
-    async def select(self, key: str, session: Session) -> str:
+    def select(self, chosen: object) -> str:
         """-> status: the selected adapter's notice, if it has one."""
-        recipe = session.find(key)
-        return status("notice", recipe.notice) if recipe and recipe.notice else ""
+        try:
+            notice = self.model.adapter(one_line(chosen)).notice if chosen else None
+        except Exception as error:
+            return status("error", sentence(error))
+        return status("notice", notice) if notice else ""
 
     def send(
-        self, message: str, key: str, strength: float, session: Session, describe: bool = False
+        self, chosen: object, strength: object, describe: object, kept: object, message: object, request: gr.Request
     ) -> Iterator[tuple]:
-        """-> chat, message box, Retry, Undo, Clear; again and again while the answer streams."""
-        if session.stream is None:
-            yield from self._answer(message, session.turns, key, strength, session, describe)
-        else:
-            yield SKIP
+        """-> chat, turns, message box, Retry, Undo, Clear; again and again while the answer streams."""
+        yield from self._answer(request.session_hash, chosen, strength, describe, kept, message)
 
-    def retry(self, key: str, strength: float, session: Session, describe: bool = False) -> Iterator[tuple]:
+    def retry(
+        self, chosen: object, strength: object, describe: object, kept: object, request: gr.Request
+    ) -> Iterator[tuple]:
         """Asks the last message again, of the adapter that is selected now."""
-        if session.stream is None and session.turns:
-            yield from self._answer(session.turns[-1].question, session.turns[:-1], key, strength, session, describe)
-        else:
-            yield SKIP
+        yield from self._answer(request.session_hash, chosen, strength, describe, kept)
 
-    def _answer(
-        self, message: str, earlier: list[Turn], key: str, strength: float, session: Session, describe: bool
+    def _answer(self, visitor: str | None, *asked: object) -> Iterator[tuple]:
+        """One answer at a time for each visitor, however many tabs or clicks ask."""
+        with self._lock:
+            if free := visitor not in self._streams:
+                self._streams[visitor] = None
+        if not free:
+            gr.Warning("Your last message is still being answered: wait for the end, or stop it.")
+            yield SKIP
+            return
+        try:
+            yield from self._stream(visitor, *asked)
+        finally:
+            # Also when the visitor has gone: Gradio closes this generator, and the engine need not go on.
+            if stream := self._streams.pop(visitor):
+                stream.stop()
+
+    def _stream(
+        self,
+        visitor: str | None,
+        chosen: object,
+        strength: object,
+        describe: object,
+        kept: object,
+        message: object = None,
     ) -> Iterator[tuple]:
+        off = (gr.Button(interactive=False),) * 3
+        waiting = False
         try:
             pipe = self.model.pipe
-            recipe = session.find(key)
-            adapter = self.model.adapter(recipe.description).scaled(strength) if recipe else None
-            by = recipe.description if recipe else NO_ADAPTER
-            if recipe and strength != 1:
-                by += f" · strength {strength:g}"
-            if recipe and describe:
-                by += " · description in the prompt"
+            earlier = before = read_turns(kept)
+            if message is None:  # the last one, again
+                if not before:
+                    raise UserError("There is no message to ask again.")
+                *earlier, last = before
+                message = last.question
+            message, description = check_text(message, "The message"), one_line(chosen)
+            strength = self._strength(strength)
+            by, adapter = NO_ADAPTER, None
+            if chosen:
+                if not self.model.has(description):
+                    waiting = True
+                    box = gr.Textbox(interactive=False, submit_btn="Waiting for the adapter…")
+                    yield gr.skip(), gr.skip(), box, *off
+                by, adapter = description, self.model.adapter(description).scaled(strength)
+                by += f" · strength {strength:g}" if strength != 1 else ""
+                by += " · description in the prompt" if describe else ""
             messages = []
             for turn in earlier if pipe.multi_turn else []:
                 messages += [
@@ -164,66 +247,59 @@ class Handlers:
                     {"role": "assistant", "content": turn.answer},
                 ]
             messages.append({"role": "user", "content": message})
-            stream = pipe.chat(messages, adapter=adapter, stream=True, describe=describe)
+            stream = pipe.chat(messages, adapter=adapter, stream=True, describe=bool(describe))
         except Exception as error:
             gr.Warning(escape(sentence(error)))
-            yield SKIP
+            yield SKIP if not waiting else (gr.skip(), gr.skip(), *self._idle(before))
             return
+        self._streams[visitor] = stream  # in place before Stop appears, so that Stop works from the first moment on
         turn = Turn(message, by)
-        session.turns = [*earlier[-(MAX_TURNS - 1) :], turn]
-        session.stream = stream
-        off = gr.Button(interactive=False)
+        turns = [*earlier, turn]
+        box = gr.Textbox("", interactive=True, submit_btn=False, stop_btn="Stop")
+        yield bubbles(turns, busy=True), write(turns), box, *off
         try:
-            # The stream is in place before Stop appears, so that Stop works from the first moment on.
-            yield bubbles(session.turns, busy=True), gr.Textbox("", submit_btn=False, stop_btn="Stop"), off, off, off
             drawn = 0.0
             for piece in stream:
                 turn.answer += piece
                 if time.monotonic() - drawn > REDRAW:
                     drawn = time.monotonic()
-                    yield bubbles(session.turns, busy=True), *SKIP[1:]
+                    yield bubbles(turns, busy=True), *SKIP[1:]
+            turn.end = stream.finish_reason
         except Exception as error:
             gr.Warning(escape(sentence(error)))
-        finally:
-            # Also when the visitor has gone: Gradio closes this generator, and the engine need not go on.
-            stream.stop()
-            session.stream = None
-        yield bubbles(session.turns), *self._idle(session)
+            turn.end = "error"
+        yield bubbles(turns), write(turns), *self._idle(turns)
 
     @staticmethod
-    def _idle(session: Session) -> tuple:
+    def _buttons(turns: list[Turn]) -> tuple[gr.Button, ...]:
+        """-> Retry, Undo, Clear as they are when nothing is being written."""
+        return (gr.Button(interactive=bool(turns)),) * 3
+
+    def _idle(self, turns: list[Turn]) -> tuple:
         """-> message box, Retry, Undo, Clear as they are when nothing is being written."""
-        button = gr.Button(interactive=bool(session.turns))
-        return gr.Textbox(submit_btn="Send", stop_btn=False), button, button, button
+        return gr.Textbox(interactive=True, submit_btn="Send", stop_btn=False), *self._buttons(turns)
 
-    async def stop(self, session: Session) -> None:
-        if session.stream is not None:
-            session.stream.stop()
+    @staticmethod
+    def _strength(strength: object) -> float:
+        if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= MAX_STRENGTH:
+            raise UserError(f"The strength must be a number from 0 to {MAX_STRENGTH:g}.")
+        return strength
 
-    async def undo(self, session: Session) -> tuple:
-        """Takes the last turn back; its message returns to the message box."""
-        if session.stream is not None or not session.turns:
-            return SKIP
-        *session.turns, last = session.turns
-        _, *buttons = self._idle(session)
-        return bubbles(session.turns), last.question, *buttons
+    async def stop(self, request: gr.Request) -> None:
+        if stream := self._streams.get(request.session_hash):
+            stream.stop()
 
-    async def clear(self, session: Session) -> tuple:
-        if session.stream is not None:
-            return SKIP
-        session.turns = []
-        return [], *self._idle(session)
-
-    def export(self, key: str, strength: float, session: Session) -> Iterator[str]:
+    def export(self, chosen: object, strength: object) -> Iterator[str]:
         """-> the zip; Gradio has its own copy when the folder goes."""
         from hyperlora.export import export_zip
+        from hyperlora.prompt import own_template
 
-        recipe = session.find(key)
-        if recipe is None:
+        if not chosen:
             raise gr.Error("Select an adapter first: there is nothing to export without one.", print_exception=False)
         with tempfile.TemporaryDirectory() as folder:
             try:
-                path = export_zip(self.model.adapter(recipe.description).scaled(strength), folder)
+                adapter = self.model.adapter(one_line(chosen)).scaled(self._strength(strength))
+                path = export_zip(adapter, folder, own_template(self.model.pipe.tokenizer))
             except Exception as error:
                 raise gr.Error(escape(sentence(error)), print_exception=False) from error
             yield str(path)

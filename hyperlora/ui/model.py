@@ -5,6 +5,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from hyperlora.errors import UserError
@@ -35,7 +36,7 @@ class Model:
         self._began: float | None = None
         self._pipe: Pipeline | None = None
         self._load = load
-        self._adapters: OrderedDict[str, Adapter] = OrderedDict()
+        self._adapters: OrderedDict[str, Future[Adapter]] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
@@ -92,19 +93,28 @@ class Model:
 
     # ---- adapters ----
 
-    def adapt(self, description: str) -> "Adapter":
-        """The description's adapter, generated anew; `UserError` for a bad description."""
-        adapter = self.pipe.adapt(description)
+    def adapter(self, description: str) -> "Adapter":
+        """The description's adapter: from memory, or made now, once however many ask. `UserError` for a bad one."""
+        pipe = self.pipe
         with self._lock:
-            self._adapters[description] = adapter
+            made = self._adapters.get(description)
+            first = made is None
+            if first:
+                made = self._adapters[description] = Future()
+            self._adapters.move_to_end(description)
             while len(self._adapters) > MAX_ADAPTERS:
                 self._adapters.popitem(last=False)
-        return adapter
+        if first:
+            try:
+                made.set_result(pipe.adapt(description))
+            except BaseException as error:
+                with self._lock:
+                    self._adapters.pop(description, None)
+                made.set_exception(error)
+        return made.result()
 
-    def adapter(self, description: str) -> "Adapter":
-        """The description's adapter, from memory where it is still there, or generated anew: it is the same."""
+    def has(self, description: str) -> bool:
+        """Whether the description's adapter is in memory."""
         with self._lock:
-            if description in self._adapters:
-                self._adapters.move_to_end(description)
-                return self._adapters[description]
-        return self.adapt(description)
+            made = self._adapters.get(description)
+        return made is not None and made.done()

@@ -1,14 +1,18 @@
 """The layout: what is on the page and which handler each event calls."""
 
+import json
 import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import gradio as gr
 
 from hyperlora.errors import UserError
 from hyperlora.presets import assets_dir, load_examples
-from hyperlora.ui.handlers import INSTEAD, LOADING, NO_ADAPTER, Handlers
+from hyperlora.ui.handlers import INSTEAD, LOADING, MAX_STRENGTH, NO_ADAPTER, Handlers, status
 from hyperlora.ui.model import Model
-from hyperlora.ui.session import Session
 
 # Threads for handlers that wait; the chat takes at most MAX_CHATS of them, so that the rest of the page goes on.
 MAX_THREADS, MAX_CHATS = 80, 60
@@ -21,6 +25,40 @@ THEME = gr.themes.Base(
     font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"],
 )
 DOWNLOAD = "() => document.querySelector('#zip').click()"
+# What is pressed after Generate is meant for the adapter that it makes: from then on, not from when the server has it,
+# that one is `wanted`. Pressed again, Generate waits for its turn; `making` is the one that is being made.
+WANT = "(text) => { window.wanted = text.trim() ? text : null; return %s; }"
+MAKE = "(text, ...rest) => [(window.making = window.wanted ?? text), ...rest]"
+MADE = """(made, chosen) => {
+    if (window.wanted !== window.making) return chosen;
+    window.wanted = null;
+    return made || chosen;
+}"""
+CHOSEN = "() => { window.wanted = null; }"
+FOR_WANTED = "(chosen, ...rest) => [window.wanted ?? chosen, ...rest]"
+# Undo and Clear are the page's alone, so that nothing that is typed or sent meanwhile meets an older conversation.
+UNDO = """(chat, kept, message) => {
+    const turns = JSON.parse(kept), undone = turns.pop();
+    const on = {interactive: turns.length > 0, __type__: "update"};
+    return [chat.slice(0, -2), JSON.stringify(turns), message.trim() ? message : undone.question, on, on, on];
+}"""
+CLEAR = """(chat, kept, message) => {
+    const off = {interactive: false, __type__: "update"};
+    return [[], "[]", message, off, off, off];
+}"""
+# What a visitor has lives in the tab: it outlasts a reload, which is also what Gradio does after a lost connection.
+KEEP = """(value) => {
+    try { if (window.restored) sessionStorage.setItem("hyperlora.%s", JSON.stringify(value)); } catch {}
+}"""
+RESTORE = """(...values) => {
+    window.restored = {};
+    try {
+        for (const name of %s) window.restored[name] = JSON.parse(sessionStorage.getItem("hyperlora." + name));
+    } catch {}
+    return Object.values(window.restored).map((value, i) => value ?? values[i]);
+}"""
+DESCRIBED = "() => window.restored.describe ?? null"
+SCROLL = "() => setTimeout(() => document.querySelector('#shelf label.selected')?.scrollIntoView({block: 'nearest'}))"
 log = logging.getLogger(__name__)
 
 
@@ -45,19 +83,19 @@ def build_page(model: Model) -> gr.Blocks:
     """The page over `model`, which may still be loading."""
     on = Handlers(model)
     examples = read_examples()
-    samples = {example["message"] for example in examples}
-
-    def use_example(index: int, message: str) -> tuple:
-        description, sample = examples[index]["description"], examples[index]["message"]
-        # What the visitor has typed stays.
-        return description, sample if not message.strip() or message in samples else gr.skip()
+    use_example = f"""(index, message) => {{
+        const examples = {json.dumps(examples)}, typed = message.trim();
+        const sample = examples.some((example) => example.message === typed) || !typed;
+        return [examples[index].description, sample ? examples[index].message : message];
+    }}"""
 
     with gr.Blocks(title="HyperLoRA", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as demo:
-        session = gr.State(Session())
+        kept_shelf, kept_turns, made = (gr.Textbox("", visible="hidden") for _ in range(3))
         timer = gr.Timer(1)
         with gr.Row(elem_id="page"):
             with gr.Column(elem_id="describe", min_width=320):
                 gr.HTML("<h1>HyperLoRA</h1><p>Describe a task, get an adapter, chat with it.</p>", elem_id="title")
+                who = gr.HTML(elem_id="about")
                 with gr.Column(visible=False, elem_id="download") as panel:
                     about = gr.HTML()
                     with gr.Row():
@@ -65,7 +103,7 @@ def build_page(model: Model) -> gr.Blocks:
                         refuse = gr.Button(INSTEAD, size="sm", elem_id="refuse")
                 description = gr.Textbox(
                     label="What should the model do?",
-                    placeholder="Reverse the order of the words.",
+                    placeholder=examples[0]["description"] if examples else "",
                     max_lines=4,
                     autofocus=True,
                     elem_id="description",
@@ -82,7 +120,9 @@ def build_page(model: Model) -> gr.Blocks:
                 state = gr.HTML(elem_id="status")
                 shelf = gr.Radio([(NO_ADAPTER, "")], value="", label="Your adapters", elem_id="shelf")
                 with gr.Row(elem_id="tools"):
-                    strength = gr.Slider(0, 1.5, value=1, step=0.1, label="Adapter strength", elem_id="strength")
+                    strength = gr.Slider(
+                        0, MAX_STRENGTH, value=1, step=0.1, label="Adapter strength", elem_id="strength"
+                    )
                     export = gr.Button("Export", size="sm", elem_id="export")
                 describe = gr.Checkbox(
                     label="Put the description in the prompt too",
@@ -116,55 +156,112 @@ def build_page(model: Model) -> gr.Blocks:
 
         private = {"api_visibility": "private", "show_progress": "hidden"}
         quick = {**private, "queue": False}
-        is_ready = ([session], [state, generate, message, line, describe, timer, session])
+        raw = {"preprocess": False}  # a shelf that the page holds is none that this server knows of
+
+        kept = {
+            "description": description,
+            "message": message,
+            "chosen": shelf,
+            "strength": strength,
+            "describe": describe,
+            "shelf": kept_shelf,
+            "turns": kept_turns,
+        }
+        restored = demo.load(None, [*kept.values()], [*kept.values()], js=RESTORE % json.dumps([*kept]))
+        restored.success(on.show, [shelf, kept_shelf, kept_turns], [shelf, chat, retry, undo, clear], **raw, **quick)
+        for name, component in kept.items():
+            component.change(None, component, None, js=KEEP % name)
+
+        is_ready = ([describe], [state, generate, message, who, line, describe, timer])
         offer = (None, [panel, about, allow, refuse, generate, message])
         # One after the other: what `ready` finds settled when it stops the timer, `offer` finds settled too.
-        demo.load(on.ready, *is_ready, **quick).then(on.offer, *offer, **quick)
-        timer.tick(on.ready, *is_ready, **quick).then(on.offer, *offer, **quick)
+        restored.success(on.ready, *is_ready, js=DESCRIBED, **quick).then(on.offer, *offer, **quick)
+        timer.tick(on.ready, *is_ready, js=DESCRIBED, **quick).then(on.offer, *offer, **quick)
         allow.click(on.allow, None, None, **quick).then(on.offer, *offer, **quick)
         refuse.click(on.refuse, None, None, **quick).then(on.offer, *offer, **quick)
 
-        chips.click(use_example, [chips, message], [description, message], **quick)
-        gr.on(
-            [generate.click, description.submit],
+        chips.click(None, [chips, message], [description, message], js=use_example)
+        asked = [generate.click, description.submit, chips.click]  # and of a chip after the line above
+        gr.on(asked, None, [description], [state], js=WANT % json.dumps(status("done", "Making the adapter…")))
+        making = gr.on(
+            asked,
             on.generate,
-            [description, session],
-            [state, shelf, session],
+            [description, kept_shelf],
+            [state, shelf, kept_shelf, made],
+            js=MAKE,
+            trigger_mode="always_last",
             api_visibility="undocumented",
-            show_progress="minimal",
-            show_progress_on=[state],
+            show_progress="hidden",
+            **raw,
         )
-        shelf.input(on.select, [shelf, session], [state], **quick)
+        making.success(None, [made, shelf], [shelf], js=MADE)
+        making.failure(None, js=CHOSEN)
+        shelf.input(None, js=CHOSEN)
+        shelf.input(on.select, [shelf], [state], trigger_mode="always_last", **raw, **quick)
+        shelf.change(None, js=SCROLL)
 
-        talk = [chat, message, retry, undo, clear]
-        chatting = {"show_progress": "hidden", "concurrency_limit": MAX_CHATS, "concurrency_id": "chat"}
-        asked = [shelf, strength, session, describe]
-        message.submit(on.send, [message, *asked], talk, api_visibility="undocumented", **chatting)
-        retry.click(on.retry, asked, talk, api_visibility="private", **chatting)
-        message.stop(on.stop, [session], None, **quick)
-        undo.click(on.undo, [session], talk, **quick)
-        clear.click(on.clear, [session], talk, **quick)
-        export.click(on.export, [shelf, strength, session], archive, **private).success(None, js=DOWNLOAD, **private)
+        talk = [chat, kept_turns, message, retry, undo, clear]
+        chatting = {
+            "js": FOR_WANTED,
+            "show_progress": "hidden",
+            "concurrency_limit": MAX_CHATS,
+            "concurrency_id": "chat",
+            **raw,
+        }
+        to = [shelf, strength, describe, kept_turns]
+        message.submit(on.send, [*to, message], talk, api_visibility="undocumented", **chatting)
+        retry.click(on.retry, to, talk, api_visibility="private", **chatting)
+        message.stop(on.stop, None, None, **quick)
+        undo.click(None, [chat, kept_turns, message], talk, js=UNDO)
+        clear.click(None, [chat, kept_turns, message], talk, js=CLEAR)
+        exported = export.click(on.export, [shelf, strength], archive, js=FOR_WANTED, **raw, **private)
+        exported.success(None, js=DOWNLOAD, **private)
 
     return demo.queue(default_concurrency_limit=MAX_THREADS - MAX_CHATS, max_size=256, api_open=False)
 
 
-def launch(demo: gr.Blocks, host: str | None = None, port: int | None = None) -> str:
-    """Serves the page and returns its address; `OSError` if the port is taken. Nothing of it leaves this machine."""
-    _, url, _ = demo.launch(
-        server_name=host,
-        server_port=port,
-        prevent_thread_lock=True,
-        quiet=True,
-        share=False,
-        ssr_mode=False,
-        run_history=False,
-        enable_monitoring=False,
-        footer_links=[],
-        max_threads=MAX_THREADS,
-        max_file_size=1,  # nothing on the page takes a file
-        state_session_capacity=1000,
-        theme=THEME,
-        css=read_style(),
-    )
+def launch(demo: gr.Blocks, host: str = "127.0.0.1", port: int | None = None) -> str:
+    """Serves the page and returns its address; `OSError` if it cannot be had. Nothing of it leaves this machine."""
+    host = host.removeprefix("[").removesuffix("]")
+    check_address(host, port)
+    with no_proxy():
+        _, url, _ = demo.launch(
+            server_name=f"[{host}]" if ":" in host else host,
+            server_port=port,
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            ssr_mode=False,
+            run_history=False,
+            enable_monitoring=False,
+            footer_links=[],
+            max_threads=MAX_THREADS,
+            max_file_size=1,  # nothing on the page takes a file
+            state_session_capacity=1000,
+            theme=THEME,
+            css=read_style(),
+        )
     return url
+
+
+def check_address(host: str, port: int | None) -> None:
+    """`OSError` where nothing can be served there: Gradio would try a hundred ports, for seconds each."""
+    if "%" in host:
+        raise OSError("no URL has an address with a zone")
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        trial.bind(address)
+
+
+@contextmanager
+def no_proxy() -> Iterator[None]:
+    """Inside, no request goes through a proxy: Gradio asks its own server whether it is there."""
+    before = os.environ.get("no_proxy")
+    os.environ["no_proxy"] = "*"
+    try:
+        yield
+    finally:
+        del os.environ["no_proxy"]
+        if before is not None:
+            os.environ["no_proxy"] = before

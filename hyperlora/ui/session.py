@@ -1,51 +1,83 @@
-"""What one visitor has: a shelf of recipes and a conversation. It lives in `gr.State`, so nobody else can reach it."""
+"""What one visitor has: descriptions on a shelf, and a conversation.
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+Their page holds both, as JSON, and sends them with what it asks: no restart of the server, and no lost connection,
+takes anything away.
+"""
 
-if TYPE_CHECKING:
-    from hyperlora.chat import ChatStream
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hyperlora.errors import UserError
+from hyperlora.text import check_text
 
 MAX_SHELF = 32
 MAX_TURNS = 100
-
-
-@dataclass
-class Recipe:
-    """An adapter in a few bytes: its weights are generated again from the description whenever they are needed."""
-
-    key: str
-    description: str
-    notice: str | None
+MAX_CHARACTERS = 1_000_000  # of the turns but the last; older ones leave
 
 
 @dataclass
 class Turn:
-    """One message and its answer; `by` says which adapter answered."""
+    """One message and its answer; `by` says which adapter answered, `end` how the answer ended."""
 
     question: str
     by: str
     answer: str = ""
+    end: str = ""
+    """A `ChatStream.finish_reason`, or "error"; empty while the answer is written, or where its end never came."""
 
 
-@dataclass
-class Session:
-    """What one visitor has: adapters made, the chat, and how many recipes there ever were (their keys)."""
+def damaged() -> UserError:
+    return UserError("What the page kept of this visit is damaged: open it in a new tab.")
 
-    shelf: list[Recipe] = field(default_factory=list)
-    turns: list[Turn] = field(default_factory=list)
-    stream: "ChatStream | None" = None  # the answer being written, where there is one
-    made: int = 0
 
-    def add(self, description: str, notice: str | None) -> Recipe:
-        """The description's recipe on the shelf, or a new one there; the oldest leaves a full shelf."""
-        for recipe in self.shelf:
-            if recipe.description == description:
-                return recipe
-        self.made += 1
-        recipe = Recipe(str(self.made), description, notice)
-        self.shelf = [*self.shelf[-(MAX_SHELF - 1) :], recipe]
-        return recipe
+def write(shelf_or_turns: list[str] | list[Turn]) -> str:
+    """As the page holds it."""
+    return json.dumps([item if isinstance(item, str) else asdict(item) for item in shelf_or_turns], ensure_ascii=False)
 
-    def find(self, key: str | None) -> Recipe | None:
-        return next((recipe for recipe in self.shelf if recipe.key == key), None)
+
+def read_shelf(kept: object) -> list[str]:
+    """The descriptions, the oldest first. Raises `UserError` for what no page holds."""
+    shelf = _read(kept, 3 * MAX_CHARACTERS)
+    for description in shelf:
+        _check(description)
+    return shelf[-MAX_SHELF:]
+
+
+def read_turns(kept: object) -> list[Turn]:
+    """The conversation's last turns. Raises `UserError` for what no page holds."""
+    turns: list[Turn] = []
+    characters = 0
+    for item in reversed(_read(kept, 10 * MAX_CHARACTERS)[-MAX_TURNS:]):
+        try:
+            turn = Turn(**item)
+        except TypeError:
+            raise damaged() from None
+        for text in asdict(turn).values():
+            _check(text)
+        characters += len(turn.question) + len(turn.answer)
+        if turns and characters > MAX_CHARACTERS:
+            break
+        turns.insert(0, turn)
+    return turns
+
+
+def put(shelf: list[str], description: str) -> list[str]:
+    """The shelf with that description as its newest; the oldest leaves a full one."""
+    return [*(other for other in shelf if other != description), description][-MAX_SHELF:]
+
+
+def _read(kept: object, most: int) -> list[Any]:
+    if not isinstance(kept, str) or len(kept) > most:
+        raise damaged()
+    try:
+        items = json.loads(kept or "[]")
+    except (ValueError, RecursionError):
+        raise damaged() from None
+    if not isinstance(items, list):
+        raise damaged()
+    return items
+
+
+def _check(text: object) -> None:
+    check_text(text, "What the page kept")
