@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-import shutil
-import json
 import os
+import shutil
 import signal
 import string
 from collections.abc import Callable
