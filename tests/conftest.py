@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import string
 from collections.abc import Callable
@@ -74,6 +75,15 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     model.generation_config.do_sample = False
     model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def terse_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_base`, whose answers end after 40 tokens: it never writes an end token."""
+    folder = shutil.copytree(tiny_base, tmp_path_factory.mktemp("terse_base"), dirs_exist_ok=True)
+    config = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(config | {"max_new_tokens": 40}))
     return folder
 
 

@@ -71,8 +71,8 @@ def slow(pipe: hyperlora.Pipeline, seconds: float) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def pipe(tiny_base: Path, tiny_hyperlora: Path) -> Iterator[hyperlora.Pipeline]:
-    pipe = hyperlora.pipeline(None, base=tiny_base, hyperlora=tiny_hyperlora)
+def pipe(terse_base: Path, tiny_hyperlora: Path) -> Iterator[hyperlora.Pipeline]:
+    pipe = hyperlora.pipeline(None, base=terse_base, hyperlora=tiny_hyperlora)
     yield pipe
     pipe.close()
 
@@ -314,6 +314,7 @@ def test_a_message_for_an_adapter_that_is_not_there_yet_waits_for_it_and_says_so
     waiting, begun, *_ = visitor.hear(visitor.on.send(*visitor.asked(new), "one two", visitor.request))
     assert waiting[2].submit_btn == "Waiting for the adapter…" and not waiting[2].interactive
     assert begun[2].value == "" and begun[2].interactive
+    assert begun[-1] == about(pipe)
     (turn,) = visitor.conversation
     assert turn.by == "A description that was never made."
     assert turn.answer == pipe.chat("one two", adapter=pipe.adapt(turn.by))
@@ -461,7 +462,7 @@ def test_a_retry_that_fails_keeps_the_turn(on: Handlers, monkeypatch: pytest.Mon
         assert visitor.hear(on.retry(*visitor.asked(""), visitor.request)) == [SKIP]
     with pytest.warns(UserWarning, match="Something went wrong on the server"):
         *_, last = visitor.hear(on.retry(*visitor.asked("Never made before."), visitor.request))
-    assert last[:2] == SKIP[:2] and all(button.interactive for button in last[3:])
+    assert last[:2] == SKIP[:2] and all(button.interactive for button in last[3:6])
 
 
 def test_an_error_while_an_answer_is_written_ends_that_answer_only(

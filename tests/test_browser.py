@@ -28,8 +28,8 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found: ins
 
 
 @pytest.fixture(scope="module")
-def pipe(tiny_base: Path, tiny_hyperlora: Path) -> Iterator[hyperlora.Pipeline]:
-    pipe = hyperlora.pipeline(None, base=tiny_base, hyperlora=tiny_hyperlora)
+def pipe(terse_base: Path, tiny_hyperlora: Path) -> Iterator[hyperlora.Pipeline]:
+    pipe = hyperlora.pipeline(None, base=terse_base, hyperlora=tiny_hyperlora)
     pipe.multi_turn = False  # as the bundled model
     yield pipe
     pipe.close()
@@ -98,6 +98,16 @@ def expect_answers(page: Page, *answers: tuple[str, str]) -> None:
         assert parts.nth(1).text_content() == by
 
 
+def said(pipe: hyperlora.Pipeline, message: str, description: str = "", by: str = "", **options) -> tuple[str, str]:
+    """What the page shows of an answer by the description's adapter: the text, and what is under it."""
+    adapter = pipe.adapt(description) if description else None
+    adapter = adapter.scaled(options.pop("strength")) if "strength" in options else adapter
+    stream = pipe.chat(message, adapter=adapter, stream=True, **options)
+    answer = "".join(stream)
+    assert stream.finish_reason == "length"  # the tiny model never writes an end token
+    return answer, f"{by or description or 'No adapter'} · cut off at the token limit"
+
+
 @contextmanager
 def held(pipe: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """No adapter is made until the event is set, or at the end."""
@@ -122,8 +132,7 @@ def test_from_an_example_to_an_answer(page: Page, pipe: hyperlora.Pipeline) -> N
     expect(page.locator("#message textarea")).to_have_value(example["message"])
     expect(page.locator("#status")).to_have_text(re.compile(r"Made in \d+ ms\.|Ready\."))
     page.get_by_role("button", name="Send").click()
-    answer = pipe.chat(example["message"], adapter=pipe.adapt(example["description"]))
-    expect_answers(page, (answer, example["description"]))
+    expect_answers(page, said(pipe, example["message"], example["description"]))
     expect(page.locator("#message textarea")).to_have_value("")
     expect(page.locator("#line")).to_contain_text("each message on its own")
 
@@ -167,12 +176,12 @@ def test_adapters_are_switched_in_the_middle_of_a_conversation(page: Page, pipe:
     generate(page, REVERSE)
     generate(page, ADD)
     send(page, "one two")
-    answers = [(pipe.chat("one two", adapter=pipe.adapt(ADD)), ADD)]
+    answers = [said(pipe, "one two", ADD)]
     expect_answers(page, *answers)
-    for name, adapter in (("No adapter", None), (REVERSE, pipe.adapt(REVERSE))):
-        page.locator("#shelf label", has_text=name).click()
+    for description in ("", REVERSE):
+        page.locator("#shelf label", has_text=description or "No adapter").click()
         send(page, "one two")
-        answers.append((pipe.chat("one two", adapter=adapter), name))
+        answers.append(said(pipe, "one two", description))
         expect_answers(page, *answers)
 
 
@@ -182,11 +191,11 @@ def test_the_description_is_put_in_the_prompt_by_a_switch(page: Page, pipe: hype
     expect(switch).not_to_be_checked()
     switch.check()
     send(page, "one two")
-    answer = pipe.chat("one two", adapter=pipe.adapt(REVERSE), describe=True)
-    expect_answers(page, (answer, f"{REVERSE} · description in the prompt"))
+    by = f"{REVERSE} · description in the prompt"
+    expect_answers(page, said(pipe, "one two", REVERSE, by, describe=True))
     switch.uncheck()
     page.locator("#retry").click()
-    expect_answers(page, (pipe.chat("one two", adapter=pipe.adapt(REVERSE)), REVERSE))
+    expect_answers(page, said(pipe, "one two", REVERSE))
 
 
 def test_a_double_click_makes_one_adapter(page: Page) -> None:
@@ -215,10 +224,10 @@ def test_a_far_description_gets_a_notice(page: Page) -> None:
 
 def test_a_message_of_spaces_gets_a_sentence_and_changes_nothing(page: Page, pipe: hyperlora.Pipeline) -> None:
     send(page, "one two")
-    expect_answers(page, (pipe.chat("one two"), "No adapter"))
+    expect_answers(page, said(pipe, "one two"))
     send(page, "   ")
     expect(page.locator(".toast-body")).to_contain_text("The message is empty")
-    expect_answers(page, (pipe.chat("one two"), "No adapter"))
+    expect_answers(page, said(pipe, "one two"))
     expect(page.locator("#retry")).to_have_text("Retry")
 
 
@@ -234,18 +243,19 @@ def test_stop_retry_undo_and_clear(page: Page, pipe: hyperlora.Pipeline) -> None
         expect(page.locator("#clear")).to_be_disabled()
         stop.click()
         expect(page.get_by_role("button", name="Send")).to_be_visible()
+    expect(page.locator("#chat .bot.message .md").last).to_have_text("No adapter · stopped")
     part = page.locator("#chat .bot.message .md").first.text_content()
     assert whole.startswith(part)
     assert part != whole
     generate(page, ADD)
     page.locator("#retry").click()
-    expect_answers(page, (pipe.chat("one two", adapter=pipe.adapt(ADD)), ADD))
+    expect_answers(page, said(pipe, "one two", ADD))
     page.locator("#undo").click()
     expect(page.locator("#chat .message-row")).to_have_count(0)
     expect(page.locator("#message textarea")).to_have_value("one two")
     expect(page.locator("#retry")).to_be_disabled()
     send(page, "one two")
-    expect_answers(page, (pipe.chat("one two", adapter=pipe.adapt(ADD)), ADD))
+    expect_answers(page, said(pipe, "one two", ADD))
     page.locator("#clear").click()
     expect(page.locator("#chat .message-row")).to_have_count(0)
     expect(page.locator("#clear")).to_be_disabled()
@@ -346,7 +356,7 @@ def test_a_message_sent_while_an_adapter_is_made_waits_for_that_one(
         expect(page.locator("#status")).to_have_text("Making the adapter…")
         expect(page.locator("#message textarea")).to_have_value("one two")
         go.set()
-        expect_answers(page, (pipe.chat("one two", adapter=pipe.adapt(new)), new))
+        expect_answers(page, said(pipe, "one two", new))
     expect(page.locator("#shelf label.selected")).to_have_text(new)
     expect(page.locator("#message textarea")).to_have_value("")
 
@@ -355,14 +365,14 @@ def test_retry_while_an_adapter_is_made_waits_for_that_one(
     page: Page, pipe: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     send(page, "one two")
-    expect_answers(page, (pipe.chat("one two"), "No adapter"))
+    expect_answers(page, said(pipe, "one two"))
     with held(pipe, monkeypatch) as go:
         page.locator("#description textarea").fill("Retry by this.")
         page.locator("#description textarea").press("Enter")
         page.locator("#retry").click()
         expect(page.get_by_role("button", name="Waiting for the adapter…")).to_be_visible()
         go.set()
-        expect_answers(page, (pipe.chat("one two", adapter=pipe.adapt("Retry by this.")), "Retry by this."))
+        expect_answers(page, said(pipe, "one two", "Retry by this."))
 
 
 def test_generate_pressed_twice_makes_both_and_selects_the_last(
@@ -376,8 +386,7 @@ def test_generate_pressed_twice_makes_both_and_selects_the_last(
         send(page, "one two")
         expect(page.get_by_role("button", name="Waiting for the adapter…")).to_be_visible()
         go.set()
-        second = pipe.adapt("The second of two.")
-        expect_answers(page, (pipe.chat("one two", adapter=second), "The second of two."))
+        expect_answers(page, said(pipe, "one two", "The second of two."))
     expect(page.locator("#shelf label")).to_have_text(["No adapter", "The second of two.", "The first of two."])
     expect(page.locator("#shelf label.selected")).to_have_text("The second of two.")
 
@@ -385,15 +394,15 @@ def test_generate_pressed_twice_makes_both_and_selects_the_last(
 def test_what_is_selected_after_generate_stays_selected_and_answers(
     page: Page, pipe: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add = pipe.adapt(ADD)
     generate(page, ADD)
     generate(page, REVERSE)
+    expected = said(pipe, "one two", ADD)
     with held(pipe, monkeypatch) as go:
         page.locator("#description textarea").fill("Made meanwhile.")
         page.locator("#generate").click()
         page.locator("#shelf label", has_text=ADD).click()
         send(page, "one two")
-        expect_answers(page, (pipe.chat("one two", adapter=add), ADD))
+        expect_answers(page, expected)
         go.set()
         expect(page.locator("#shelf label")).to_have_text(["No adapter", "Made meanwhile.", REVERSE, ADD])
     expect(page.locator("#shelf label.selected")).to_have_text(ADD)
@@ -413,7 +422,7 @@ def test_a_message_after_a_description_that_cannot_be_is_not_sent(
     expect(page.locator("#message textarea")).to_have_value("one two")
     expect(page.locator("#message textarea")).to_be_editable()
     page.get_by_role("button", name="Send").click()
-    expect_answers(page, (pipe.chat("one two"), "No adapter"))
+    expect_answers(page, said(pipe, "one two"))
 
 
 def test_what_is_changed_after_send_is_for_the_next_message(page: Page, pipe: hyperlora.Pipeline) -> None:
@@ -423,7 +432,7 @@ def test_what_is_changed_after_send_is_for_the_next_message(page: Page, pipe: hy
         page.locator("#shelf label", has_text="No adapter").click()
         page.locator("#strength input[type=number]").fill("0.5")
         page.get_by_label("Put the description in the prompt too").check()
-        expect_answers(page, (pipe.chat("one two", adapter=pipe.adapt(REVERSE)), REVERSE))
+        expect_answers(page, said(pipe, "one two", REVERSE))
     send(page, "one two")
     expect(page.locator("#chat .bot.message")).to_have_count(2)
     expect(page.locator("#chat .bot.message").last).to_contain_text("No adapter")
@@ -441,8 +450,8 @@ def fill(page: Page, pipe: hyperlora.Pipeline) -> list[tuple[str, str]]:
     page.locator("#strength input[type=number]").press("Enter")
     page.get_by_label("Put the description in the prompt too").check()
     send(page, "  one two")
-    answer = pipe.chat("one two", adapter=pipe.adapt(ADD).scaled(0.5), describe=True)
-    answers = [(answer, f"{ADD} · strength 0.5 · description in the prompt")]
+    by = f"{ADD} · strength 0.5 · description in the prompt"
+    answers = [said(pipe, "one two", ADD, by, strength=0.5, describe=True)]
     expect_answers(page, *answers)
     page.locator("#description textarea").fill("Half of a descr")
     page.locator("#message textarea").fill("  half of a\tmess")
@@ -512,7 +521,7 @@ def test_a_server_that_was_started_again_goes_on(
 
 
 def test_a_reload_in_the_middle_of_an_answer_ends_it_and_the_page_says_so(page: Page, pipe: hyperlora.Pipeline) -> None:
-    with slow(pipe, 0.5):
+    with slow(pipe, 2):
         send(page, "one two")
         wait_until(lambda: pipe.engine._batch.rows)
         expect(page.get_by_role("button", name="Stop")).to_be_visible()
@@ -522,7 +531,7 @@ def test_a_reload_in_the_middle_of_an_answer_ends_it_and_the_page_says_so(page: 
     expect_answers(page, ("", "No adapter · interrupted"))
     page.locator("#retry").click()
     expect(page.locator("#chat .bot.message")).not_to_contain_text("interrupted")
-    expect_answers(page, (pipe.chat("one two"), "No adapter"))
+    expect_answers(page, said(pipe, "one two"))
 
 
 def test_export_downloads_the_selected_adapter(page: Page, tmp_path: Path) -> None:

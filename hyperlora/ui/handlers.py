@@ -21,15 +21,11 @@ if TYPE_CHECKING:
     from hyperlora.pipe import Pipeline
 
 NO_ADAPTER, LOADING, INSTEAD = "No adapter", "Loading the model…", "Use the mini model instead"
-SKIP = (
-    gr.skip(),
-) * 6  # for the chat, the turns, the message box, Retry, Undo and Clear; a generator that yields nothing empties them
-ENDS = {
-    "length": "cut off at the limit of tokens",
-    "stopped": "stopped",
-    "error": "ended by an error",
-    "": "interrupted",
-}
+# For the chat, the turns, the message box, Retry, Undo, Clear and who answers; what yields nothing would empty them.
+SKIP = (gr.skip(),) * 7
+# How an answer ended that is not whole.
+ENDS = {"length": "cut off at the token limit", "stopped": "stopped", "error": "ended by an error", "": "interrupted"}
+LAST = object()  # the message to ask again
 MAX_STRENGTH = 1.5
 REDRAW = 0.05  # seconds between two updates of a streamed answer
 UNEXPECTED = "Something went wrong on the server; its log says what. Please try again."
@@ -185,7 +181,7 @@ class Handlers:
     def send(
         self, chosen: object, strength: object, describe: object, kept: object, message: object, request: gr.Request
     ) -> Iterator[tuple]:
-        """-> chat, turns, message box, Retry, Undo, Clear; again and again while the answer streams."""
+        """-> chat, turns, message box, Retry, Undo, Clear, who answers; again and again while the answer streams."""
         yield from self._answer(request.session_hash, chosen, strength, describe, kept, message)
 
     def retry(
@@ -217,14 +213,14 @@ class Handlers:
         strength: object,
         describe: object,
         kept: object,
-        message: object = None,
+        message: object = LAST,
     ) -> Iterator[tuple]:
         off = (gr.Button(interactive=False),) * 3
         waiting = False
         try:
             pipe = self.model.pipe
             earlier = before = read_turns(kept)
-            if message is None:  # the last one, again
+            if message is LAST:
                 if not before:
                     raise UserError("There is no message to ask again.")
                 *earlier, last = before
@@ -236,7 +232,7 @@ class Handlers:
                 if not self.model.has(description):
                     waiting = True
                     box = gr.Textbox(interactive=False, submit_btn="Waiting for the adapter…")
-                    yield gr.skip(), gr.skip(), box, *off
+                    yield *SKIP[:2], box, *off, gr.skip()
                 by, adapter = description, self.model.adapter(description).scaled(strength)
                 by += f" · strength {strength:g}" if strength != 1 else ""
                 by += " · description in the prompt" if describe else ""
@@ -250,13 +246,14 @@ class Handlers:
             stream = pipe.chat(messages, adapter=adapter, stream=True, describe=bool(describe))
         except Exception as error:
             gr.Warning(escape(sentence(error)))
-            yield SKIP if not waiting else (gr.skip(), gr.skip(), *self._idle(before))
+            yield (*SKIP[:2], *self._idle(before)) if waiting else SKIP
             return
         self._streams[visitor] = stream  # in place before Stop appears, so that Stop works from the first moment on
         turn = Turn(message, by)
         turns = [*earlier, turn]
         box = gr.Textbox("", interactive=True, submit_btn=False, stop_btn="Stop")
-        yield bubbles(turns, busy=True), write(turns), box, *off
+        # A page that was open before this server was started names another model, perhaps.
+        yield bubbles(turns, busy=True), write(turns), box, *off, about(pipe)
         try:
             drawn = 0.0
             for piece in stream:
@@ -276,8 +273,8 @@ class Handlers:
         return (gr.Button(interactive=bool(turns)),) * 3
 
     def _idle(self, turns: list[Turn]) -> tuple:
-        """-> message box, Retry, Undo, Clear as they are when nothing is being written."""
-        return gr.Textbox(interactive=True, submit_btn="Send", stop_btn=False), *self._buttons(turns)
+        """-> message box, Retry, Undo, Clear as they are when nothing is being written; who answers."""
+        return gr.Textbox(interactive=True, submit_btn="Send", stop_btn=False), *self._buttons(turns), gr.skip()
 
     @staticmethod
     def _strength(strength: object) -> float:

@@ -209,8 +209,8 @@ def build_page(model: Model) -> gr.Blocks:
             **raw,
         }
         to = [shelf, strength, describe, kept_turns]
-        message.submit(on.send, [*to, message], talk, api_visibility="undocumented", **chatting)
-        retry.click(on.retry, to, talk, api_visibility="private", **chatting)
+        message.submit(on.send, [*to, message], [*talk, who], api_visibility="undocumented", **chatting)
+        retry.click(on.retry, to, [*talk, who], api_visibility="private", **chatting)
         message.stop(on.stop, None, None, **quick)
         undo.click(None, [chat, kept_turns, message], talk, js=UNDO)
         clear.click(None, [chat, kept_turns, message], talk, js=CLEAR)
