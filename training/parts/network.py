@@ -75,7 +75,8 @@ def trained_descriptions(task: Task, config: NetworkOptions) -> list[str]:
 def task_inputs(hyperlora: HyperLoRA, tasks: Sequence[Task], kind: str) -> tuple[Tensor, list[list[int]]]:
     """What stands for each task: the inputs of all (text [n, d_emb], one-hot, or ids [n]), and each task's own rows.
 
-    kind: `descriptions` or `eval_descriptions`, read only where the task input is text.
+    kind: `descriptions` or `eval_descriptions`, read only where the task input is text. Embeddings that the
+    hypernetwork has already are taken from there, in float16: reading tens of thousands of texts takes minutes.
     """
     if hyperlora.config.task_input != "text":
         ids = torch.arange(len(tasks))
@@ -84,7 +85,9 @@ def task_inputs(hyperlora: HyperLoRA, tasks: Sequence[Task], kind: str) -> tuple
     texts = [getattr(task, kind) for task in tasks]
     ends = list(itertools.accumulate(map(len, texts)))
     flat = [text for part in texts for text in part]
-    return hyperlora.embedder.embed(flat), [list(range(e - len(p), e)) for p, e in zip(texts, ends, strict=True)]
+    known = flat == hyperlora.descriptions
+    inputs = hyperlora.embeddings.float() if known else hyperlora.embedder.embed(flat)
+    return inputs, [list(range(e - len(p), e)) for p, e in zip(texts, ends, strict=True)]
 
 
 def save(hyperlora: HyperLoRA, folder: Path) -> None:
