@@ -3,10 +3,14 @@
 import json
 import math
 from dataclasses import asdict, dataclass, fields
+from inspect import formatannotation
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from hyperlora.errors import UserError
+from huggingface_hub.dataclasses import strict, validated_field
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+
+from hyperlora.errors import UserError, shown
 from hyperlora.files import write_atomic
 
 Head = Literal["L", "M", "S", "R"]
@@ -21,11 +25,51 @@ MAX_TEXT = 100_000  # characters in any one string, such as the chat template
 MAX_FILE = 2**20  # bytes of a config file
 
 
+def _bad(name: str, wanted: str, value: object) -> UserError:
+    return UserError(f"The config's {name} should be {wanted}, not {shown(value)}.")
+
+
+def _checked(cls: type) -> type:
+    """A strict dataclass, that says what is wrong with a field in a `UserError`."""
+    cls = strict(cls)
+    set_field = cls.__setattr__
+
+    def set_or_say(self: object, name: str, value: object) -> None:
+        try:
+            set_field(self, name, value)
+        except StrictDataclassFieldValidationError as error:
+            limits = error.__cause__  # where the type is right
+            wanted = str(limits) if isinstance(limits, ValueError) else formatannotation(cls.__annotations__[name])
+            raise _bad(name, wanted, value) from None
+
+    cls.__setattr__ = set_or_say
+    return cls
+
+
+def _number(smallest: float, largest: float, **default: Any) -> Any:
+    """A field for a number in that range, or None where its type allows that."""
+
+    def check(value: float | None) -> None:
+        if value is not None and not smallest <= value <= largest:  # NaN fails the comparison
+            raise ValueError(f"a number from {smallest:g} to {largest:,}")
+
+    return validated_field(check, **default)
+
+
+def _text(**default: Any) -> Any:
+    def check(value: str | None) -> None:
+        if value is not None and len(value) > MAX_TEXT:
+            raise ValueError(f"a text of at most {MAX_TEXT:,} characters")
+
+    return validated_field(check, **default)
+
+
+@_checked
 @dataclass
 class HyperLoRAConfig:
     """A hypernetwork's shape (Fig. 8, 9) and the facts that its adapters depend on.
 
-    Every field is checked on construction; a bad one raises `UserError`.
+    Every field is checked whenever it is set; a bad one raises `UserError`.
     """
 
     head: Head
@@ -33,15 +77,15 @@ class HyperLoRAConfig:
     have, gives one rank of both."""
     target_modules: dict[str, tuple[int, int]]
     """Module name -> (d_in, d_out). The order numbers the modules in E[m] and is kept in the file."""
-    num_layers: int
-    d_emb: int
+    num_layers: int = _number(1, MAX_LAYERS)
+    d_emb: int = _number(1, MAX_TASKS)
     """Size of the task input; equal to `num_tasks` for one-hot inputs."""
-    rank: int = 8
-    alpha: float = 16.0
+    rank: int = _number(1, MAX_RANK, default=8)
+    alpha: float | int = _number(1e-6, 1e6, default=16.0)
     use_rslora: bool = True
     task_input: TaskInput = "text"
     """`text`: a description's embedding; `one_hot`; `learned`: one trained vector of `d_emb` a task (§3.2)."""
-    num_tasks: int | None = None
+    num_tasks: int | None = _number(1, MAX_TASKS, default=None)
     """Number of tasks for the inputs `one_hot` and `learned`; None for `text`."""
     task_names: list[str] | None = None
     """Their names, in the order of their numbers, where they are known."""
@@ -49,91 +93,50 @@ class HyperLoRAConfig:
     """`factors`: added to A and B (Eq. 6); `delta`: a ΔW of its own (Eq. 8)."""
     z_score: bool = False
     """The network predicts z-scores of the weights (App. D)."""
-    dropout: float = 0.05
+    dropout: float | int = _number(0, 0.99, default=0.05)
     """Inside the MLP blocks (Fig. 8), in training only."""
-    latent_size: int = 128
+    latent_size: int = _number(4, MAX_SIZE, default=128)
     """Width of the blocks' inputs (Fig. 8): half of it is the task's encoding, a quarter the module's and the layer's
     each; inside the blocks are four times as many values."""
-    head_size: int = 512
+    head_size: int = _number(1, MAX_SIZE, default=512)
     """Size of a head's input (Fig. 8)."""
     rank_embedding: RankEmbedding = "plain"
     """Head S: whether rank embeddings are added as they are (Fig. 9), or pass through mlp2 first, as in the public
     implementation."""
     module_order_assumed: bool = False
     """Whether the order of `target_modules` is a guess, because the file that was imported does not say it."""
-    embedder: str = "sentence-transformers/all-MiniLM-L6-v2"
-    embedder_revision: str | None = None
-    base_model: str | None = None
-    base_revision: str | None = None
-    chat_template: str | None = None
+    embedder: str = _text(default="sentence-transformers/all-MiniLM-L6-v2")
+    embedder_revision: str | None = _text(default=None)
+    base_model: str | None = _text(default=None)
+    base_revision: str | None = _text(default=None)
+    chat_template: str | None = _text(default=None)
     """The template that the adapters were trained with; None: the base model's own."""
     prompt_style: PromptStyle = "input"
     """What the prompts in training held: the input alone, the description on the line before it, or, as in the public
     implementation, a definition of the task, a blank line and the input."""
-    notice_threshold: float | None = None
+    notice_threshold: float | int | None = _number(-1, 1, default=None)
     """Cosine to the nearest training description under which a notice is shown; None: never."""
 
     def __post_init__(self) -> None:
-        for name, kind in {
-            "head": Head,
-            "task_input": TaskInput,
-            "offset": Offset,
-            "prompt_style": PromptStyle,
-            "rank_embedding": RankEmbedding,
-        }.items():
-            if getattr(self, name) not in get_args(kind):
-                raise _bad(name, f"one of {', '.join(get_args(kind))}", getattr(self, name))
-        for name in ("use_rslora", "z_score", "module_order_assumed"):
-            if type(getattr(self, name)) is not bool:
-                raise _bad(name, "true or false", getattr(self, name))
-        for name in ("embedder", "embedder_revision", "base_model", "base_revision", "chat_template"):
-            value = getattr(self, name)
-            if not (isinstance(value, str) and len(value) <= MAX_TEXT) and (value is not None or name == "embedder"):
-                raise _bad(name, f"a text of at most {MAX_TEXT:,} characters", value)
-        self.num_layers = _integer("num_layers", self.num_layers, MAX_LAYERS)
-        self.d_emb = _integer("d_emb", self.d_emb, MAX_SIZE if self.task_input != "one_hot" else MAX_TASKS)
-        self.rank = _integer("rank", self.rank, MAX_RANK)
-        self.head_size = _integer("head_size", self.head_size, MAX_SIZE)
-        self.latent_size = _integer("latent_size", self.latent_size, MAX_SIZE, smallest=4)
         if self.rank_embedding != "plain" and self.head != "S":
             raise _bad("rank_embedding", f"plain for head {self.head}", self.rank_embedding)
-        self.alpha = _number("alpha", self.alpha, 0, 1e6)
-        self.dropout = _number("dropout", self.dropout, 0, 0.99)
-        if self.alpha == 0:
-            raise _bad("alpha", "a number above 0", self.alpha)
-        if self.notice_threshold is not None:
-            self.notice_threshold = _number("notice_threshold", self.notice_threshold, -1, 1)
-        self._check_target_modules()
-        self._check_tasks()
-
-    def _check_target_modules(self) -> None:
-        modules = self.target_modules
-        if not isinstance(modules, dict) or not 1 <= len(modules) <= MAX_MODULES:
-            raise _bad("target_modules", f"1 to {MAX_MODULES} names with their (d_in, d_out)", modules)
-        for name, sizes in modules.items():
-            # PyTorch does not take a dot in a parameter's name.
-            if not isinstance(name, str) or not 1 <= len(name) <= 100 or "." in name:
+        if not 1 <= len(self.target_modules) <= MAX_MODULES:
+            raise _bad("target_modules", f"1 to {MAX_MODULES} names with their (d_in, d_out)", self.target_modules)
+        for name, sizes in self.target_modules.items():
+            if not 1 <= len(name) <= 100 or "." in name:  # PyTorch does not take a dot in a parameter's name
                 raise _bad("target_modules", "names without a dot, such as q_proj", name)
-            if not isinstance(sizes, (tuple, list)) or len(sizes) != 2:
-                raise _bad(f"target_modules: {name}", "two sizes, d_in and d_out", sizes)
-            modules[name] = tuple(_integer(f"target_modules: {name}", size, MAX_SIZE) for size in sizes)
-
-    def _check_tasks(self) -> None:
-        if self.task_input == "text":
-            if self.num_tasks is not None:
-                raise _bad("num_tasks", "null when the task input is text", self.num_tasks)
-            if self.task_names is not None:
-                raise _bad("task_names", "null when the task input is text", self.task_names)
-            return
-        self.num_tasks = _integer("num_tasks", self.num_tasks, MAX_TASKS)
-        if self.task_input == "one_hot" and self.d_emb != self.num_tasks:
-            raise _bad("d_emb", f"num_tasks ({self.num_tasks}) when the task input is one_hot", self.d_emb)
+            if not all(1 <= size <= MAX_SIZE for size in sizes):
+                raise _bad(f"target_modules: {name}", f"d_in and d_out from 1 to {MAX_SIZE:,}", sizes)
         names = self.task_names
-        if names is None:
-            return
-        if not isinstance(names, list) or not all(isinstance(name, str) and len(name) <= MAX_TEXT for name in names):
-            raise _bad("task_names", f"texts of at most {MAX_TEXT:,} characters", names)
-        if len(names) != self.num_tasks or len(set(names)) < len(names):
+        if self.task_input == "text":
+            for field in ("num_tasks", "task_names"):
+                if getattr(self, field) is not None:
+                    raise _bad(field, "null when the task input is text", getattr(self, field))
+        elif self.num_tasks is None:
+            raise _bad("num_tasks", f"a number when the task input is {self.task_input}", None)
+        elif self.task_input == "one_hot" and self.d_emb != self.num_tasks:
+            raise _bad("d_emb", f"num_tasks ({self.num_tasks}) when the task input is one_hot", self.d_emb)
+        elif names is not None and (len(set(names)) != self.num_tasks or len(names) != self.num_tasks):
             raise _bad("task_names", f"num_tasks ({self.num_tasks}) different names", names)
 
     @property
@@ -203,20 +206,3 @@ def read_json(path: str | Path, max_bytes: int) -> Any:
         raise UserError(f"{path} cannot be read ({error}); check that it may be read.") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged (not valid JSON); get the file again from where it came.") from error
-
-
-def _bad(name: str, wanted: str, value: object) -> UserError:
-    return UserError(f"The config's {name} should be {wanted}, not {str(value)[:80]!r}.")
-
-
-def _integer(name: str, value: object, largest: int, smallest: int = 1) -> int:
-    if type(value) is not int or not smallest <= value <= largest:
-        raise _bad(name, f"a whole number from {smallest} to {largest:,}", value)
-    return value
-
-
-def _number(name: str, value: object, smallest: float, largest: float) -> float:
-    # NaN fails the comparison.
-    if type(value) not in (int, float) or not smallest <= value <= largest:
-        raise _bad(name, f"a number from {smallest:g} to {largest:g}", value)
-    return float(value)

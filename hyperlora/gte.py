@@ -9,11 +9,10 @@ from transformers import GteConfig, GteModel
 
 from hyperlora.base import to_device
 from hyperlora.config import read_json
-from hyperlora.errors import UserError
+from hyperlora.errors import UserError, shown
 from hyperlora.files import open_safetensors, own_memory, resolve_folder
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
-PREFIX = "new."  # before every name, where the file was written by a model with a head
 MAX_CONFIG, MAX_TOKENIZER = 2**20, 64 * 2**20  # bytes
 MAX_LAYERS = 1_000
 MAX_TOKENS = 8_192  # that the public release of text-to-lora reads of a text
@@ -48,25 +47,36 @@ def load_gte(
     """
     folder = resolve_folder(path_or_id, revision, [CONFIG, WEIGHTS, TOKENIZER], local_files_only)
     config = gte_config(read_json(folder / CONFIG, MAX_CONFIG))
-    _check_weights(folder / WEIGHTS, published_weights(config))
+    with open_safetensors(folder / WEIGHTS) as file:  # shapes without memory
+        shapes = {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118
+    # Given the class and the config, transformers renames and splits the weights itself. What config.json says may be
+    # larger than any memory: so first without any.
+    _load(None, config, folder, state_dict=shapes, device_map="meta")
     tokenizer = _load_tokenizer(folder / TOKENIZER, config)
+    model = _load(folder, config, folder, use_safetensors=True, local_files_only=True)
+    own_memory(model)
+    return to_device(model, device).eval().requires_grad_(False), tokenizer
+
+
+def _load(source: Path | None, config: GteConfig, folder: Path, **options: Any) -> GteModel:
     try:
-        # Given the class and the config, transformers reads the weights alone, and renames and splits them itself.
         model, report = GteModel.from_pretrained(
-            folder,
+            source,
             config=config,
             dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report
+            **options,
         )
     except Exception as error:  # the library raises many kinds; the reader needs one sentence
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"The sentence encoder in {folder} could not be loaded ({reason}).") from error
-    if wrong := sorted(map(str, {*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]})):
-        raise UserError(f"The sentence encoder in {folder} does not fit transformers' GteModel: see {wrong[0]}.")
-    own_memory(model)
-    return to_device(model, device).eval().requires_grad_(False), tokenizer
+    wrong = [f"{name} is missing" for name in sorted(report["missing_keys"])]
+    wrong += [f"{name} is too many" for name in sorted(report["unexpected_keys"])]
+    wrong += [f"{name} is {list(found)}, not {list(size)}" for name, found, size in sorted(report["mismatched_keys"])]
+    if wrong:
+        raise UserError(f"{folder / WEIGHTS} does not fit {CONFIG}: {wrong[0]} ({len(wrong)} such tensors).")
+    return model
 
 
 def gte_config(published: Any) -> GteConfig:
@@ -84,7 +94,7 @@ def gte_config(published: Any) -> GteConfig:
     except UserError:
         raise
     except Exception as error:  # a value of another kind, in whatever way it shows
-        reason = str(error).strip().split("\n")[0]
+        reason = " ".join(str(error).split())[:200]
         raise UserError(f"The {CONFIG} of this sentence encoder is damaged ({reason}).") from error
     if not fits:
         raise UserError(f"The {CONFIG} of this sentence encoder is damaged: its sizes do not fit each other.")
@@ -93,8 +103,9 @@ def gte_config(published: Any) -> GteConfig:
 
 def _translate(published: dict[str, Any]) -> GteConfig:
     for name, value in ONLY.items():
-        if published.get(name, value) != value:
-            raise UserError(f"This sentence encoder has {name} {published[name]!r}; only {value!r} can be loaded.")
+        found = published.get(name, value)
+        if type(found) is not type(value) or found != value:  # 1 == True
+            raise UserError(f"This sentence encoder has {name} {shown(found)}; only {value!r} can be loaded.")
     if missing := [name for name in (*SAME, "rope_theta") if name not in published]:
         raise UserError(f"The {CONFIG} of this sentence encoder lacks {missing[0]}: get it again.")
     return GteConfig(
@@ -111,56 +122,20 @@ def _rope(published: dict[str, Any]) -> dict[str, Any]:
     texts of any length: the code asks whether the table of cosines is longer than max_position_embeddings, and the one
     made at load is, by s. That is transformers' `linear` scaling by s^(2/d) with the theta theta s.
     """
-    theta, scaling = float(published["rope_theta"]), published.get("rope_scaling")
+    theta, scaling = published["rope_theta"], published.get("rope_scaling")
+    if type(theta) not in (int, float) or not 0 < theta < float("inf"):
+        raise UserError(f"This sentence encoder has the rope_theta {shown(theta)}; it must be a number above 0.")
     if scaling is None:
-        return {"rope_type": "default", "rope_theta": theta}
+        return {"rope_type": "default", "rope_theta": float(theta)}
     kind, factor = scaling.get("type"), scaling.get("factor")
     if kind != "ntk" or any(value is not None for name, value in scaling.items() if name not in ("type", "factor")):
         raise UserError(f"This sentence encoder has rope_scaling {scaling!r}; only plain 'ntk' can be loaded.")
-    if not isinstance(factor, int | float) or not 1 <= factor < float("inf"):
-        raise UserError(f"This sentence encoder has the rope_scaling factor {factor!r}; it must be a number from 1 up.")
+    if type(factor) not in (int, float) or not 1 <= factor < float("inf"):
+        raise UserError(
+            f"This sentence encoder has the rope_scaling factor {shown(factor)}; it must be a number from 1 up."
+        )
     head_size = published["hidden_size"] // published["num_attention_heads"]
-    return {"rope_type": "linear", "rope_theta": theta * factor, "factor": float(factor) ** (2 / head_size)}
-
-
-def published_weights(config: GteConfig) -> dict[str, tuple[int, ...]]:
-    """The name and shape of every tensor in the published file, without the prefix that some have."""
-    width, inner = config.hidden_size, config.intermediate_size
-    shapes = {
-        "embeddings.word_embeddings.weight": (config.vocab_size, width),
-        "embeddings.LayerNorm.weight": (width,),
-        "embeddings.LayerNorm.bias": (width,),
-    }
-    if config.type_vocab_size:
-        shapes["embeddings.token_type_embeddings.weight"] = (config.type_vocab_size, width)
-    layer = {
-        "attention.qkv_proj.weight": (3 * width, width),
-        "attention.qkv_proj.bias": (3 * width,),
-        "attention.o_proj.weight": (width, width),
-        "attention.o_proj.bias": (width,),
-        "attn_ln.weight": (width,),
-        "attn_ln.bias": (width,),
-        "mlp.up_gate_proj.weight": (2 * inner, width),
-        "mlp.down_proj.weight": (width, inner),
-        "mlp.down_proj.bias": (width,),
-        "mlp_ln.weight": (width,),
-        "mlp_ln.bias": (width,),
-    }
-    for i in range(config.num_hidden_layers):
-        shapes |= {f"encoder.layer.{i}.{name}": shape for name, shape in layer.items()}
-    return shapes
-
-
-def _check_weights(path: Path, expected: dict[str, tuple[int, ...]]) -> None:
-    with open_safetensors(path) as file:
-        names = list(file.keys())
-        prefix = PREFIX if names and all(name.startswith(PREFIX) for name in names) else ""
-        if odd := sorted(set(names) ^ {prefix + name for name in expected}):
-            raise UserError(f"{path} does not fit {CONFIG}: it lacks or adds {odd[0]} ({len(odd)} such tensors).")
-        for name, shape in expected.items():
-            found = tuple(file.get_slice(prefix + name).get_shape())
-            if found != shape:
-                raise UserError(f"{path} does not fit {CONFIG}: {name} is {list(found)}, not {list(shape)}.")
+    return {"rope_type": "linear", "rope_theta": float(theta) * factor, "factor": float(factor) ** (2 / head_size)}
 
 
 def _load_tokenizer(path: Path, config: GteConfig) -> Tokenizer:

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hyperlora.config import MAX_RANK, PromptStyle, lora_scale, read_json
-from hyperlora.errors import UserError
+from hyperlora.errors import UserError, shown
 from hyperlora.files import open_safetensors, write_atomic
 
 # Where a module lives inside a layer of Llama-like models (Llama, Mistral, Qwen, Gemma), so that no base is needed.
@@ -73,6 +73,8 @@ class Adapter:
             raise UserError(
                 "The adapter's modules differ in rank or in number of layers; they should all have the same."
             )
+        if not isinstance(self.strength, int | float) or not abs(self.strength) <= 1e6:
+            raise UserError(f"The strength should be a number from -1e6 to 1e6, not {shown(self.strength)}.")
 
     @property
     def num_layers(self) -> int:
@@ -202,8 +204,8 @@ class Adapter:
         return cls(
             stacked,
             alpha=alpha,
-            use_rslora=config.get("use_rslora") is True,
-            lora_dropout=float(config.get("lora_dropout") or 0.0),
+            use_rslora=config.get("use_rslora", False),
+            lora_dropout=float(config.get("lora_dropout", 0.0)),
             base_model=config.get("base_model_name_or_path"),
             base_revision=config.get("revision"),
         )
@@ -251,18 +253,17 @@ def check_peft_config(config: dict[str, Any]) -> tuple[int, float]:
             raise UserError(f"The adapter uses {key}, which is not supported; only plain LoRA adapters can be loaded.")
     if config.get("bias", "none") != "none":
         raise UserError("The adapter trains biases, which is not supported; only plain LoRA adapters can be loaded.")
-    if (start := config.get("init_lora_weights", True)) not in PLAIN_STARTS:
-        raise UserError(
-            f"The adapter's init_lora_weights is {str(start)[:40]!r}, which changes the base; not supported."
-        )
-    r, alpha, dropout = config.get("r"), config.get("lora_alpha"), config.get("lora_dropout") or 0.0
-    if type(r) is not int or not 1 <= r <= MAX_RANK:
-        raise UserError(f"The adapter's r should be a whole number from 1 to {MAX_RANK}, not {str(r)[:40]!r}.")
-    if type(alpha) not in (int, float) or not 0 < alpha < 1e6:
-        raise UserError(f"The adapter's lora_alpha should be a number above 0, not {str(alpha)[:40]!r}.")
-    if type(dropout) not in (int, float) or not 0 <= dropout <= 1:
-        raise UserError(f"The adapter's lora_dropout should be from 0 to 1, not {str(dropout)[:40]!r}.")
-    for key in ("base_model_name_or_path", "revision"):
-        if not isinstance(config.get(key), str | None):
-            raise UserError(f"The adapter's {key} should be a text, not {str(config[key])[:40]!r}.")
+    start = config.get("init_lora_weights", True)
+    if start not in PLAIN_STARTS or type(start) in (int, float):  # 1 == True
+        raise UserError(f"The adapter's init_lora_weights is {shown(start)}, which changes the base; not supported.")
+    r, alpha, dropout = config.get("r"), config.get("lora_alpha"), config.get("lora_dropout", 0.0)
+    for key, good, wanted in (
+        ("r", type(r) is int and 1 <= r <= MAX_RANK, f"a whole number from 1 to {MAX_RANK}"),
+        ("lora_alpha", type(alpha) in (int, float) and 0 < alpha < 1e6, "a number above 0"),
+        ("lora_dropout", type(dropout) in (int, float) and 0 <= dropout <= 1, "a number from 0 to 1"),
+        ("use_rslora", type(config.get("use_rslora", False)) is bool, "true or false"),
+        *((key, isinstance(config.get(key), str | None), "a text") for key in ("base_model_name_or_path", "revision")),
+    ):
+        if not good:
+            raise UserError(f"The adapter's {key} should be {wanted}, not {shown(config.get(key))}.")
     return r, float(alpha)

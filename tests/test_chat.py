@@ -351,7 +351,8 @@ def test_an_adapter_that_does_not_fit_fails_alone(start, answers, make_adapter):
 
 def test_values_that_are_not_finite_fail_their_row_alone(start, answers, make_adapter):
     engine = start()
-    broken = make_adapter(0).scaled(float("inf"))
+    broken = make_adapter(0)
+    broken.weights["q_proj"] = (broken.weights["q_proj"][0] * float("inf"), broken.weights["q_proj"][1])
     streams = engine.submit_many(["a", "a"], [broken, None], do_sample=True, top_k=1, max_new_tokens=5)
     with pytest.raises(RuntimeError):
         list(streams[0])

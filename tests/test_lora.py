@@ -51,6 +51,14 @@ def test_scaled_shares_the_tensors_and_sets_the_strength(make_adapter):
     assert_same_delta(half.scaled(1.0), adapter)
 
 
+@pytest.mark.parametrize(
+    "strength", [float("inf"), float("nan"), 10**5000, "0.5", None], ids=["inf", "nan", "huge", "text", "none"]
+)
+def test_a_strength_that_is_no_number_is_refused(make_adapter, strength):
+    with pytest.raises(UserError, match="strength should be a number from -1e6 to 1e6"):
+        make_adapter(0).scaled(strength)
+
+
 def test_blend_is_exact_over_ranks_scales_and_strengths(make_adapter):
     a = make_adapter(0, rank=8, description="a")
     b = make_adapter(1, rank=4, alpha=32.0, use_rslora=False, description="b").scaled(1.5)
@@ -134,6 +142,15 @@ def test_folder_there_and_back(tmp_path, make_adapter):
     ]
 
 
+def test_what_a_config_may_leave_out(make_adapter):
+    config, state = make_adapter(0).to_peft()
+    for key in ("use_rslora", "lora_dropout", "init_lora_weights", "bias", "revision", "base_model_name_or_path"):
+        config.pop(key)
+    adapter = Adapter.from_peft(config, state)
+    assert (adapter.use_rslora, adapter.lora_dropout, adapter.base_model) == (False, 0.0, None)  # PEFT's defaults
+    assert Adapter.from_peft(config | {"use_rslora": True}, state).scale == 16 / 8**0.5
+
+
 def test_strength_is_folded_in_on_save(tmp_path, make_adapter):
     adapter = make_adapter(3).scaled(0.3)
     adapter.save_pretrained(tmp_path)
@@ -159,6 +176,19 @@ def test_strength_is_folded_in_on_save(tmp_path, make_adapter):
         ({"lora_alpha": float("nan")}, "lora_alpha"),
         ({"lora_dropout": 7}, "lora_dropout"),
         ({"base_model_name_or_path": ["x"]}, "base_model_name_or_path"),
+        ({"revision": 1}, "revision should be a text, not 1"),
+        ({"use_rslora": 1}, "use_rslora should be true or false, not 1"),
+        ({"use_rslora": 0}, "use_rslora should be true or false, not 0"),
+        ({"use_rslora": "true"}, "use_rslora should be true or false, not 'true'"),
+        ({"use_rslora": None}, "use_rslora should be true or false, not None"),
+        ({"r": True}, "r should be a whole number from 1 to 1024, not True"),
+        ({"r": 8.0}, "r should be a whole number"),
+        ({"lora_alpha": True}, "lora_alpha should be a number above 0, not True"),
+        ({"lora_alpha": "16"}, "lora_alpha should be a number above 0, not '16'"),
+        ({"lora_alpha": 10**400}, "lora_alpha should be a number"),
+        ({"lora_dropout": ""}, "lora_dropout should be a number from 0 to 1, not ''"),
+        ({"lora_dropout": False}, "lora_dropout should be a number from 0 to 1, not False"),
+        ({"init_lora_weights": 1}, "init_lora_weights is 1"),
     ],
 )
 def test_a_config_beyond_plain_lora_is_refused_by_name(make_adapter, fields, named):

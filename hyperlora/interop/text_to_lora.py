@@ -293,7 +293,7 @@ def _config(
         d_emb=d_emb,
         rank=rank,
         alpha=alpha,
-        use_rslora=adapter.get("use_rslora") is True,
+        use_rslora=adapter.get("use_rslora", False),
         task_input="one_hot" if one_hot else "text",
         num_tasks=d_emb if one_hot else None,
         offset="factors" if offset and not args.z_scores and not args.scaled else "none",

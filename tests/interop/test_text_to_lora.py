@@ -198,6 +198,7 @@ def test_adapters_other_than_plain_lora_are_refused(tmp_path):
         ({"peft_type": "VERA"}, "hyper-VeRA"),
         ({"use_dora": True}, "use_dora"),
         ({"r": "8"}, "r should"),
+        ({"use_rslora": 1}, "use_rslora should be true or false, not 1"),
     ):
         adapter = json.loads((folder / "adapter_config.json").read_text()) | change
         (folder / "changed").mkdir(exist_ok=True)
