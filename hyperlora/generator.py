@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 import threading
 from pathlib import Path
 
@@ -243,16 +244,20 @@ class HyperLoRA(nn.Module):
         self.config.save(folder / CONFIG)
 
     def push_to_hub(self, repo_id: str, private: bool = False, dtype: torch.dtype | None = None) -> str:
-        """Upload what `save_pretrained` writes; returns the address. Needs a login or HF_TOKEN."""
-        import tempfile
-
+        """Upload what `save_pretrained` writes; returns the address. Needs a login or HF_TOKEN; `UserError` where not."""
         from huggingface_hub import HfApi
 
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, dtype)
-            api = HfApi()
-            url = api.create_repo(repo_id, private=private, exist_ok=True)
-            api.upload_folder(repo_id=repo_id, folder_path=folder)
+            try:
+                url = HfApi().create_repo(repo_id, private=private, exist_ok=True)
+                HfApi().upload_folder(repo_id=repo_id, folder_path=folder)
+            except Exception as error:  # whatever a network can do
+                reason = str(error).strip().split("\n")[0]
+                raise UserError(
+                    f"{repo_id} could not be uploaded ({reason}): check its name and the network, and log in with "
+                    "`hf auth login`, or set HF_TOKEN, as somebody who may write there."
+                ) from error
         return str(url)
 
     @classmethod

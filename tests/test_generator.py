@@ -1,7 +1,12 @@
 """Descriptions in, adapters out: the equations of the paper, determinism, files, and bad input."""
 
+import base64
+import hashlib
 import json
 import pickle
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
 import torch
@@ -336,6 +341,118 @@ def test_a_failed_save_leaves_the_old_file_whole(make_config, tmp_path, monkeypa
         build(make_config(), seed=1).save_pretrained(tmp_path)
     assert (tmp_path / "hyperlora.safetensors").read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 3
+
+
+# ---- the Hub, which is a server in this process ----
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Takes repositories and commits of those who have the token, and gives them out again."""
+
+    repos: ClassVar[dict[str, dict[str, bytes]]] = {}
+    created: ClassVar[list[dict]] = []
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        parts = self.path.partition("?")[0].strip("/").split("/")  # api/models/OWNER/NAME/...
+        if self.headers.get("Authorization") != "Bearer hf_of_owner":
+            self.answer(401, {"error": "Invalid username or password."})
+        elif parts[1:] == ["repos", "create"]:
+            self.created.append(json.loads(body))
+            name = f"{self.created[-1]['organization']}/{self.created[-1]['name']}"
+            self.repos.setdefault(name, {})
+            self.answer(200, {"url": f"http://{self.headers['Host']}/{name}"})
+        elif parts[4] == "preupload":
+            files = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(body)["files"]
+            ]
+            self.answer(200, {"files": files})
+        elif parts[4] == "commit":
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    self.repos["/".join(parts[2:4])][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            self.answer(
+                200,
+                {
+                    "commitUrl": f"http://{self.headers['Host']}/owner/net/commit/{'ab' * 20}",
+                    "commitOid": "ab" * 20,
+                    "success": True,
+                },
+            )
+
+    def do_GET(self):
+        parts = self.path.partition("?")[0].strip("/").split("/")
+        if parts[0] == "api" and parts[4] == "tree":
+            files = self.repos["/".join(parts[2:4])]
+            self.answer(200, [{"type": "file", "path": path, "size": len(files[path]), "oid": "a"} for path in files])
+        elif parts[0] == "api":
+            siblings = [{"rfilename": path} for path in self.repos["/".join(parts[2:4])]]
+            self.answer(200, {"id": "/".join(parts[2:4]), "sha": "ab" * 20, "siblings": siblings})
+        else:  # OWNER/NAME/resolve/COMMIT/FILE
+            self.answer(200, self.repos["/".join(parts[:2])][parts[4]])
+
+    do_HEAD = do_GET
+
+    def answer(self, status: int, content: object) -> None:
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Type", "application/json")
+        self.send_header("X-Repo-Commit", "ab" * 20)
+        self.send_header("ETag", hashlib.sha1(body).hexdigest())
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *args) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub on this machine, an empty cache, and the token of "owner"."""
+    monkeypatch.setattr(Hub, "repos", {})
+    monkeypatch.setattr(Hub, "created", [])
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+        f"http://127.0.0.1:{server.server_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+    )
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_TOKEN", "hf_of_owner")
+    yield Hub
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(("dtype", "private"), [(None, False), (torch.bfloat16, True), (torch.float16, False)], ids=str)
+def test_a_hypernetwork_goes_to_the_hub_and_comes_back(make_config, tmp_path, hub, dtype, private):
+    hyperlora = build(make_config())
+    hyperlora.set_descriptions(["Sort the list."], random_inputs(1))
+    hyperlora.save_pretrained(tmp_path / "here", dtype)
+    assert hyperlora.push_to_hub("owner/net", private=private, dtype=dtype).endswith("owner/net")
+    assert hub.created[0]["name"] == "net" and (hub.created[0].get("visibility") == "private") is private
+    assert hub.repos == {"owner/net": {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()}}
+    back = HyperLoRA.from_pretrained("owner/net")
+    assert back.name == "owner/net" and back.config == hyperlora.config and back.descriptions == ["Sort the list."]
+    hyperlora.push_to_hub("owner/net")  # again: a new commit of the same repository
+
+
+@pytest.mark.parametrize(
+    ("name", "token"), [("owner/net", "hf_of_another"), ("owner/net", None), ("a/b/c", "hf_of_owner")]
+)
+def test_an_upload_that_is_refused_is_one_sentence(make_config, hub, monkeypatch, name, token):
+    monkeypatch.setattr("huggingface_hub.utils._auth.get_token", lambda: token)
+    monkeypatch.delenv("HF_TOKEN")
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(UserError, match=f"{name} could not be uploaded .*: check its name") as caught:
+        build(make_config()).push_to_hub(name)
+    assert "\n" not in str(caught.value) and hub.repos == {}
 
 
 def copy_without(source, target, name: str):
