@@ -244,7 +244,7 @@ class HyperLoRA(nn.Module):
         self.config.save(folder / CONFIG)
 
     def push_to_hub(self, repo_id: str, private: bool = False, dtype: torch.dtype | None = None) -> str:
-        """Upload what `save_pretrained` writes; returns the address. Needs a login or HF_TOKEN; `UserError` where not."""
+        """Upload what `save_pretrained` writes; returns the address. Needs a login or HF_TOKEN; else `UserError`."""
         from huggingface_hub import HfApi
 
         with tempfile.TemporaryDirectory() as folder:
