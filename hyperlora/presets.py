@@ -20,12 +20,11 @@ class Preset:
     """What `hyperlora.pipeline(name)` loads. `base` and `hyperlora` are folders in `assets/`, or Hub ids."""
 
     name: str
-    summary: str
-    """Which model answers, what it can do and what not, in a line."""
     description: str
-    """More of that."""
     base: str
     hyperlora: str
+    summary: str = ""
+    """Which model answers, what it can do and what not, in a line, of which the description says more."""
     multi_turn: bool = True
     """False: the model was trained on single messages, so each is answered on its own and only the last is sent."""
     max_new_tokens: int = 512

@@ -573,7 +573,7 @@ def test_the_page_waits_for_the_model_and_says_when_each_message_stands_alone(
     assert "The model is still loading" in loading.generate(REVERSE, "")[0]
     with pytest.warns(UserWarning, match="The model is still loading"):
         assert Visitor(loading).hear(loading.send("", 1, False, "", "one", SimpleNamespace(session_hash="a"))) == [SKIP]
-    assert asyncio.run(Handlers(model).ready())[3:5] == ("<b>tiny-base</b> answers.", "")
+    assert asyncio.run(Handlers(model).ready())[3:5] == ("tiny-base answers.", "")
     monkeypatch.setattr(model.pipe, "multi_turn", False)
     _, button, _, _, line, describe, timer = asyncio.run(Handlers(model).ready())
     assert button.value == "Generate"
