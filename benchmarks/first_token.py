@@ -5,13 +5,11 @@ The alternative to the first is the same embedder and hypernetwork with PEFT beh
 alone, in the second pair with an empty Gradio page.
 """
 
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import closing
 from itertools import count
 from pathlib import Path
 
@@ -150,44 +148,36 @@ def start_page(arguments: list[str]) -> tuple[float, float, str]:
 
     Gives (seconds until the adapter, its resident MB, the answer's beginning).
     """
-    with closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, str(Path(__file__).parents[1] / "app.py"), "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, str(Path(__file__).parents[1] / "app.py"), "--host", "127.0.0.1", *arguments]
     start = time.perf_counter()
-    with subprocess.Popen([*command, *arguments], stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
-            seconds, answer = use_page(port, process, start)
+            # Only then, as a client of Gradio would ask for far more of the cores that the start needs.
+            words = next((line.split() for line in process.stdout if line.startswith("HyperLoRA is at ")), None)
+            if words is None:
+                raise SystemExit("The page did not start.")
+            seconds, answer = use_page(words[3], start)
             return seconds, resident_mb(process.pid), answer
         finally:
             process.terminate()
 
 
-def listening(port: int) -> bool:
-    """Whether somebody listens there; a client of Gradio would ask for far more of the cores that the start needs."""
-    with closing(socket.socket()) as other:
-        return other.connect_ex(("127.0.0.1", port)) == 0
-
-
-def use_page(port: int, process: subprocess.Popen, start: float) -> tuple[float, str]:
+def use_page(url: str, start: float) -> tuple[float, str]:
     """Wait until the page makes an adapter, then chat: (seconds until the adapter, the answer's beginning)."""
-    client = None
-    while time.perf_counter() - start < TIMEOUT and process.poll() is None:
-        time.sleep(0.1)
-        if client is None and not listening(port):
-            continue
-        client = client or Client(f"http://127.0.0.1:{port}", verbose=False)
-        status, shelf, *_ = client.predict(next(iter(TASKS)), api_name="/generate")
-        if "Made in" in status:
+    client = Client(url, verbose=False)
+    while time.perf_counter() - start < TIMEOUT:
+        status, *_, made = client.predict(next(iter(TASKS)), "", api_name="/generate")
+        if made:
             seconds = time.perf_counter() - start
-            # the message, which adapter, its strength, whether the description is in the prompt
-            for chat, *_ in client.submit("one two three", shelf["value"], 1, False, api_name="/send"):
+            # which adapter, its strength, whether the description is in the prompt, the conversation, the message
+            for chat, *_ in client.submit(made, 1, False, "", "one two three", api_name="/send"):
                 answer = chat[-1]["content"][0]["text"]
                 if answer != "…":
                     return seconds, answer
             raise SystemExit("The page gave no answer.")
-        if "error" in status and "still loading" not in status:
+        if "still loading" not in status:
             raise SystemExit(f"The page shows: {status}")
+        time.sleep(0.1)
     raise SystemExit("The page did not become ready.")
 
 

@@ -20,12 +20,11 @@ class Preset:
     """What `hyperlora.pipeline(name)` loads. `base` and `hyperlora` are folders in `assets/`, or Hub ids."""
 
     name: str
-    summary: str
-    """Which model answers, what it can do and what not, in a line."""
     description: str
-    """More of that."""
     base: str
     hyperlora: str
+    summary: str = ""
+    """Which model answers, what it can do and what not, in a line, of which the description says more."""
     multi_turn: bool = True
     """False: the model was trained on single messages, so each is answered on its own and only the last is sent."""
     max_new_tokens: int = 512
@@ -45,7 +44,7 @@ def _text_to_lora(name: str, title: str, base: str, base_revision: str, folder: 
     """A base model with the authors' hypernetwork for it; `sizes` where their training scripts have other widths."""
     return Preset(
         name=name,
-        summary=f"{title} answers, a model for many things; an adapter turns it to the task that you describe.",
+        summary=f"{title} answers; adapters turn it to your task.",
         description=(
             "The hypernetwork is the paper authors' own, trained on several hundred tasks in English: the nearer a "
             "description is to one of them, the more its adapter helps. It adds no knowledge, and answers can be wrong."
@@ -90,7 +89,7 @@ _PRESETS = (
     ),
     Preset(
         name="mini",
-        summary="The mini model answers. It knows small operations on text, and nothing of the world.",
+        summary="The mini model answers: it edits words, and knows no facts.",
         description=(
             "It comes with HyperLoRA, has 1.6 million parameters, and works on letters, words, lists and numbers: "
             "brackets, plurals, past tenses, the third letter. It cannot summarise, correct, translate, write or solve "

@@ -573,7 +573,7 @@ def test_the_page_waits_for_the_model_and_says_when_each_message_stands_alone(
     assert "The model is still loading" in loading.generate(REVERSE, "")[0]
     with pytest.warns(UserWarning, match="The model is still loading"):
         assert Visitor(loading).hear(loading.send("", 1, False, "", "one", SimpleNamespace(session_hash="a"))) == [SKIP]
-    assert asyncio.run(Handlers(model).ready())[3:5] == ("<b>tiny-base</b> answers.", "")
+    assert asyncio.run(Handlers(model).ready())[3:5] == ("tiny-base answers.", "")
     monkeypatch.setattr(model.pipe, "multi_turn", False)
     _, button, _, _, line, describe, timer = asyncio.run(Handlers(model).ready())
     assert button.value == "Generate"
@@ -589,7 +589,7 @@ def test_the_page_says_which_model_answers_and_what_it_can_do(
     monkeypatch.setattr(pipe, "preset", preset)
     line, more = re.fullmatch(r"<details><summary>(.*)</summary><p>(.*)</p></details>", about(pipe)).groups()
     name = "The mini model" if preset.name == "mini" else preset.base.split("/")[1].removesuffix("-v0.2")
-    assert line.lower().startswith(f"{name} answers".lower()) and len(line) < 100
+    assert line.lower().startswith(f"{name} answers".lower()) and len(line) < 70
     assert "cannot" in more or "adds no knowledge" in more
 
 
@@ -703,7 +703,7 @@ def test_visitors_have_their_own_adapters_answers_at_the_same_time(url: str, pip
     texts = [REVERSE, ADD, "Write it in capital letters.", ""]
     expected = [pipe.chat("one two", adapter=pipe.adapt(text) if text else None) for text in texts]
     clients = [Client(url, verbose=False) for _ in texts]
-    with slow(pipe, 0.01):
+    with slow(pipe, 0.2):
         for client, text in zip(clients, texts, strict=True):
             if text:
                 _, shelf, kept, made = client.predict(text, "", api_name="/generate")

@@ -62,9 +62,8 @@ def one_line(description: object) -> str:
 
 def about(pipe: "Pipeline") -> str:
     """Which model answers, what it can do and what not: a line of HTML that opens to more."""
-    base = escape((pipe.base_name or "").rstrip("/").rpartition("/")[2])
     if pipe.preset is None:
-        return f"<b>{base}</b> answers."
+        return f"{escape((pipe.base_name or '').rstrip('/').rpartition('/')[2])} answers."
     line, more = escape(pipe.preset.summary), escape(pipe.preset.description)
     return f"<details><summary>{line}</summary><p>{more}</p></details>"
 

@@ -35,6 +35,7 @@ MADE = """(made, chosen) => {
     return made || chosen;
 }"""
 CHOSEN = "() => { window.wanted = null; }"
+FAILED = "() => { window.wanted = null; return ''; }"
 FOR_WANTED = "(chosen, ...rest) => [window.wanted ?? chosen, ...rest]"
 # Undo and Clear are the page's alone, so that nothing that is typed or sent meanwhile meets an older conversation.
 UNDO = """(chat, kept, message) => {
@@ -195,7 +196,7 @@ def build_page(model: Model) -> gr.Blocks:
             **raw,
         )
         making.success(None, [made, shelf], [shelf], js=MADE)
-        making.failure(None, js=CHOSEN)
+        making.failure(None, None, [state], js=FAILED)
         shelf.input(None, js=CHOSEN)
         shelf.input(on.select, [shelf], [state], trigger_mode="always_last", **raw, **quick)
         shelf.change(None, js=SCROLL)
