@@ -2,14 +2,14 @@
 
 python -m training.mini [--output runs/mini] [--assets assets/mini] [--instruction_induction DIR]
 
-Stages: tasks, base (with its tokenizer), multi_task, hyperlora-M, hyperlora-S, hyperlora-L, oracles, notice,
-evaluation, assets.
+Stages: tasks, base (with its tokenizer), multi_task, hyperlora-M, oracles, notice, evaluation, assets.
 A killed build goes on where it was: the long stages from their last checkpoint.
 """
 
 import json
 import shutil
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -46,8 +46,14 @@ ORACLES = (
     "first_word", "third_letter", "drop_last_word", "reverse_words", "swap_ends_letter", "hyphen_between_letters",
     "upper_first_word", "sum", "plural", "past_tense", "number_to_words", "remove_vowels",
 )  # fmt: skip
-HEADS = ("M", "S", "L")
-SHIPPED = ("M", "S")  # with L the folder would be over 20 MB
+HYPERLORA = "hyperlora-M"
+SHAPED_BY = {  # a stage: the options that it depends on, and all that follow it
+    "tasks": ("examples",),
+    "base": ("init", "base_steps"),
+    "multi_task": ("lora_steps",),
+    HYPERLORA: ("hyperlora_steps",),
+    "evaluation": ("instruction_induction",),
+}
 MAX_LOG = 2**20  # bytes
 SHIPPED_DESCRIPTIONS = 2500  # what the notice needs; with all of them a checkpoint would be over 10 MB
 
@@ -65,8 +71,7 @@ class Options:
         None, "folder of a finished model, such as assets/mini: base and head M go on from its weights"
     )
     base_steps: int = option(14000, "optimizer steps of the base model", least=1)
-    hyperlora_steps: int = option(8000, "optimizer steps of the hypernetwork with head M", least=1)
-    other_head_steps: int = option(800, "optimizer steps of the hypernetworks with heads S and L", least=1)
+    hyperlora_steps: int = option(8000, "optimizer steps of the hypernetwork", least=1)
     lora_steps: int = option(200, "optimizer steps of the multi-task LoRA and of the tasks' own", least=1)
     examples: int = option(400, "training examples a task for the adapters", least=1)
     until: str = option("assets", "the last stage to run")
@@ -111,16 +116,15 @@ def train_oracles(options: Options, work: Path) -> None:
     save_adapters(work / "loras", train_loras(adapted, tokenizer, groups, config), groups)
 
 
-def train_hyperlora(head: str, options: Options, work: Path) -> None:
+def train_hyperlora(options: Options, work: Path) -> None:
     adapted, tokenizer = adapted_base(work)
     tasks = tasks_of(work, "trained")
-    steps = options.hyperlora_steps if head == "M" else options.other_head_steps
     config = sft.SFTConfig(
-        head=head,
+        head="M",
         offset="factors",
         batch_size=64,
         gradient_accumulation_steps=1,
-        max_steps=steps,
+        max_steps=options.hyperlora_steps,
         optimizer="muon",
         learning_rate=2e-3,
         warmup_fraction=0.05,
@@ -131,11 +135,11 @@ def train_hyperlora(head: str, options: Options, work: Path) -> None:
         eval_every=1000,
         eval_batches=16,
     )
-    init = HyperLoRA.from_pretrained(Path(options.init) / f"hyperlora-{head}") if options.init and head == "M" else None
+    init = HyperLoRA.from_pretrained(Path(options.init) / HYPERLORA) if options.init else None
     offset = load_adapters(work / "loras")["multi_task"] if init is None else None
     hyperlora = sft.build(adapted, tokenizer, tasks, config, offset, init=init)
     hyperlora.config.base_model = "assets/mini/base"  # where a checkout has it: what exported adapters name
-    sft.train(hyperlora, adapted, tokenizer, tasks, config, work / f"hyperlora-{head}", resume=True)
+    sft.train(hyperlora, adapted, tokenizer, tasks, config, work / HYPERLORA, resume=True)
 
 
 def with_fewer_descriptions(hyperlora: HyperLoRA) -> HyperLoRA:
@@ -156,12 +160,11 @@ def add_notice(options: Options, work: Path) -> None:
         "everyday requests": [request.description for request in everyday_requests()],
         "random strings": random_strings(1000, Random(0)),
     }
-    hyperloras = {head: HyperLoRA.from_pretrained(work / f"hyperlora-{head}") for head in HEADS}
-    shipped = with_fewer_descriptions(HyperLoRA.from_pretrained(work / f"hyperlora-{HEADS[0]}"))
-    threshold, flagged = measure_threshold(shipped, unseen, others)  # all heads were trained on the same sentences
-    for head, hyperlora in hyperloras.items():
-        hyperlora.config.notice_threshold = threshold
-        hyperlora.save_pretrained(work / f"hyperlora-{head}")
+    shipped = with_fewer_descriptions(HyperLoRA.from_pretrained(work / HYPERLORA))
+    threshold, flagged = measure_threshold(shipped, unseen, others)
+    hyperlora = HyperLoRA.from_pretrained(work / HYPERLORA)
+    hyperlora.config.notice_threshold = threshold
+    hyperlora.save_pretrained(work / HYPERLORA)
     (work / "notice.json").write_text(json.dumps({"threshold": threshold, "flagged": flagged}, indent=1) + "\n")
 
 
@@ -179,7 +182,7 @@ def run_evaluation(options: Options, work: Path) -> None:
     splits["new operations"] = tasks_of(work, "operation")
     if options.instruction_induction:
         splits["instruction induction"] = induction_tasks(options.instruction_induction)
-    hyperloras = {f"HyperLoRA {h}": HyperLoRA.from_pretrained(work / f"hyperlora-{h}") for h in HEADS}
+    hyperloras = {"HyperLoRA M": HyperLoRA.from_pretrained(work / HYPERLORA)}
     settings = evaluate.Settings(examples=3, descriptions=2, seeds=3)
     rows = evaluate.evaluate(
         adapted, tokenizer, splits, splits["trained tasks"], hyperloras, load_adapters(work / "loras"), settings
@@ -194,9 +197,8 @@ def assemble(options: Options, work: Path) -> None:
     for file in (work / "base").iterdir():
         if file.is_file():
             shutil.copyfile(file, assets / "base" / file.name)
-    for head in SHIPPED:
-        hyperlora = with_fewer_descriptions(HyperLoRA.from_pretrained(work / f"hyperlora-{head}"))
-        hyperlora.save_pretrained(assets / f"hyperlora-{head}", dtype=torch.bfloat16)
+    hyperlora = with_fewer_descriptions(HyperLoRA.from_pretrained(work / HYPERLORA))
+    hyperlora.save_pretrained(assets / HYPERLORA, dtype=torch.bfloat16)
     shutil.copyfile(work / "results.json", assets / "results.json")
     write_card(assets / "README.md", work)
 
@@ -209,7 +211,7 @@ def stages(options: Options, work: Path) -> dict[str, Callable[[], None]]:
             trained, work / "base", options.base_steps, Path(options.init) / "base" if options.init else None
         ),
         "multi_task": lambda: train_multi_task(options, work),
-        **{f"hyperlora-{head}": lambda head=head: train_hyperlora(head, options, work) for head in HEADS},
+        HYPERLORA: lambda: train_hyperlora(options, work),
         "oracles": lambda: train_oracles(options, work),
         "notice": lambda: add_notice(options, work),
         "evaluation": lambda: run_evaluation(options, work),
@@ -227,15 +229,35 @@ def main(argv: list[str] | None = None) -> None:
     if options.instruction_induction:  # before hours of training
         induction_tasks(options.instruction_induction)
     done = read_json(log, MAX_LOG) if log.exists() else {}
+    shaped = {"tasks of the suite": suite_digest()}
     for name, stage in every.items():
-        if name not in done:
+        shaped |= {option: getattr(options, option) for option in SHAPED_BY.get(name, ())}
+        if name in done:
+            check_same(work, name, done[name].get("shaped by", {}), shaped)
+        else:
             print(f"Stage {name}", flush=True)
             started = time.perf_counter()
             stage()
-            done[name] = {"minutes": round((time.perf_counter() - started) / 60, 1)}
+            done[name] = {"minutes": round((time.perf_counter() - started) / 60, 1), "shaped by": dict(shaped)}
             write_atomic(log, (json.dumps(done, indent=1) + "\n").encode())
         if name == options.until:
             break
+
+
+def suite_digest() -> str:
+    """Of what the suite's tasks are and how they are worded."""
+    worded = [(task.name, task.group, task.descriptions, task.make(Random(0))) for task in suite()]
+    return f"{zlib.crc32(json.dumps(worded).encode()):08x}"
+
+
+def check_same(work: Path, stage: str, before: dict, now: dict) -> None:
+    """`UserError` where a stage that is done was another one's: what follows would be built on it."""
+    for name in before:
+        if before[name] != now.get(name):
+            raise UserError(
+                f"{work} has the stage {stage} with {name} {before[name]!r}, not {now.get(name)!r}: go on with the "
+                "same, or take another --output."
+            )
 
 
 if __name__ == "__main__":

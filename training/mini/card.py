@@ -17,10 +17,10 @@ tags: [hypernetwork, lora]
 
 # HyperLoRA mini
 
-A character-level `MistralForCausalLM` of {parameters:.1f} million parameters, trained from scratch, and three
-hypernetworks (heads M, S, L) that turn a sentence into a rank-8 LoRA adapter for it. The page uses head M. It is
-there so that a machine without a GPU, a hub or an account can do all that the large model does. It knows operations
-on text (letters, words, lists, numbers, a little grammar), not the world, and it answers each message on its own.
+A character-level `MistralForCausalLM` of {parameters:.1f} million parameters, trained from scratch, and a
+hypernetwork (head M) that turns a sentence into a rank-8 LoRA adapter for it. It is there so that a machine without a
+GPU, a hub or an account can do all that the large model does. It knows operations on text (letters, words, lists,
+numbers, a little grammar), not the world, and it answers each message on its own.
 
 ## What it was trained on
 
@@ -43,19 +43,19 @@ Exact match on test inputs, mean over tasks ± standard deviation over three eva
 {descriptions} descriptions a task and seed). "seen" are training descriptions, "unseen" are not; on held-out tasks
 all are unseen. "blind descriptions" are {blind} of the trained tasks, and the unseen descriptions there were written
 from examples alone, by a writer who had not read the suite's: unseen ones of the suite are held-out templates of the
-same hand, so they say less about people's own words. "retrieval" is head M's adapter of the nearest training
+same hand, so they say less about people's own words. "retrieval" is its adapter of the nearest training
 description. "oracle" is a task's own LoRA, on a training split that nothing else saw; it exists for {oracles} trained
 tasks and for all new combinations. Those {oracles} are all that "Arrow routing" and "nearest task's LoRA", where
 listed, can choose among.
 
 {table}
-Head M, unseen descriptions of trained tasks: {below} of {tasks} tasks score under 0.5.
+HyperLoRA, unseen descriptions of trained tasks: {below} of {tasks} tasks score under 0.5.
 
-| new combination (head M) | exact match |
+| new combination | exact match |
 | --- | --- |
 {combination_rows}
 
-| new operation (head M) | exact match |
+| new operation | exact match |
 | --- | --- |
 {operation_rows}
 
@@ -64,8 +64,7 @@ Far descriptions: below a cosine of {threshold} to every training description th
 threshold is set so), {flagged[blind]:.0%} of the blind ones, {flagged[everyday requests]:.0%} of a hundred everyday
 requests to an assistant, most of which this model does not know, and {flagged[random strings]:.0%} of random strings.
 
-Made by `python -m training.mini`. The hypernetworks S and L got fewer steps than M: their rows are no comparison of the
-heads.
+Made by `python -m training.mini`.
 """
 
 
