@@ -20,6 +20,7 @@ from hyperlora.devices import device_named
 from hyperlora.errors import UserError
 from hyperlora.files import resolve_folder
 from hyperlora.memory import MAX_CONFIG_BYTES
+from hyperlora.prompt import turn_end
 
 # Never a pickle, nor a repository's second copy of the weights under another name (consolidated.safetensors).
 PATTERNS = ["*.json", "model*.safetensors", "*.jinja", "tokenizer.model"]
@@ -79,6 +80,7 @@ def load_base(
     folder = resolve_folder(path_or_id, revision, PATTERNS, local_files_only)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder / 'config.json'} is missing: {folder} holds no base model.")
+    check_no_adapter(folder)
     _check_text_only(folder)
     try:
         # One load alone: the library only logs weights that the file lacks, and starts them at random.
@@ -93,6 +95,8 @@ def load_base(
             **options,
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if isinstance(tokenizer.chat_template, dict) and "default" in tokenizer.chat_template:
+            tokenizer.chat_template = tokenizer.chat_template["default"]  # as transformers chooses
         if tokenizer.pad_token is None:  # as Mistral's and Llama's; padding is masked, or right of all
             tokenizer.pad_token = tokenizer.eos_token
     except Exception as error:  # the library raises many kinds; the reader needs one sentence
@@ -116,6 +120,15 @@ def load_base(
 def origin(model: PreTrainedModel) -> tuple[str | None, str | None]:
     """The folder or Hub id that a base is from, and the commit of the latter: what an adapter says of its base."""
     return model.config.name_or_path or None, getattr(model.config, "_commit_hash", None)
+
+
+def check_no_adapter(folder: Path) -> None:
+    """`UserError` where an adapter lies in a model's folder: with PEFT installed, transformers loads both as one."""
+    if (folder / "adapter_config.json").exists():
+        raise UserError(
+            f"{folder} holds an adapter too (adapter_config.json), so that it is unclear what is meant: give a folder "
+            "that holds the model alone, and load the adapter by itself."
+        )
 
 
 def _check_text_only(folder: Path) -> None:
@@ -245,7 +258,9 @@ def context_length(model: PreTrainedModel) -> int:
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The tokens that end an answer: those that the model names, or else the tokenizer's."""
-    eos = model.generation_config.eos_token_id
-    eos = tokenizer.eos_token_id if eos is None else eos
-    return {eos} if isinstance(eos, int) else set(eos or ())
+    """The tokens that end an answer: all that the generation config, the config, the tokenizer and its chat template
+    name, since published models often name only some of them in each."""
+    named = [model.generation_config.eos_token_id, getattr(model.config, "eos_token_id", None)]
+    named += [tokenizer.eos_token_id, turn_end(tokenizer)]
+    each = (eos if isinstance(eos, (list, tuple)) else [eos] for eos in named)
+    return {token for tokens in each for token in tokens if isinstance(token, int)}

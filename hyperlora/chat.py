@@ -20,6 +20,7 @@ import torch
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 from transformers import (
+    GenerationConfig,
     LogitsProcessorList,
     PreTrainedTokenizerBase,
     RepetitionPenaltyLogitsProcessor,
@@ -84,6 +85,26 @@ class Options:
             if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
                 hint = "; for the likeliest answer set do_sample=False" if name == "temperature" else ""
                 raise UserError(f"{name} must be a number from {low:g} to {high:g}, not {shown(value)}{hint}.")
+
+    @classmethod
+    def said_by(cls, config: GenerationConfig) -> dict[str, bool | float]:
+        """What a model's generation_config says, by these names, a value without any meaning left out.
+
+        A temperature or a top_p of 0 is greedy decoding, a top_k below 0 means all tokens.
+        """
+        said = {option.name: getattr(config, option.name, None) for option in fields(cls)}
+        numbers = {name: value for name, value in said.items() if type(value) in (int, float) and value == value}
+        for name, most in (("top_k", 10**9), ("max_new_tokens", 10**6)):
+            if name in numbers:
+                said[name] = int(max(0, min(numbers[name], most)))
+        if 0 <= numbers.get("temperature", 1) < 1e-3 or 0 <= numbers.get("top_p", 1) < 1e-6:
+            said["do_sample"] = False
+        for name in list(said):
+            try:
+                cls(**{name: said[name]})
+            except UserError:
+                del said[name]
+        return said
 
     def processors(self) -> LogitsProcessorList | None:
         """What `generate` would apply, in its order; None for plain greedy decoding."""
@@ -232,10 +253,8 @@ class ChatEngine:
         self.context = context_length(adapted.model)
         self._model = adapted.model
         self._device = device_of(adapted.model.get_input_embeddings())
-        config = adapted.model.generation_config
         self._eos = end_tokens(adapted.model, tokenizer)
-        names = [option.name for option in fields(Options)]
-        self._defaults = {name: value for name in names if (value := getattr(config, name, None)) is not None}
+        self._defaults = Options.said_by(adapted.model.generation_config)
         only_last = "logits_to_keep" in signature(adapted.model.forward).parameters
         # An index copies the states; with a slice of them a bfloat16 product on a CPU copies the matrix for each row.
         self._prefill_options = {"logits_to_keep": torch.tensor([-1])} if only_last else {}

@@ -119,6 +119,10 @@ class SentenceEmbedder(Embedder):
         except Exception as error:  # whatever the library raises, the reader needs the same sentence
             reason = str(error).strip().split("\n")[0]
             raise UserError(f"The description encoder {name!r} could not be loaded ({reason}).") from error
+        if any(hasattr(module, "peft_config") for module in self.model.modules()):
+            raise UserError(
+                f"The description encoder {name!r} holds an adapter: merge the two, or take that file away."
+            )
         own_memory(self.model.eval())
         super().__init__(self.model.get_embedding_dimension())
 

@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import GteConfig, GteModel
 
-from hyperlora.base import to_device
+from hyperlora.base import check_no_adapter, to_device
 from hyperlora.config import read_json
 from hyperlora.errors import UserError
 from hyperlora.files import open_safetensors, own_memory, resolve_folder
@@ -47,6 +47,7 @@ def load_gte(
     for what is missing, damaged, or more than GteModel can represent.
     """
     folder = resolve_folder(path_or_id, revision, [CONFIG, WEIGHTS, TOKENIZER], local_files_only)
+    check_no_adapter(folder)
     config = gte_config(read_json(folder / CONFIG, MAX_CONFIG))
     _check_weights(folder / WEIGHTS, published_weights(config))
     tokenizer = _load_tokenizer(folder / TOKENIZER, config)

@@ -173,7 +173,6 @@ def answer(model, tokenizer, prompt: str, n: int) -> str:
 def test_chats_that_join_each_other_are_what_generate_gives(kind, folder, adapters):
     """Prompts on both sides of the window, rows that join and leave: each row's cache is padded again and again."""
     model, tokenizer = load_base(folder)
-    model.generation_config.eos_token_id = -1
     tuned = [with_peft(folder, path) for _, path in adapters]
     lengths, chosen = [30, 9, 24, 14], [0, None, 1, None]
     expected = [
@@ -181,6 +180,7 @@ def test_chats_that_join_each_other_are_what_generate_gives(kind, folder, adapte
         for prompt, i, n in zip(PROMPTS, chosen, lengths, strict=True)
     ]
     engine = ChatEngine(AdaptedModel(model, KINDS[kind][2]), tokenizer)
+    engine._eos = set()
     try:
         streams, texts = [], []
         for prompt, i, n in zip(PROMPTS, chosen, lengths, strict=True):

@@ -12,10 +12,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import MistralConfig, MistralForCausalLM
+from huggingface_hub.utils import filter_repo_objects
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM
 
-from hyperlora.base import context_length, load_base, origin
+from hyperlora.base import PATTERNS, context_length, end_tokens, load_base, origin
 from hyperlora.errors import UserError
+from hyperlora.prompt import TRAINED, encode_answers, format_prompt, use_trained_template
+
+LLAMA, GEMMA = "meta-llama/Llama-3.1-8B-Instruct", "google/gemma-2-2b-it"
 
 
 @pytest.fixture
@@ -63,6 +68,121 @@ def test_a_model_that_sees_or_hears_too_is_refused(broken):
     path.write_text("[]")
     with pytest.raises(UserError, match=r"config\.json is damaged"):
         load_base(broken)
+
+
+def put_adapter(folder: Path, **config) -> None:
+    """Into a model's folder, as a training that writes its adapter there does."""
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(folder), LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
+    )
+    model.save_pretrained(folder)
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+
+
+@pytest.mark.parametrize("config", [{}, {"base_model_name_or_path": "owner/other"}, {"peft_type": "NONSENSE"}], ids=str)
+def test_a_folder_with_an_adapter_too_is_refused(broken, config, monkeypatch):
+    """transformers, where PEFT is installed, would load both as one, and a hypernetwork's adapters go on top."""
+    put_adapter(broken, **config)
+    with pytest.raises(UserError, match=r"holds an adapter too \(adapter_config\.json\).*give a folder that holds"):
+        load_base(broken)
+    monkeypatch.setattr("hyperlora.base.resolve_folder", lambda *_: broken)
+    with pytest.raises(UserError, match="holds an adapter too"):
+        load_base("owner/tiny")  # from the Hub
+    monkeypatch.undo()
+    (broken / "config.json").unlink()
+    with pytest.raises(UserError, match=r"config\.json is missing: .* holds no base model"):
+        load_base(broken)  # the adapter alone
+
+
+def save_templates(folder: Path, how: str, **templates: str) -> None:
+    """Named chat templates into the folder, in one of the ways in which models are published."""
+    (folder / "chat_template.jinja").unlink()
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    if how == "list":
+        config["chat_template"] = [{"name": name, "template": text} for name, text in templates.items()]
+    elif how == "dict":
+        config["chat_template"] = templates
+    else:
+        for name, text in templates.items():
+            file = folder / ("chat_template.jinja" if name == "default" else f"additional_chat_templates/{name}.jinja")
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(text)
+    path.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("how", ["list", "dict", "folder"])
+def test_of_several_chat_templates_the_default_is_taken(broken, how):
+    save_templates(broken, how, rag="{{ raise_exception('no') }}", default="<s>{{ messages[0]['content'] }}=", z="z")
+    _, tokenizer = load_base(broken)
+    assert tokenizer.chat_template == "<s>{{ messages[0]['content'] }}="
+    assert tokenizer.decode(format_prompt(tokenizer, "1+1")) == "<s>1+1="
+
+
+@pytest.mark.parametrize("how", ["list", "dict", "folder"])
+def test_several_chat_templates_without_a_default_are_a_sentence(broken, how, make_config):
+    save_templates(broken, how, tool_use="a", rag="b")
+    model, tokenizer = load_base(broken)
+    with pytest.raises(UserError, match=r"several chat templates \(rag, tool_use\), no default: name one of them"):
+        format_prompt(tokenizer, "1+1")
+    with pytest.raises(UserError, match="several chat templates"):
+        use_trained_template(tokenizer, make_config())
+    assert end_tokens(model, tokenizer) == {2}
+    use_trained_template(tokenizer, make_config(chat_template="<s>{{ messages[0]['content'] }}="))
+    assert tokenizer.decode(format_prompt(tokenizer, "1+1")) == "<s>1+1="
+
+
+def test_what_is_fetched_of_a_base(tiny_base):
+    wanted = ["config.json", "model.safetensors", "chat_template.jinja", "additional_chat_templates/rag.jinja"]
+    wanted += ["generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"]
+    wanted += ["model-00001-of-00002.safetensors", "model.safetensors.index.json"]
+    others = ["consolidated.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "modeling_x.py"]
+    assert list(filter_repo_objects(wanted + others, allow_patterns=PATTERNS)) == wanted
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+PHI = (  # ends in another token where nobody is asked to go on
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% else %}<|endoftext|>{% endif %}"
+)
+ALPACA = "{% for m in messages %}### {{ m['role'] }}:\n{{ m['content'] }}\n\n{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "eos", "generation", "config", "expected", "learnt"),
+    [
+        (CHATML, "<|endoftext|>", "<|endoftext|>", "<|endoftext|>", "<|endoftext|> <|im_end|>", "<|im_end|>"),
+        (CHATML, "<|im_end|>", "<|endoftext|>", None, "<|endoftext|> <|im_end|>", "<|im_end|>"),
+        (TRAINED[LLAMA], "<|end_of_text|>", "<|end_of_text|> <|eom_id|>", None, None, "<|eot_id|>"),
+        (TRAINED[GEMMA], "<eos>", "<eos>", "<eos>", "<eos> <end_of_turn>", "<end_of_turn>"),
+        (PHI, "<|endoftext|>", None, None, "<|endoftext|> <|end|>", "<|end|>"),
+        (ALPACA, "</s>", None, "<|endoftext|>", "</s> <|endoftext|>", "</s>"),
+        (None, "</s>", "<|im_end|>", None, "</s> <|im_end|>", None),
+    ],
+)
+def test_answers_end_as_the_template_ends_a_turn_and_wherever_else_the_model_says(
+    tiny_base, tiny_model, template, eos, generation, config, expected, learnt
+):
+    expected = expected or "<|end_of_text|> <|eom_id|> <|eot_id|>"
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    tokens = "<|endoftext|> <|im_start|> <|im_end|> <|end_of_text|> <|eom_id|> <|eot_id|> <eos> <end_of_turn> <|end|>"
+    tokenizer.add_special_tokens({"additional_special_tokens": tokens.split()})
+    tokenizer.eos_token, tokenizer.chat_template = eos, template
+
+    def ids(names: str | None) -> list[int] | None:
+        return names and tokenizer.convert_tokens_to_ids(names.split())
+
+    tiny_model.generation_config.eos_token_id, tiny_model.config.eos_token_id = ids(generation), ids(config)
+    assert end_tokens(tiny_model, tokenizer) == set(ids(expected))
+    if learnt is not None:
+        [(_, answer)] = encode_answers(
+            tokenizer, [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]]
+        )
+        assert [answer[-1]] == ids(learnt) and not set(answer[:-1]) & set(ids(tokens))
 
 
 def test_damaged_weights(broken):

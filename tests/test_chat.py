@@ -2,6 +2,8 @@
 
 import copy
 import gc
+import json
+import shutil
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +17,7 @@ from transformers import (
     AutoTokenizer,
     Gemma2Config,
     Gemma2ForCausalLM,
+    GenerationConfig,
     MistralConfig,
     MistralForCausalLM,
     PreTrainedTokenizerFast,
@@ -25,7 +28,7 @@ from transformers import (
 
 from hyperlora.adapted import AdaptedModel
 from hyperlora.base import load_base
-from hyperlora.chat import ChatEngine, ChatStream, one_thread
+from hyperlora.chat import ChatEngine, ChatStream, Options, one_thread
 from hyperlora.errors import UserError
 from hyperlora.prompt import format_prompt
 
@@ -46,6 +49,7 @@ def start(tiny_model, tokenizer):
         if endless:
             model.generation_config.eos_token_id = -1
         engines.append(ChatEngine(AdaptedModel(model, ["q_proj", "v_proj"], max_adapters), tokenizer, **options))
+        engines[-1]._eos = set() if endless else engines[-1]._eos
         return engines[-1]
 
     yield make
@@ -207,6 +211,26 @@ def test_an_end_of_sequence_token_ends_the_answer_and_is_not_shown(start, tiny_m
     assert "".join(engine.submit("one two three", max_new_tokens=12)) == text[: text.index(end)]
 
 
+@pytest.mark.parametrize("source", ["generation_config", "config", "tokenizer", "template"])
+def test_an_answer_ends_whoever_names_its_last_token(start, tiny_base, tiny_model, source):
+    """Published models name it in one place or another."""
+    text = "".join(start(copy.deepcopy(tiny_model)).submit("one two three", max_new_tokens=12))
+    end = next(letter for letter in text if letter not in "one two three")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    if source in ("generation_config", "config"):
+        getattr(tiny_model, source).eos_token_id = [1, tokenizer.convert_tokens_to_ids(end)]
+    elif source == "tokenizer":
+        tokenizer.eos_token = end
+    else:
+        tokenizer.add_special_tokens({"additional_special_tokens": ["[INST]", "[/INST]", end]})
+        tokenizer.chat_template = tokenizer.chat_template.replace("{{ eos_token }}", end + "!{{ eos_token }}")
+    engine = ChatEngine(AdaptedModel(tiny_model, ["q_proj", "v_proj"]), tokenizer)
+    try:
+        assert "".join(engine.submit("one two three", max_new_tokens=12)) == text[: text.index(end)]
+    finally:
+        engine.close()
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -243,6 +267,55 @@ def test_defaults_come_from_the_models_generation_config(start, tiny_model, answ
     tiny_model.generation_config.max_new_tokens = 4
     tiny_model.generation_config.repetition_penalty = 1.5
     answers(start().submit("a"), "a", None, 4, processor=RepetitionPenaltyLogitsProcessor(1.5))
+
+
+GREEDY = {"do_sample": False}
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ({"do_sample": False, "temperature": 0.0, "top_k": -1, "top_p": 0.0}, GREEDY | {"top_k": 0}),
+        ({"do_sample": True, "temperature": 0}, GREEDY),
+        ({"do_sample": True, "temperature": 1e-5, "top_p": 0.9}, GREEDY | {"top_p": 0.9}),
+        ({"do_sample": True, "top_p": 0}, GREEDY),
+        ({"temperature": 0.0}, GREEDY),
+        ({"do_sample": True, "top_k": -1}, {"do_sample": True, "top_k": 0}),
+        ({"do_sample": True, "top_k": 0, "top_p": 1.5}, {"do_sample": True, "top_k": 0}),
+        ({"do_sample": True, "top_k": 5.0, "temperature": 1}, {"do_sample": True, "top_k": 5}),
+        ({"do_sample": True, "top_k": 2**40, "temperature": "0.7"}, {"do_sample": True, "top_k": 10**9}),
+        ({"do_sample": "no", "repetition_penalty": 0.0, "max_new_tokens": -1}, GREEDY),
+        ({"temperature": float("nan"), "top_p": float("nan"), "top_k": float("nan"), "max_new_tokens": True}, GREEDY),
+        ({"max_new_tokens": 2**40}, {"max_new_tokens": 10**6}),
+        ({"temperature": None, "top_k": None}, GREEDY),
+    ],
+    ids=str,
+)
+def test_what_a_generation_config_says_is_read_as_it_is_meant(said, meant):
+    config = GenerationConfig()
+    for name, value in said.items():
+        setattr(config, name, value)
+    assert Options(**Options.said_by(config)) == Options(**meant)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"do_sample": False, "temperature": 0.0, "top_k": -1, "top_p": 0.0},
+        {"do_sample": True, "temperature": 0.0},
+        {"do_sample": True, "top_p": 0.0, "top_k": -1},
+    ],
+    ids=str,
+)
+def test_a_base_whose_file_asks_for_greedy_decoding_so(start, tiny_base, tmp_path, answers, said):
+    folder = shutil.copytree(tiny_base, tmp_path / "base")
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | said))
+    engine = start(load_base(folder)[0])
+    greedy = answers(engine.submit("a", max_new_tokens=30), "a", None, 30)
+    assert "".join(engine.submit("a", do_sample=True, max_new_tokens=30)) != greedy  # whoever asks for another gets it
+    with pytest.raises(UserError, match=r"top_k must be a number"):  # but not so
+        engine.submit("a", top_k=-1)
 
 
 @pytest.mark.parametrize(
@@ -491,8 +564,8 @@ def test_a_stream_says_why_it_ended(start, tiny_model, tokenizer):
 @pytest.mark.parametrize("state", ["new", "idle", "read", "unread", "running"])
 def test_an_engine_that_nobody_has_goes_with_its_thread_and_model(tiny_base, tokenizer, make_adapter, state):
     model = load_base(tiny_base)[0]
-    model.generation_config.eos_token_id = -1
     engine = ChatEngine(AdaptedModel(model, ["q_proj", "v_proj"]), tokenizer)
+    engine._eos = set()
     stream = None
     if state != "new":
         stream = engine.submit("a", make_adapter(1), max_new_tokens=200 if state == "running" else 5)
@@ -511,9 +584,10 @@ def test_an_engine_that_nobody_has_goes_with_its_thread_and_model(tiny_base, tok
 
 
 def test_a_stream_keeps_its_engine_until_it_has_been_read(tiny_model, tokenizer, answers):
-    tiny_model.generation_config.eos_token_id = -1
-    stream = ChatEngine(AdaptedModel(tiny_model, ["q_proj"]), tokenizer).submit("a", max_new_tokens=20)
-    thread = stream._engine._thread
+    engine = ChatEngine(AdaptedModel(tiny_model, ["q_proj"]), tokenizer)
+    engine._eos = set()
+    stream, thread = engine.submit("a", max_new_tokens=20), engine._thread
+    del engine
     gc.collect()
     answers(stream, "a", None, 20)
     thread.join()

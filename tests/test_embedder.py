@@ -1,5 +1,7 @@
 """Descriptions become vectors of length sqrt(d_emb), from a sentence encoder or from the base model itself."""
 
+import json
+import shutil
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -7,9 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from accelerate import cpu_offload
+from peft import LoraConfig, get_peft_model
 from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer, models
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 
 from hyperlora.embedder import FEW, KEPT, Embedder, LastTokenEmbedder, SentenceEmbedder, load_embedder, normalise_text
 from hyperlora.errors import UserError
@@ -178,6 +182,25 @@ def test_a_tampered_package_is_refused(monkeypatch, tmp_path):
 def test_an_unknown_encoder_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="could not be loaded"):
         load_embedder(str(tmp_path))
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_an_encoder_with_an_adapter_is_refused(alone, tmp_path):
+    """sentence-transformers would load both as one: also where the folder holds no more than the adapter."""
+    tokens = Tokenizer(models.WordLevel({"[UNK]": 0, "sort": 1}, unk_token="[UNK]"))
+    config = BertConfig(vocab_size=2, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    folders = [tmp_path / "encoder", tmp_path / "adapter"]
+    bert = BertModel(config)
+    bert.save_pretrained(folders[0])
+    PreTrainedTokenizerFast(tokenizer_object=tokens, unk_token="[UNK]", pad_token="[UNK]").save_pretrained(folders[0])
+    assert load_embedder(str(folders[0])).embed(["sort"]).shape == (1, 8)
+    if alone:
+        shutil.copytree(folders[0], folders[1], ignore=lambda *_: ["config.json", "model.safetensors"])
+    get_peft_model(bert, LoraConfig(target_modules=["query"])).save_pretrained(folders[alone])
+    path = folders[alone] / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": str(folders[0])}))
+    with pytest.raises(UserError, match="holds an adapter: merge the two, or take that file away"):
+        load_embedder(str(folders[alone]))
 
 
 def test_last_token_is_the_bases_last_hidden_state(tiny_base, tiny_model):

@@ -198,6 +198,12 @@ def embedder() -> GteEmbedder:
     return load_embedder(str(FIXTURES / "large"))
 
 
+def test_an_adapter_beside_the_encoder_is_refused(folder):
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="holds an adapter too"):
+        load_embedder(str(folder))
+
+
 def test_an_embedding_is_the_first_tokens_last_hidden_state(embedder):
     assert isinstance(embedder, GteEmbedder) and embedder.d_emb == 32
     [row] = embedder.embed([" Sort the list "])

@@ -1,6 +1,7 @@
 """Whole answers of a batch: what evaluation shares with a local model that writes descriptions."""
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
@@ -12,7 +13,7 @@ from hyperlora.base import end_tokens
 def decode(
     model: PreTrainedModel, tokenizer, prompts: Sequence[list[int]], max_new_tokens: int, temperature: float = 0.0
 ) -> list[list[int]]:
-    """Token ids of each prompt's answer, the token that ends it included; greedy where the temperature is 0."""
+    """Token ids of each prompt's answer, without the one that ends it; greedy where the temperature is 0."""
     length, device = max(map(len, prompts)), model.get_input_embeddings().weight.device
     ids = torch.tensor([[tokenizer.pad_token_id] * (length - len(p)) + p for p in prompts], device=device)
     mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=device)
@@ -26,4 +27,4 @@ def decode(
         **sampling,
     )
     out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, length:].tolist()
-    return [row[: next((i + 1 for i, token in enumerate(row) if token in ends), len(row))] for row in out]
+    return [list(takewhile(lambda token: token not in ends, row)) for row in out]
