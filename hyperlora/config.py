@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from hyperlora.errors import UserError
 from hyperlora.files import write_atomic
+from hyperlora.text import check_text
 
 Head = Literal["L", "M", "S", "R"]
 TaskInput = Literal["text", "one_hot", "learned"]
@@ -90,6 +92,7 @@ class HyperLoRAConfig:
             value = getattr(self, name)
             if not (isinstance(value, str) and len(value) <= MAX_TEXT) and (value is not None or name == "embedder"):
                 raise _bad(name, f"a text of at most {MAX_TEXT:,} characters", value)
+            check_text(value or "", f"The config's {name}")
         self.num_layers = _integer("num_layers", self.num_layers, MAX_LAYERS)
         self.d_emb = _integer("d_emb", self.d_emb, MAX_SIZE if self.task_input != "one_hot" else MAX_TASKS)
         self.rank = _integer("rank", self.rank, MAX_RANK)
@@ -198,7 +201,13 @@ def read_json(path: str | Path, max_bytes: int) -> Any:
     if path.stat().st_size > max_bytes:
         raise UserError(f"{path} is larger than {max_bytes:,} bytes; it is not the kind of file it should be.")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if re.search(r"\\u[dD][89a-fA-F]", text):  # an escape of half a character, perhaps beside its other half
+            check_text(json.dumps(value, ensure_ascii=False), str(path))
+        return value
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}); check that it may be read.") from None
     except (ValueError, RecursionError) as error:
