@@ -12,6 +12,7 @@ from hyperlora.arguments import add_options, choose, named, open_pipeline
 from hyperlora.choice import Choice
 from hyperlora.errors import UserError
 from hyperlora.files import writing
+from hyperlora.text import command_line, open_streams
 
 
 def port_number(text: str) -> int:
@@ -60,9 +61,10 @@ def own_folder() -> Iterator[None]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve the page until Ctrl-C; returns the exit code: 1 where it cannot be opened, 2 for a mistake in options."""
-    args = parse_arguments(arguments)
-    os.environ.pop("GRADIO_SERVER_NAME", None)  # read above; Gradio looks there for free ports, and only in IPv4
+    open_streams()
     try:
+        args = parse_arguments(command_line(arguments))
+        os.environ.pop("GRADIO_SERVER_NAME", None)  # read above; Gradio looks there for free ports, and only in IPv4
         with own_folder():
             # What was named and cannot be ends the command; the best takes a while to find, so the page comes first.
             choice = choose(args) if named(args) else None

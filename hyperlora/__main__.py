@@ -7,12 +7,15 @@ import sys
 
 from hyperlora.arguments import add_options, choose, named, named_pair, open_pipeline
 from hyperlora.errors import UserError
+from hyperlora.text import command_line, open_streams
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 for a mistake in the input, 130 after Ctrl-C."""
-    args = _parser().parse_args(arguments)
+    open_streams()
+    args = None
     try:
+        args = _parser().parse_args(command_line(arguments))
         args.run(args)
     except UserError as error:
         print(error, file=sys.stderr)

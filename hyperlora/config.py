@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, fields
 from inspect import formatannotation
 from pathlib import Path
@@ -12,6 +13,7 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 
 from hyperlora.errors import UserError, shown
 from hyperlora.files import write_atomic
+from hyperlora.text import check_text
 
 Head = Literal["L", "M", "S", "R"]
 TaskInput = Literal["text", "one_hot", "learned"]
@@ -60,6 +62,7 @@ def _text(**default: Any) -> Any:
     def check(value: str | None) -> None:
         if value is not None and len(value) > MAX_TEXT:
             raise ValueError(f"a text of at most {MAX_TEXT:,} characters")
+        check_text(value or "", "The config")
 
     return validated_field(check, **default)
 
@@ -201,7 +204,13 @@ def read_json(path: str | Path, max_bytes: int) -> Any:
     if path.stat().st_size > max_bytes:
         raise UserError(f"{path} is larger than {max_bytes:,} bytes; it is not the kind of file it should be.")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if re.search(r"\\u[dD][89a-fA-F]", text):  # an escape of half a character, perhaps beside its other half
+            check_text(json.dumps(value, ensure_ascii=False), str(path))
+        return value
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}); check that it may be read.") from None
     except (ValueError, RecursionError) as error:

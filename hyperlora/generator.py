@@ -16,6 +16,7 @@ from hyperlora.errors import UserError
 from hyperlora.files import check_finite, open_safetensors, resolve_folder, safetensors_bytes, write_atomic
 from hyperlora.hypernetwork import Factors, HyperNetwork
 from hyperlora.lora import MAX_DESCRIPTION, Adapter
+from hyperlora.text import check_text
 
 CONFIG, WEIGHTS, DESCRIPTIONS = "hyperlora_config.json", "hyperlora.safetensors", "descriptions.json"
 # A forked process has none of the threads that PyTorch keeps, and would wait for them for ever.
@@ -27,9 +28,7 @@ NOTICE = "This description is far from every task that this hypernetwork was tra
 
 def check_description(text: str) -> str:
     """The description without surrounding space; `UserError` where it is blank, wordless or too long."""
-    if not isinstance(text, str):
-        raise UserError(f"A description must be text, not {type(text).__name__}.")
-    text = text.strip()
+    text = check_text(text, "The description").strip()
     if not text:
         raise UserError("The description is empty: say in a sentence what the model should do.")
     if not any(character.isalnum() for character in text):

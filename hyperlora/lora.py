@@ -15,6 +15,7 @@ from torch import Tensor
 from hyperlora.config import MAX_RANK, PromptStyle, lora_scale, read_json
 from hyperlora.errors import UserError, shown
 from hyperlora.files import open_safetensors, write_atomic
+from hyperlora.text import check_text
 
 # Where a module lives inside a layer of Llama-like models (Llama, Mistral, Qwen, Gemma), so that no base is needed.
 PATHS = {f"{name}_proj": f"self_attn.{name}_proj" for name in "qkvo"}
@@ -63,6 +64,8 @@ class Adapter:
     def __post_init__(self) -> None:
         if not self.weights:
             raise UserError("The adapter has no weights; an adapter needs at least one module.")
+        if self.description is not None:
+            check_text(self.description, "The adapter's description")
         for module, (A, B) in self.weights.items():
             if not (A.ndim == B.ndim == 3 and A.shape[:2] == B.shape[::2]):
                 raise UserError(

@@ -1,5 +1,8 @@
 """Text that comes in: from a person, a file, a command line, another program."""
 
+import os
+import sys
+
 from hyperlora.errors import UserError
 
 
@@ -19,3 +22,27 @@ def check_text(text: object, what: str) -> str:
             "part anew, or leave it out."
         ) from None
     return text
+
+
+def command_line(arguments: list[str] | None = None) -> list[str]:
+    """The arguments, by default those of this process; `UserError` where they hold what `check_text` refuses."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    check_text(" ".join(arguments), "The command line")
+    return arguments
+
+
+def open_streams() -> None:
+    """Standard input, output and errors for text of any kind, and nowhere in place of those that are closed.
+
+    A byte that is not UTF-8 is read as `check_text` finds it; a character that a terminal does not have is escaped.
+    """
+    for name, mode, errors in (
+        ("stdin", "r", "surrogateescape"),
+        ("stdout", "w", "backslashreplace"),
+        ("stderr", "w", "backslashreplace"),
+    ):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (open until the process ends)
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=errors)

@@ -1,6 +1,7 @@
 """`python -m hyperlora`: results on standard output, everything else on standard error, 2 for a mistake."""
 
 import io
+import os
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 
 from hyperlora import hub
 from hyperlora.__main__ import main
+from hyperlora.chat import ChatStream
 from hyperlora.choice import Choice, Pair
 from hyperlora.hub import Repo
 from hyperlora.lora import Adapter
@@ -90,6 +92,18 @@ def test_an_adapter_without_description_cannot_be_described(make_adapter, tmp_pa
     assert out == "" and err == "This adapter has no description that could be put in the prompt.\n"
 
 
+@pytest.mark.parametrize(
+    "bad", [b"caf\xe9", b"\xff\xfe", b"one \xed\xa0\xbd two", b"\xc3"], ids=["latin-1", "utf-16", "half", "cut"]
+)
+def test_a_line_that_is_not_utf_8_ends_nothing(capsys, monkeypatch, bad):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"one two\n" + bad + b"\n5 9\n"), "utf-8"))
+    assert main(["chat", "Reverse the order of words.", "--preset", "tiny"]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 2
+    [line] = [line for line in err.splitlines() if "was cut here" not in line]
+    assert line.startswith("The message holds '\\udc") and "a byte that is not UTF-8" in line
+
+
 def test_a_bad_line_ends_nothing(capsys, type_in):
     type_in("   \none two\n")
     assert main(["chat", "Reverse the order of words.", "--preset", "tiny"]) == 0
@@ -103,6 +117,13 @@ def test_a_bad_line_ends_nothing(capsys, type_in):
         (["generate", "", "-o", "x"], "The description is empty"),
         (["generate", "\U0001f600", "-o", "x"], "no letter or digit"),
         (["generate", "x" * 10_000, "-o", "x"], "10,000 characters"),
+        (
+            ["generate", os.fsdecode(b"caf\xe9"), "-o", "x"],
+            "The command line holds '\\udce9', which is half a character",
+        ),
+        (["chat", "Sort \ud83d.", "--preset", "tiny"], "The command line holds '\\ud83d'"),
+        (["chat", "--adapter", os.fsdecode(b"\xff"), "--preset", "tiny"], "a byte that is not UTF-8"),
+        (["import", "x\udfff", "-o", "x"], "The command line holds '\\udfff'"),
         (["generate", "Sort.", "-o", "x", "--preset", "nonsense"], "no preset 'nonsense'"),
         (["generate", "Sort.", "-o", "x", "--preset", "tiny", "--device", "tpu9"], "The device 'tpu9' cannot be used"),
         (["chat", "Sort.", "--preset", "tiny", "--device", "tpu9"], "The device 'tpu9' cannot be used"),
@@ -197,6 +218,27 @@ def test_with_none_named_a_script_gets_the_mini_model(large, capsys, type_in, ti
     question = f"{tiny_base.name} needs a download of 14.5 GB; 100 GB of the disk are free."
     assert err.removesuffix(CUT).splitlines() == ["This is why.", f"The mini model. {question} Allow it with --yes."]
     assert out.count("\n") == 1 and not large
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(closed, tiny_base, tiny_hyperlora):
+    """As a service starts it; an input that is closed holds no line."""
+    models = f"--base {tiny_base} --hyperlora {tiny_hyperlora}"
+    command = f"echo one two | {sys.executable} -m hyperlora chat 'Reverse the words.' {models} {closed}"
+    result = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True)
+    assert result.returncode == 0 and "Traceback" not in result.stderr
+    assert result.stdout.count("\n") == (closed == "2>&-")
+
+
+def test_a_terminal_that_lacks_characters(monkeypatch, type_in):
+    """They are escaped."""
+    type_in("one two\n")
+    out = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setattr(ChatStream, "__iter__", lambda stream: iter(["caf\xe9"]))
+    assert main(["chat", "Say it in French: caf\xe9.", "--preset", "tiny"]) == 0
+    out.seek(0)
+    assert out.read() == "caf\\xe9\n"
 
 
 def test_as_a_module():

@@ -109,6 +109,21 @@ def test_damaged_file_is_refused(tmp_path, text):
         HyperLoRAConfig.load(path)
 
 
+@pytest.mark.parametrize("text", ["\ud83d", "a \udfff b", "\ude00\ud83d"], ids=ascii)
+def test_half_a_character_in_a_file_is_named(tmp_path, make_config, text):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"list": [{"text": "\U0001f600"}, {text: 1}]}))
+    with pytest.raises(UserError, match=r"config\.json holds '\\ud\w+', which is half a character"):
+        read_json(path, 1000)
+    path.write_text(json.dumps(make_config().to_dict() | {"base_model": text}))
+    with pytest.raises(UserError, match=r"config\.json holds"):
+        HyperLoRAConfig.load(path)
+    with pytest.raises(UserError, match="The config's chat_template holds"):
+        make_config(chat_template=text)
+    path.write_text(json.dumps(["\U0001f600"]))
+    assert read_json(path, 1000) == ["\U0001f600"]  # both halves, as JSON writes them
+
+
 def test_missing_file_and_missing_key(tmp_path, make_config):
     with pytest.raises(UserError, match=r"nowhere\.json"):
         HyperLoRAConfig.load(tmp_path / "nowhere.json")

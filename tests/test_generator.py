@@ -174,6 +174,8 @@ def test_numbered_tasks_take_no_texts(make_config):
         ("\U0001f600\U0001f680 !?", "no letter or digit"),
         ("word " * 2000, "9,999 characters; the limit is 2,000"),
         (7, "must be text"),
+        ("Sort \ud83d.", "The description holds '.ud83d', which is half a character"),
+        ("caf\udce9", "a byte that is not UTF-8"),
     ],
 )
 def test_bad_descriptions(tiny_hyperlora, text, sentence):

@@ -225,6 +225,12 @@ def test_wrong_shapes_are_refused_on_construction():
         Adapter(two_ranks, alpha=16.0, use_rslora=True)
 
 
+@pytest.mark.parametrize("description", ["\ud83d", "caf\udce9", 7], ids=ascii)
+def test_a_description_that_is_no_text_is_refused(make_adapter, description):
+    with pytest.raises(UserError, match="The adapter's description"):
+        make_adapter(0, description=description)
+
+
 def test_a_module_that_cannot_be_exported_is_named():
     adapter = Adapter({"qkv": (torch.zeros(2, 8, 4), torch.zeros(2, 4, 8))}, alpha=16.0, use_rslora=True)
     with pytest.raises(UserError, match="qkv"):

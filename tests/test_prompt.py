@@ -467,6 +467,9 @@ def test_the_ids_are_those_of_transformers(kind):
         ([{"role": "tool", "content": "x"}], "role must be one of system, user, assistant"),
         ([{"role": "assistant", "content": "x"}], "The last message must be the user's"),
         ("x" * 1_000_001, "longer than 1,000,000 characters"),
+        ("a \ud83d b", "The message holds '.ud83d', which is half a character"),
+        (chat("system: \udce9", "user: a"), "a byte that is not UTF-8"),
+        (chat("user: a", "assistant: \udfff", "user: a"), "The message holds '.udfff'"),
     ],
 )
 def test_bad_messages(messages, sentence):
@@ -478,6 +481,13 @@ def test_what_the_template_refuses_is_one_sentence(characters):
     tokenizer = characters("<bos>", "<eos>", OLD_GEMMA)
     with pytest.raises(UserError, match=r"does not take these messages .*must alternate"):
         format_prompt(tokenizer, chat("user: a", "user: b"))
+
+
+def test_half_a_character_in_a_template_is_one_sentence(tiny_base):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    tokenizer.chat_template = "\ud83d{{ messages[0]['content'] }}"
+    with pytest.raises(UserError, match=r"The base model's chat template holds '.ud83d'"):
+        format_prompt(tokenizer, "x")
 
 
 def test_a_tokenizer_without_template(tiny_base):

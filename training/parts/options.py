@@ -12,6 +12,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from hyperlora.errors import UserError
+from hyperlora.text import command_line, open_streams
 
 T = TypeVar("T")
 
@@ -46,7 +47,7 @@ def parse(kind: type[T], argv: list[str] | None = None, description: str | None 
 
     Raises `UserError` for a file that cannot be read, an option that there is not, or a number out of its bounds.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    argv = command_line(argv)
     module = getattr(sys.modules["__main__"], "__spec__", None)  # its file's name alone would start nothing
     program = f"python -m {module.name.removesuffix('.__main__')}" if module else None
     parser = _Parser(kind, prog=program, description=description, formatter_class=_Help, allow_abbrev=False)
@@ -60,7 +61,7 @@ def parse(kind: type[T], argv: list[str] | None = None, description: str | None 
             raise UserError(f"{path} holds the unknown option {min(unknown)!r}: see --help for those there are.")
         # as arguments in front of the real ones, so that the parser checks their types too
         argv = [part for key, value in values.items() if value is not None for part in _argument(key, value)] + argv
-    namespace = parser.parse_args(argv)
+    namespace = parser.parse_args(command_line(argv))  # what a file says, too
     for field in dataclasses.fields(kind):
         _check(field, getattr(namespace, field.name))
     return kind(**{field.name: getattr(namespace, field.name) for field in dataclasses.fields(kind)})
@@ -101,6 +102,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def run(main) -> None:
     """Call a stage's `main`; a UserError ends the program with its sentence instead of a traceback."""
+    open_streams()
     try:
         main()
     except UserError as error:

@@ -1,6 +1,7 @@
 """A stage's options: numbers out of their bounds are refused in a sentence, on the command line and in a file."""
 
 import importlib
+import os
 from dataclasses import dataclass, fields
 
 import pytest
@@ -21,6 +22,11 @@ class Bounded:
     limit: int | None = option(None, "or none", least=1)
 
 
+@dataclass
+class Named:
+    name: str = option("x", "a name")
+
+
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
@@ -39,6 +45,18 @@ def test_a_number_out_of_its_bounds_is_refused(line, sentence):
 
 def test_numbers_within_their_bounds_are_taken():
     assert parse(Bounded, ["--rows", "1", "--share", "1"]) == Bounded(1, 1.0, None)
+
+
+@pytest.mark.parametrize("text", ['name: "Sort \\ud83d"', 'name: "\\udce9"', 'name: "\\udfff x"'])
+def test_half_a_character_is_refused_on_the_line_and_in_a_file(tmp_path, text):
+    (tmp_path / "file.yaml").write_text(text)
+    with pytest.raises(UserError, match="which is half a character or a byte that is not UTF-8"):
+        parse(Named, ["--config", str(tmp_path / "file.yaml")])
+    with pytest.raises(UserError, match=r"The command line holds '.udce9'"):
+        parse(Named, ["--name", os.fsdecode(b"caf\xe9")])
+    (tmp_path / "file.yaml").write_bytes(b"name: caf\xe9")
+    with pytest.raises(UserError, match="is not a readable JSON or YAML file"):
+        parse(Named, ["--config", str(tmp_path / "file.yaml")])
 
 
 def test_a_file_is_held_to_the_bounds_too(tmp_path):
