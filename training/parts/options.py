@@ -14,6 +14,7 @@ from transformers import HfArgumentParser
 from hyperlora.errors import UserError
 
 T = TypeVar("T")
+MOST = {int: 2**31 - 1, float: 1e9}  # where an option says no other: what NumPy, PyTorch and a C integer all take
 
 
 def option(
@@ -25,7 +26,8 @@ def option(
 ) -> Any:
     """A dataclass field with its help text; required on the command line where it has no default.
 
-    least, most: the smallest and the largest number that `parse` takes. above: what the number must be greater than.
+    least, most: the smallest and the largest number that `parse` takes, `most` being at most `MOST`. above: what the
+    number must be greater than.
     """
     return dataclasses.field(default=default, metadata={"help": help, "least": least, "above": above, "most": most})
 
@@ -70,8 +72,10 @@ def _check(field: dataclasses.Field, value: Any) -> None:
     """`UserError` for a number that is infinite, no number (NaN) or out of the bounds that its `option` says."""
     least, above, most = (field.metadata.get(bound) for bound in ("least", "above", "most"))
     wanted = None
-    if not isinstance(value, int | float):
+    if type(value) not in MOST:
         return
+    most = MOST[type(value)] if most is None else most
+    least = -MOST[type(value)] if least is None and above is None else least
     if isinstance(value, float) and not math.isfinite(value):
         wanted = "a finite number"
     elif least is not None and value < least:
