@@ -25,6 +25,7 @@ from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
 from hyperlora.prompt import apply_template, with_description
+from hyperlora.text import check_text
 from training.parts.arrow import Arrow
 from training.parts.baselines import NearestLoRA
 from training.parts.digest import base_digest, tensor_digest, value_digest
@@ -254,7 +255,7 @@ def load_descriptions(path: str | Path, benchmarks: Sequence[Benchmark], count: 
             or not all(isinstance(t, str) and t.strip() for t in texts)
         ):
             raise UserError(f'{path}: "{benchmark.name}" must be a list of at least {count} texts that are not blank.')
-        found[benchmark.name] = texts[:count]
+        found[benchmark.name] = [check_text(text, f'{path}: "{benchmark.name}"') for text in texts[:count]]
     return found
 
 

@@ -12,6 +12,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from hyperlora.errors import UserError
+from hyperlora.text import check_text
 
 T = TypeVar("T")
 MOST = {int: 2**31 - 1, float: 1e9}  # where an option says no other: what NumPy, PyTorch and a C integer all take
@@ -46,7 +47,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 def parse(kind: type[T], argv: list[str] | None = None, description: str | None = None) -> T:
     """The command line -> an instance of the dataclass `kind`. `--config FILE` (JSON or YAML) sets other defaults.
 
-    Raises `UserError` for a file that cannot be read, an option that there is not, or a number out of its bounds.
+    Raises `UserError` for a file that cannot be read, an option that there is not, a number out of its bounds, or text
+    that is not UTF-8.
     """
     argv = sys.argv[1:] if argv is None else argv
     module = getattr(sys.modules["__main__"], "__spec__", None)  # its file's name alone would start nothing
@@ -69,7 +71,10 @@ def parse(kind: type[T], argv: list[str] | None = None, description: str | None 
 
 
 def _check(field: dataclasses.Field, value: Any) -> None:
-    """`UserError` for a number that is infinite, no number (NaN) or out of the bounds that its `option` says."""
+    """`UserError` for a number that is infinite, no number (NaN) or out of its option's bounds, and for half a text."""
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str):
+            check_text(text, f"--{field.name}")
     least, above, most = (field.metadata.get(bound) for bound in ("least", "above", "most"))
     wanted = None
     if type(value) not in MOST:

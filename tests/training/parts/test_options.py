@@ -1,6 +1,7 @@
 """A stage's options: numbers out of their bounds are refused in a sentence, on the command line and in a file."""
 
 import importlib
+import json
 from dataclasses import dataclass, fields
 
 import pytest
@@ -21,6 +22,8 @@ class Bounded:
     limit: int | None = option(None, "or none", least=1)
     free: int = option(0, "any")
     wide: float = option(0.0, "any")
+    name: str | None = option(None, "a text")
+    more: list[str] | None = option(None, "texts")
 
 
 @pytest.mark.parametrize(
@@ -40,6 +43,17 @@ def test_a_number_out_of_its_bounds_is_refused(line, sentence):
     with pytest.raises(UserError) as error:
         parse(Bounded, line)
     assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize("text", ["\udcff", "runs/\ud83d", "a\udc80b"])
+def test_text_that_is_not_utf_8_is_refused(text, tmp_path):
+    with pytest.raises(UserError, match=r"^--name holds .*half a character or a byte that is not UTF-8"):
+        parse(Bounded, ["--name", text])
+    with pytest.raises(UserError, match=r"^--more holds"):
+        parse(Bounded, ["--more", "whole", text])
+    (tmp_path / "file.json").write_text(json.dumps({"name": text}))
+    with pytest.raises(UserError, match=r"^--name holds"):
+        parse(Bounded, ["--config", str(tmp_path / "file.json")])
 
 
 def test_numbers_within_their_bounds_are_taken():
