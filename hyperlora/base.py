@@ -21,6 +21,7 @@ from hyperlora.errors import UserError
 from hyperlora.files import resolve_folder
 from hyperlora.memory import MAX_CONFIG_BYTES
 from hyperlora.prompt import turn_end
+from hyperlora.quiet import quietly
 
 # Never a pickle, nor a repository's second copy of the weights under another name (consolidated.safetensors).
 PATTERNS = ["*.json", "model*.safetensors", "*.jinja", "tokenizer.model"]
@@ -42,6 +43,7 @@ def precision(name: Precision) -> dict[str, object]:
     }
 
 
+@quietly()
 def load_base(
     path_or_id: str | Path,
     revision: str | None = None,

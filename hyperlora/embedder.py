@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from hyperlora.config import read_json
 from hyperlora.errors import UserError
 from hyperlora.files import own_memory
+from hyperlora.quiet import quietly
 from hyperlora.text import check_text
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -101,6 +102,7 @@ class SentenceEmbedder(Embedder):
     its weights checked against a pinned SHA-256. Raises `UserError` where the model cannot be read.
     """
 
+    @quietly()
     def __init__(
         self, name: str = MINILM, revision: str | None = None, device: str = "cpu", local_files_only: bool = False
     ):

@@ -11,6 +11,7 @@ from hyperlora.base import check_no_adapter, to_device
 from hyperlora.config import read_json
 from hyperlora.errors import UserError, shown
 from hyperlora.files import open_safetensors, own_memory, resolve_folder
+from hyperlora.quiet import quietly
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 MAX_CONFIG, MAX_TOKENIZER = 2**20, 64 * 2**20  # bytes
@@ -59,6 +60,7 @@ def load_gte(
     return to_device(model, device).eval().requires_grad_(False), tokenizer
 
 
+@quietly()
 def _load(source: Path | None, config: GteConfig, folder: Path, **options: Any) -> GteModel:
     try:
         model, report = GteModel.from_pretrained(

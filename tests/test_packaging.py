@@ -1,36 +1,87 @@
 """What an installed copy gets: the same pins everywhere, and a wheel that carries the bundled model."""
 
+import os
 import subprocess
 import sys
 import tomllib
 import zipfile
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_requirements_pin_what_the_package_needs() -> None:
-    """The newest where it takes several versions, and the package takes no version that nobody tests."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needed = [Requirement(line) for line in project["dependencies"]]
-    pinned = [Requirement(line) for line in (ROOT / "requirements.txt").read_text().split()]
-    assert [each.name for each in pinned] == [each.name for each in needed]
-    for pin, need in zip(pinned, needed, strict=True):
-        [exact] = pin.specifier
-        assert exact.operator == "=="
-        assert exact.version in {each.version for each in need.specifier if each.operator in ("==", "<=")}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+NEEDED = [Requirement(line) for line in PROJECT["project"]["dependencies"]]
+UI = [Requirement(line) for line in PROJECT["project"]["optional-dependencies"]["ui"]]
+PINNED = [Requirement(line) for line in (ROOT / "requirements.txt").read_text().splitlines()]
 
 
-def test_the_wheel_carries_the_bundled_model_and_nothing_of_training(tmp_path: Path) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
-    (wheel,) = tmp_path.glob("*.whl")
+def pin(requirement: Requirement) -> str:
+    """The one version of a line such as torch==2.13.0."""
+    [exact] = requirement.specifier
+    assert exact.operator == "=="
+    return exact.version
+
+
+def test_requirements_pin_what_the_package_and_the_page_need() -> None:
+    pins = {each.name: pin(each) for each in PINNED}
+    for each in (*NEEDED, *UI):
+        assert each.specifier.contains(pins[each.name])
+    assert set(pins) - {each.name for each in (*NEEDED, *UI)} == {"peft", "bitsandbytes"}
+
+
+def test_the_package_takes_ranges_from_what_is_tested_to_what_may_break() -> None:
+    pins = {each.name: pin(each) for each in PINNED}
+    assert "gradio" not in {each.name for each in NEEDED}
+    for each in (*NEEDED, *UI):
+        bounds = {part.operator: Version(part.version) for part in each.specifier}
+        assert set(bounds) == {">=", "<"}
+        oldest = Version(pins[each.name]) if each.name != "transformers" else Version("5.18.0")  # make test-oldest
+        assert bounds[">="] == oldest and bounds["<"] > Version(pins[each.name])
+
+
+def test_torch_has_one_version_everywhere() -> None:
+    """A looser requirement in requirements.txt would bring CUDA's gigabytes in place of the CPU build that is there."""
+    [torch] = [each for each in PINNED if each.name == "torch"]
+    assert str(torch) == f"torch=={pin(torch)}"
+
+
+@pytest.mark.parametrize(
+    ("platform", "machine", "there"),
+    [
+        ("linux", "x86_64", True),
+        ("linux", "aarch64", True),
+        ("win32", "AMD64", True),
+        ("darwin", "arm64", True),
+        ("darwin", "x86_64", False),
+    ],
+)
+def test_bitsandbytes_is_asked_for_where_it_has_a_wheel(platform: str, machine: str, there: bool) -> None:
+    [bits] = [each for each in PINNED if each.name == "bitsandbytes"]
+    assert bits.marker.evaluate({"sys_platform": platform, "platform_machine": machine}) is there
+
+
+def test_what_the_groups_pin_is_nowhere_else() -> None:
+    grouped = [Requirement(line) for lines in PROJECT["dependency-groups"].values() for line in lines]
+    names = [each.name for each in grouped]
+    assert all(pin(each) for each in grouped) and len(set(names)) == len(names)
+    assert not set(names) & {each.name for each in PINNED}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    [built] = folder.glob("*.whl")
+    return built
+
+
+def test_the_wheel_carries_the_bundled_model_and_nothing_of_training(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     bundled = [path for path in (ROOT / "assets" / "mini").rglob("*") if path.is_file()]
     assert bundled
@@ -38,3 +89,25 @@ def test_the_wheel_carries_the_bundled_model_and_nothing_of_training(tmp_path: P
     for path in (*bundled, *more):
         assert f"hyperlora/_assets/{path.relative_to(ROOT / 'assets').as_posix()}" in names
     assert not any(name.startswith(("training/", "tests/")) for name in names)
+
+
+def test_the_library_needs_no_gradio(wheel: Path, tmp_path: Path) -> None:
+    """All of the wheel but the page, imported where Gradio cannot be."""
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    code = (
+        "import pkgutil, sys; sys.modules['gradio'] = None\n"
+        "import hyperlora\n"
+        "assert hyperlora.__file__.startswith(sys.argv[1])\n"
+        "names = [m.name for m in pkgutil.walk_packages(hyperlora.__path__, 'hyperlora.')]\n"
+        "for name in names:\n"
+        "    if not name.startswith('hyperlora.ui') and name != 'hyperlora.__main__':\n"
+        "        __import__(name)\n"
+        "import hyperlora.__main__\n"
+        "print(len(names))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 20

@@ -40,10 +40,11 @@ from hyperlora.errors import UserError
 from hyperlora.files import write_atomic, writing
 from hyperlora.generator import CONFIG, HyperLoRA
 from hyperlora.lora import Adapter
+from training.parts.digest import base_digest, digest, value_digest
 from training.parts.kinds import NO_DESCRIPTION, SEEN, UNSEEN, pick_descriptions
 from training.parts.options import option, parse, run
 from training.parts.results import MAX_FILE_BYTES, ORACLE, means, read_results, write_results
-from training.parts.scoring import Trial, score
+from training.parts.scoring import Trial, fitting, score
 from training.tasks import Task, descriptions_of, load_tasks
 
 MAX_TARGETS = 49  # as many as there are pairs of a colour and a marker
@@ -224,22 +225,27 @@ def cross_scores(
     """Exact match of every task's LoRA, the targets' own included, on test examples of every target, as rows.
 
     The LoRAs lie in `folder`, and one is in memory at a time. The results file `path` is written after each LoRA; pairs
-    that it holds already are not measured again. UserError where it was measured with other settings.
+    that it holds already are not measured again, unless the base, the LoRA or the target's tests are others now.
+    UserError where it was measured with other settings.
     """
     path, settings = Path(path), {"examples": examples}
     rows, before = read_results(path) if path.exists() else ([], settings)
     if any(before.get(key) != value for key, value in settings.items()):
         raise UserError(f"{path} was measured with other settings than {settings}: name another file, or remove it.")
-    done = {(row["method"], row["task"]) for row in rows}
-    drawn = {
-        task.name: random.Random(task.name).sample(task.test, min(examples, len(task.test)))
-        for task in targets
-        if task.test
-    }
+    kept = {(row["method"], row["task"]): row for row in rows}
+    base = base_digest(adapted.model)
+    drawn = {}
+    for task in targets:
+        some = random.Random(task.name).sample(task.test, min(examples, len(task.test)))
+        if some := fitting(adapted, tokenizer, task, some):
+            drawn[task.name] = some
     names = list(dict.fromkeys(task.name for task in [*targets, *tasks]))
     for i, name in enumerate(names, 1):
         methods = {target.name: ORACLE if target.name == name else lora_of(name) for target in targets}
-        missing = [t for t in targets if t.name in drawn and (methods[t.name], t.name) not in done]
+        lora = digest(Path(folder) / name)
+        of = {target: value_digest([base, lora, some]) for target, some in drawn.items()}
+        pairs = {target: (methods[target], target) for target in drawn}
+        missing = [t for t in targets if t.name in drawn and kept.get(pairs[t.name], {}).get("of") != of[t.name]]
         if not missing:
             continue
         adapter = Adapter.from_pretrained(Path(folder) / name)
@@ -251,10 +257,10 @@ def cross_scores(
         for trial, value in zip(trials, score(adapted, tokenizer, trials, batch_size), strict=True):
             row = {"method": methods[trial.task.name], "split": "targets", "kind": NO_DESCRIPTION, "seed": 0}
             row |= {"task": trial.task.name, "score": value, "descriptions": 0, "examples": len(trial.examples)}
-            rows.append(row)
-        write_results(path, rows, settings)
+            kept[pairs[trial.task.name]] = row | {"of": of[trial.task.name]}
+        write_results(path, list(kept.values()), settings)
         print(f"LoRA {i} of {len(names)}, {name}: scored on {len(missing)} tasks", flush=True)
-    return rows
+    return list(kept.values())
 
 
 def compare_loras(

@@ -3,7 +3,8 @@
 python -m training.benchmarks --base DIR [--hyperlora DIR ..] [--adapters DIR --tasks DIR] --output FILE
 
 A benchmark fills its batches by itself, so its adapters are measured one after another. All prompts go through the
-chat template, as in training, and without examples, save those of the few-shot row. A stopped run goes on.
+chat template, as in training, and without examples, save those of the few-shot row. A stopped run goes on; a row whose
+base, checkpoint, LoRA or descriptions are others now is measured again.
 """
 
 import os
@@ -15,14 +16,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from hyperlora.adapted import AdaptedModel
 from hyperlora.config import PromptStyle, read_json
 from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
 from hyperlora.prompt import apply_template, with_description
+from hyperlora.text import check_text
 from training.parts.arrow import Arrow
 from training.parts.baselines import NearestLoRA
+from training.parts.digest import base_digest, tensor_digest, value_digest
 from training.parts.kinds import NO_DESCRIPTION, UNSEEN
 from training.parts.options import option, parse, run
 from training.parts.results import (
@@ -203,8 +209,10 @@ def methods(
     shots: int = 3,
     arrow: Arrow | None = None,
     nearest: NearestLoRA | None = None,
-) -> Iterator[tuple[str, list[Run], Arrow | None]]:
-    """(method, its runs on a benchmark, what routes them), the methods being those of `training.evaluate.evaluate`."""
+) -> Iterator[tuple[str, list[Run], Arrow | None, tuple[str, ...]]]:
+    """(method, its runs on a benchmark, what routes them, what they rest on), the methods being those of
+    `training.evaluate.evaluate`; they rest on the LoRAs or the hypernetwork of a name, or, "library", on Arrow's.
+    """
 
     def generated(source, style: PromptStyle = "input") -> list[Run]:
         made = source.generate(list(descriptions))
@@ -214,24 +222,25 @@ def methods(
         """Runs under the prompts that plain LoRAs were trained with."""
         return [Run(text, adapter, style) for text in (descriptions if style != "input" else [None])]
 
-    yield "base", [Run()], None
-    yield PROMPTED, [Run(text, style="description_input") for text in descriptions], None
+    yield "base", [Run()], None, ()
+    yield PROMPTED, [Run(text, style="description_input") for text in descriptions], None, ()
     if benchmark.few_shot and shots:
-        yield "base, few-shot", [Run(shots=shots)], None
+        yield "base, few-shot", [Run(shots=shots)], None, ()
     for name, method in (("average", "average LoRA"), ("multi_task", MULTI_TASK)):
         if name in adapters:
-            yield method, prompted_as(adapters[name].prompt_style, adapters[name]), None
+            yield method, prompted_as(adapters[name].prompt_style, adapters[name]), None, (name,)
     if arrow:
-        yield "Arrow routing", prompted_as(arrow.prompt_style), arrow
+        yield "Arrow routing", prompted_as(arrow.prompt_style), arrow, ("library",)
     if nearest:
-        yield NEAREST, [replace(each, style=each.adapter.prompt_style) for each in generated(nearest)], None
+        yield NEAREST, [replace(r, style=r.adapter.prompt_style) for r in generated(nearest)], None, ("library",)
     for label, hyperlora in hyperloras.items():
-        yield label, generated(hyperlora, hyperlora.config.prompt_style), None
+        yield label, generated(hyperlora, hyperlora.config.prompt_style), None, (label,)
     for label, hyperlora in list(hyperloras.items())[:1]:
         if hyperlora.config.prompt_style == "input":
-            yield f"{label}, prompted", generated(hyperlora, "description_input"), None
+            yield f"{label}, prompted", generated(hyperlora, "description_input"), None, (label,)
     if benchmark.name in adapters:
-        yield ORACLE, prompted_as(adapters[benchmark.name].prompt_style, adapters[benchmark.name]), None
+        own = adapters[benchmark.name]
+        yield ORACLE, prompted_as(own.prompt_style, own), None, (benchmark.name,)
 
 
 def load_descriptions(path: str | Path, benchmarks: Sequence[Benchmark], count: int) -> dict[str, list[str]]:
@@ -246,7 +255,7 @@ def load_descriptions(path: str | Path, benchmarks: Sequence[Benchmark], count: 
             or not all(isinstance(t, str) and t.strip() for t in texts)
         ):
             raise UserError(f'{path}: "{benchmark.name}" must be a list of at least {count} texts that are not blank.')
-        found[benchmark.name] = texts[:count]
+        found[benchmark.name] = [check_text(text, f'{path}: "{benchmark.name}"') for text in texts[:count]]
     return found
 
 
@@ -316,18 +325,31 @@ def main(argv: list[str] | None = None) -> None:
     arrow = Arrow(adapted, library, options.arrow_top_k, options.arrow_temperature) if library else None
     embedder = next(iter(hyperloras.values())).embedder if hyperloras else None
     nearest = NearestLoRA(embedder, trained, adapters) if library and embedder else None
-    done = {(row["method"], row["task"]) for row in rows}
+    base, content = base_digest(adapted.model), {name: tensor_digest(_tensors(a)) for name, a in adapters.items()}
+    library_of = [[content[task.name], task.descriptions] for task in trained if task.name in adapters]
+    content["library"] = value_digest(library_of)
+    content |= {label: tensor_digest(h.state_dict().values()) for label, h in hyperloras.items()}
     for benchmark in chosen:
         texts = descriptions[benchmark.name]
-        for method, runs, router in methods(benchmark, texts, hyperloras, adapters, options.shots, arrow, nearest):
-            if (method, benchmark.name) in done:
+        for method, runs, router, on in methods(benchmark, texts, hyperloras, adapters, options.shots, arrow, nearest):
+            asked = [(run.description, run.style, run.shots) for run in runs]
+            of = value_digest([base, asked, *(content[name] for name in on)])
+            before = next((r for r in rows if (r["method"], r["task"]) == (method, benchmark.name)), None)
+            if before and before.get("of") == of:
                 continue
-            rows.append(_row(lm, benchmark, method, runs, router, options))
+            rows = [row for row in rows if row is not before]
+            rows.append(_row(lm, benchmark, method, runs, router, options) | {"of": of})
             write_results(options.output, rows, settings)
             print(f"{benchmark.name}, {method}: {rows[-1]['score']:.3f}", flush=True)
     table = paper_table(rows, labels={benchmark.name: benchmark.label for benchmark in BENCHMARKS})
     print(table)
     write_table(options.output, table)
+
+
+def _tensors(adapter: Adapter) -> Iterator[Tensor]:
+    yield torch.tensor(adapter.scale)
+    for module in sorted(adapter.weights):
+        yield from adapter.weights[module]
 
 
 def _row(

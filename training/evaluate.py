@@ -37,7 +37,7 @@ from training.parts.results import (
     write_results,
     write_table,
 )
-from training.parts.scoring import Trial, mean_score, respond
+from training.parts.scoring import Trial, fitting, fitting_trials, mean_score, respond
 from training.parts.sources import Sources
 from training.tasks import Task, load_tasks
 
@@ -92,7 +92,7 @@ def evaluate(
     rows = []
     for seed in range(settings.seeds):
         for split, tasks in splits.items():
-            drawn = _draw(tasks, trained, settings, seed)
+            drawn = _draw(adapted, tokenizer, tasks, trained, settings, seed)
             plain = [Trial(task, examples, shots=shots) for task, examples, _, shots in drawn]
             described = [
                 Trial(task, examples, kind, text)
@@ -112,6 +112,7 @@ def _rows(
     adapted: AdaptedModel, tokenizer, method: str, split: str, seed: int, trials: Sequence[Trial], settings: Settings
 ) -> list[dict]:
     """One row for each task and kind of description among the trials."""
+    trials = fitting_trials(adapted, tokenizer, trials)
     answers = respond(
         adapted, tokenizer, trials, settings.batch_size, settings.max_new_tokens if settings.rouge_l else None
     )
@@ -136,7 +137,9 @@ def _rows(
     return rows
 
 
-def _draw(tasks: Sequence[Task], trained: Sequence[Task], settings: Settings, seed: int) -> list[tuple]:
+def _draw(
+    adapted: AdaptedModel, tokenizer, tasks: Sequence[Task], trained: Sequence[Task], settings: Settings, seed: int
+) -> list[tuple]:
     """(task, examples, kind -> descriptions, shots) of one seed; the same draw whatever the other tasks are."""
     drawn = []
     for task in tasks:
@@ -144,6 +147,8 @@ def _draw(tasks: Sequence[Task], trained: Sequence[Task], settings: Settings, se
             draw = random.Random(f"{seed} {task.name}")
             examples = draw.sample(task.test, min(settings.examples, len(task.test)))
             texts = {kind: pick_descriptions(task, kind, trained, settings.descriptions, draw) for kind in KINDS}
+            if not (examples := fitting(adapted, tokenizer, task, examples)):
+                continue
             asked = {example["input"] for example in examples}
             pool = [example for example in task.train if example["input"] not in asked]
             drawn.append((task, examples, texts, draw.sample(pool, min(settings.shots, len(pool)))))

@@ -4,11 +4,12 @@ Many are trained in one run, each row of a batch with its own A and B, so that a
 they need. Nothing passes from one to another: each has its own data order, gradient clipping and Adam state.
 """
 
+import json
 import math
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -23,11 +24,14 @@ from hyperlora.errors import UserError
 from hyperlora.files import check_writable
 from hyperlora.hypernetwork import Factors
 from hyperlora.lora import Adapter
-from training.parts.adapters import average, form, load_adapters, read_index, save_adapters
-from training.parts.batches import IGNORE, Batches, Encoded, encode_task
+from training.parts.adapters import average, form, load_adapters, read_index, read_settings, save_adapters
+from training.parts.batches import IGNORE, Batches, Encoded, encode_tasks, row_length
+from training.parts.digest import base_digest
 from training.parts.loss import answer_loss, training_mode
 from training.parts.options import option, parse, run
 from training.tasks import Task, load_tasks
+
+FREE = ("gradient_checkpointing", "compile", "loras_at_once", "log_every")  # what a resumed run may have otherwise
 
 
 @dataclass
@@ -38,8 +42,9 @@ class LoRAConfig:
     alpha: float = option(16.0, "LoRA alpha", above=0)
     use_rslora: bool = option(True, "scale by alpha / sqrt(r) rather than alpha / r")
     lora_dropout: float = option(0.05, "dropout on the adapter's input", least=0, most=0.99)
-    batch_size: int = option(4, "examples an adapter in one forward pass", least=1)
-    gradient_accumulation_steps: int = option(2, "forward passes to an optimizer step", least=1)
+    batch_size: int = option(4, "examples an adapter in one forward pass", least=1, most=4096)
+    gradient_accumulation_steps: int = option(2, "forward passes to an optimizer step", least=1, most=4096)
+    longest: int = option(0, "tokens of a row; longer ones are left out; 0: all that the base model takes", least=0)
     epochs: float = option(10.0, "passes over the examples", above=0)
     max_steps: int = option(0, "optimizer steps instead of epochs, where above 0", least=0)
     learning_rate: float = option(8e-5, "highest learning rate, reached after the warm-up", least=0)
@@ -71,10 +76,8 @@ def train_loras(
     """
     config = config or LoRAConfig()
     names = list(groups)
-    data = {
-        name: [encode_task(tokenizer, task, prompt_style) for task in tasks]
-        for name, tasks in _examples(groups).items()
-    }
+    longest = row_length(adapted.model, config.longest)
+    data = {name: encode_tasks(tokenizer, tasks, longest, prompt_style) for name, tasks in _examples(groups).items()}
     adapters = {}
     base_model, base_revision = origin(adapted.model)
     adapted.lora_dropout, before = config.lora_dropout, adapted.lora_dropout
@@ -110,8 +113,33 @@ def _examples(groups: Mapping[str, Sequence[Task]]) -> dict[str, list[Task]]:
     return found
 
 
-def _check_resumed(folder: Path, adapted: AdaptedModel, config: "Options") -> None:
-    """`UserError` where the LoRA that is there is of another base or another form than those that would follow."""
+def _settings(adapted: AdaptedModel, tasks: Sequence[Task], options: "Options") -> dict[str, object]:
+    """What shapes a LoRA of these tasks."""
+    settings = {field.name: getattr(options, field.name) for field in fields(LoRAConfig) if field.name not in FREE}
+    read = options.prompt_style != "input"
+    content = json.dumps([[task.name, task.descriptions if read else None, task.train] for task in tasks])
+    return settings | {
+        "prompt_style": options.prompt_style,
+        "target modules": ", ".join(adapted.target_modules),
+        "base_dtype": options.base_dtype,
+        "content of the base": base_digest(adapted.model),
+        "content of the tasks": f"{zlib.crc32(content.encode()):08x}",
+    }
+
+
+def _check_resumed(folder: Path, adapted: AdaptedModel, config: "Options", now: dict, before: dict | None) -> None:
+    """`UserError` where the LoRA that is there was not trained as those that would follow.
+
+    before: its settings, None for one that came from elsewhere; of that the base's name and the form are compared.
+    """
+    if before is not None:
+        for name, value in now.items():
+            if before.get(name) != value:
+                raise UserError(
+                    f"The LoRA {folder} was trained with {name} {before.get(name)!r}, not {value!r}: resume with the "
+                    "same, or take another output folder."
+                )
+        return
     there = Adapter.from_pretrained(folder)
     sizes = {
         module: ((adapted.num_layers, config.rank, d_in), (adapted.num_layers, d_out, config.rank))
@@ -248,12 +276,15 @@ def main(argv: list[str] | None = None) -> None:
     if left:
         model, tokenizer = load_base(options.base, device=options.device, **precision(options.base_dtype))
         adapted = AdaptedModel(model, options.target_modules.split(","))
+        every = {name: _settings(adapted, of, options) for name, of in groups.items()}
+        made = read_settings(options.output)
         for name in there:
             if name in groups:
-                _check_resumed(Path(options.output) / name, adapted, options)
+                _check_resumed(Path(options.output) / name, adapted, options, every[name], made.get(name))
     for first in range(0, len(left), options.loras_at_once):  # each part is on the disk before the next begins
         part = {name: groups[name] for name in left[first : first + options.loras_at_once]}
-        save_adapters(options.output, train_loras(adapted, tokenizer, part, options, options.prompt_style), part)
+        trained = train_loras(adapted, tokenizer, part, options, options.prompt_style)
+        save_adapters(options.output, trained, part, {name: every[name] for name in part})
     if options.kind == "task":
         averaged = set(read_index(options.output).get("average", []))
         if averaged - set(groups):  # such as held-out tasks' own LoRAs beside those that were trained on

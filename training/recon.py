@@ -58,6 +58,12 @@ class ReconConfig(NetworkOptions):
     loss: Literal["factors", "delta"] = option(
         "factors", "L1 on the z-scores of A and B (App. D), or Frobenius distance of dW (App. E)"
     )
+    sides_apart: bool = option(
+        False, "mean over A and over B apart, and then over modules, as in the public code, instead of over all weights"
+    )
+    sample_deviation: bool = option(
+        False, "z-scores by the deviation of a sample, n - 1, as in the public code, instead of that of all LoRAs"
+    )
     alpha: float = option(16.0, "LoRA alpha of the generated adapters; the targets' B are scaled to fit", above=0)
     use_rslora: bool = option(True, "scale by alpha / sqrt(r) rather than alpha / r")
     targets_per_step: int = option(0, "LoRAs compared in one step; 0: all of them", least=0)
@@ -109,7 +115,7 @@ def build(
         base_model=library.base_model,
         base_revision=library.base_revision,
     )
-    hyperlora.set_z_score(*library.statistics())
+    hyperlora.set_z_score(*library.statistics(correction=int(config.sample_deviation)))
     return hyperlora
 
 
@@ -133,23 +139,31 @@ class ReconModel(nn.Module):
     """
 
     def __init__(
-        self, hyperlora: HyperLoRA, library: Library, task_inputs: Tensor, loss: Loss = "factors", piece: int = PIECE
+        self,
+        hyperlora: HyperLoRA,
+        library: Library,
+        task_inputs: Tensor,
+        loss: Loss = "factors",
+        piece: int = PIECE,
+        sides_apart: bool = False,
     ):
         super().__init__()
+        self.sides_apart = sides_apart
         self.hyperlora, self.library, self.piece = hyperlora, library, piece
         self.distance = self._factor_distance if loss == "factors" else self._delta_distance
         self.register_buffer("task_inputs", task_inputs, persistent=False)
         self.register_buffer("norms", library.delta_norms() if loss == "delta" else torch.empty(0), persistent=False)
         sizes = hyperlora.config.target_modules.values()
-        self.sites = len(sizes) * library.num_layers
+        self.module_count, self.sites = len(sizes), len(sizes) * library.num_layers
         self.elements = library.rank * library.num_layers * sum(map(sum, sizes))  # of one LoRA
 
     def forward(self, targets: Tensor, index: Tensor, count: Tensor) -> dict[str, Tensor]:
         """targets: [t] rows of the library; index: [t] their task inputs; count: [] what sums are divided by.
 
         Gives {"loss", "error"}, both means over the targets where count is t: for "factors" the L1 distance per element
-        of A and B as z-scores, and as weights; for "delta" the Frobenius distance of each ΔW relative to the library's
-        norm at that place, and the root mean square error of its elements, averaged over places.
+        of A and B as z-scores (with `sides_apart` the mean of that of each module's A and B), and as weights; for
+        "delta" the Frobenius distance of each ΔW relative to the library's norm at that place, and the root mean square
+        error of its elements, averaged over places.
         """
         features = self.hyperlora.network.features(self.task_inputs[index])
         rows = targets.tolist()
@@ -193,10 +207,11 @@ class ReconModel(nn.Module):
         for z, target, mean, std in sides:
             mean, std = mean[layers], std[layers]
             distance = torch.addcmul(z, target.to(z.device) - mean, -1 / std.clamp_min(TINY)).abs()
-            loss = loss + distance.sum()
+            size = self.library.rank * self.library.num_layers * z.shape[-1]
+            loss = loss + distance.sum() / (2 * self.module_count * size if self.sides_apart else self.elements)
             with torch.autocast(z.device.type, enabled=False):
                 error = error + distance.detach().flatten(1) @ std.flatten()
-        return loss / self.elements, error / self.elements
+        return loss, error / self.elements
 
     def _delta_distance(
         self, module: str, layers: slice, rows: Sequence[int], A: Tensor, B: Tensor
@@ -324,10 +339,10 @@ def train(
     run that never stopped. Raises `UserError` where a resumed run had other settings or LoRAs, or writing fails.
     """
     output, checkpoints = Path(output), Path(output) / "checkpoints"
-    if hyperlora.config.task_input == "text":
-        inputs, choices = task_inputs(hyperlora, _in_order(library, tasks, config), "descriptions")
-    else:
-        inputs, choices = task_inputs(hyperlora, library.names, "")
+    text = hyperlora.config.task_input == "text"
+    own = _in_order(library, tasks, config) if text else library.names
+    inputs, choices = task_inputs(hyperlora, own, "descriptions")
+    described = [task.descriptions for task in own] if text else None
     draws = Draws(choices, config.targets_per_step, config.seed)
     steps = config.max_steps or math.ceil(config.epochs * len(library) / draws.size)
     arguments = TrainingArguments(
@@ -364,11 +379,12 @@ def train(
     settings = {field.name: getattr(config, field.name) for field in fields(ReconConfig) if field.name not in FREE}
     settings["library"] = f"{len(library)} LoRAs ({zlib.crc32(json.dumps(library.names).encode()):08x})"
     settings["weights of the LoRAs"] = f"{library.checksum():08x}"
+    settings["descriptions"] = f"{zlib.crc32(json.dumps(described).encode()):08x}"
     check_settings(checkpoints, settings, bool(checkpoint), process == 0)
 
     if config.targets_on_device:
         library.to(arguments.device)
-    model = ReconModel(hyperlora, library, inputs, config.loss, config.piece)
+    model = ReconModel(hyperlora, library, inputs, config.loss, config.piece, config.sides_apart)
     trainer = ReconTrainer(model, arguments, train_dataset=draws, callbacks=[Progress()])
     trainer.remove_callback(PrinterCallback)
     if processes > 1:

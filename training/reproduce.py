@@ -1,4 +1,4 @@
-"""The paper's experiments at the size of a small base: 26 hypernetworks, and a report of which claims held.
+"""The paper's experiments at the size of a small base: 27 hypernetworks, and a report of which claims held.
 
 python -m training.reproduce [--base assets/mini/base] [--tasks DIR] [--held_out DIR] [--output DIR] [--report DIR]
 
@@ -34,7 +34,7 @@ from hyperlora.config import read_json
 from hyperlora.embedder import LAST_TOKEN, MINILM, load_embedder
 from hyperlora.errors import UserError
 from hyperlora.files import write_atomic, writing
-from hyperlora.generator import HyperLoRA
+from hyperlora.generator import WEIGHTS, HyperLoRA
 from hyperlora.lora import Adapter
 from training import analysis, evaluate, recon, sft
 from training.lora import LoRAConfig, train_loras
@@ -42,16 +42,18 @@ from training.parts.adapters import TARGET_MODULES, average, load_adapters, read
 from training.parts.cells import QUICK, Budget, Cell, cells
 from training.parts.claims import HELD_OUT, TRAINED, Claim, claims, ending, scores, seeds_of
 from training.parts.compile import has_compiler
+from training.parts.digest import base_digest, digest, value_digest
 from training.parts.kinds import KINDS, NO_DESCRIPTION, UNSEEN
 from training.parts.library import Library, pack
 from training.parts.options import option, parse, run
 from training.parts.report import write_report
 from training.parts.results import ORACLE, read_results, write_results
-from training.parts.scoring import Trial
+from training.parts.scoring import Trial, fitting
 from training.parts.trainer import checkpoint_step, last_checkpoint
 from training.tasks import Task, load_tasks
 
 MAX_BYTES = 256 * 2**20
+TABLE_2 = {"HyperLoRA M": "sft-M-0", "HyperLoRA L": "sft-L", "HyperLoRA S": "sft-S"}
 
 
 class Remembered:
@@ -154,12 +156,16 @@ def train_cell(lab: Lab, cell: Cell) -> dict:
         if before >= steps:  # killed after its last step: then nothing says how long it took
             shutil.rmtree(folder / "checkpoints")
             before = 0
-        train = train_sft if cell.scheme == "sft" else train_recon
-        log = train(lab, cell, steps, folder)
+        config = settings(lab, cell, steps)
+        log = (train_sft if cell.scheme == "sft" else train_recon)(lab, cell, config, folder)
         seconds = log[-1]["train_runtime"] * steps / max(steps - before, 1)  # as if it had never been killed
         losses = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
         return (
-            {"tasks": len(lab.of(cell)), "steps": steps, "seconds": seconds} | ending(losses, steps) | {"log": losses}
+            {"tasks": len(lab.of(cell)), "steps": steps, "seconds": seconds}
+            | {"optimizer": getattr(config, "optimizer", "adamw"), "learning_rate": config.learning_rate}
+            | {"noise": getattr(config, "embedding_noise", 0.0)}
+            | ending(losses, steps)
+            | {"log": losses}
         )
 
     done = once(folder / "trained.json", asdict(cell) | {"steps": steps}, make)
@@ -167,26 +173,32 @@ def train_cell(lab: Lab, cell: Cell) -> dict:
     return done
 
 
-def train_sft(lab: Lab, cell: Cell, steps: int, folder: Path) -> list[dict]:
-    """With the settings of the bundled model: Muon and noise on the embedding get further in as many steps.
+def settings(lab: Lab, cell: Cell, steps: int) -> sft.SFTConfig | recon.ReconConfig:
+    """How a cell is trained. SFT has the settings of the bundled model: Muon and noise get further in as many steps.
 
-    A log is a window of 64 steps, in which batches of all lengths come: otherwise their lengths would be its noise.
+    Its log is a window of 64 steps, in which batches of all lengths come: otherwise their lengths would be its noise.
     """
+    if cell.scheme == "recon":
+        config = recon.ReconConfig(max_steps=steps, save_every=max(1, steps // 4), log_every=max(1, steps // 50))
+        return replace(config, **cell.settings)
     config = sft.SFTConfig(
         batch_size=lab.budget.batch_size, gradient_accumulation_steps=1, optimizer="muon", learning_rate=2e-3,
         warmup_fraction=0.05, embedding_noise=0.6, lora_dropout=0.0, neftune_alpha=0.0, max_steps=steps,
         save_every=max(1, steps // 4), log_every=min(64, max(1, steps // 25)), bf16=True,
         compile=pays(steps),
     )  # fmt: skip
-    config, tasks = replace(config, **cell.settings), lab.of(cell)
+    return replace(config, **cell.settings)
+
+
+def train_sft(lab: Lab, cell: Cell, config: sft.SFTConfig, folder: Path) -> list[dict]:
+    tasks = lab.of(cell)
     offset = Adapter.from_pretrained(lab.loras / cell.offset) if config.offset != "none" else None
     hyperlora = sft.build(lab.adapted, lab.tokenizer, tasks, config, offset, lab.embedders[config.embedder])
     return sft.train(hyperlora, lab.adapted, lab.tokenizer, tasks, config, folder, resume=True)
 
 
-def train_recon(lab: Lab, cell: Cell, steps: int, folder: Path) -> list[dict]:
-    config = recon.ReconConfig(max_steps=steps, save_every=max(1, steps // 4), log_every=max(1, steps // 50))
-    config, tasks, library = replace(config, **cell.settings), lab.of(cell), library_of(lab, cell)
+def train_recon(lab: Lab, cell: Cell, config: recon.ReconConfig, folder: Path) -> list[dict]:
+    tasks, library = lab.of(cell), library_of(lab, cell)
     hyperlora = recon.build(library, config, tasks, lab.embedders[MINILM], lab.device)
     return recon.train(hyperlora, library, config, folder, tasks, resume=True, device=lab.device)
 
@@ -200,7 +212,8 @@ def equal_steps(lab: Lab, cell: Cell, folder: Path) -> int:
     """As many steps of reconstruction as fit the time that the other cell took, by the speed of a few."""
     seconds = read_json(lab.folder / "cells" / cell.equal_to / "trained.json", MAX_BYTES)["seconds"]
     shutil.rmtree(folder / "probe", ignore_errors=True)
-    runtime = train_recon(lab, cell, lab.budget.probe_steps, folder / "probe")[-1]["train_runtime"]
+    probe = settings(lab, cell, lab.budget.probe_steps)
+    runtime = train_recon(lab, cell, probe, folder / "probe")[-1]["train_runtime"]
     shutil.rmtree(folder / "probe")
     return max(1, round(lab.budget.probe_steps * seconds / runtime))
 
@@ -208,11 +221,16 @@ def equal_steps(lab: Lab, cell: Cell, folder: Path) -> int:
 # ---- measuring ----
 
 
-def results(path: Path, measure: Callable[[], list[dict]]) -> list[dict]:
-    """The rows of a results file, which is made where it is missing."""
-    if not path.exists():
-        write_results(path, measure(), {})
+def results(path: Path, of: Mapping[str, str], measure: Callable[[], list[dict]]) -> list[dict]:
+    """The rows of a results file, which is made where it is missing or was measured of something else than `of`."""
+    if not path.exists() or read_results(path)[1] != of:
+        write_results(path, measure(), of)
     return read_results(path)[0]
+
+
+def content(lab: Lab, *names: str) -> dict[str, str]:
+    """What results of these cells rest on."""
+    return {name: digest(lab.folder / "cells" / name / WEIGHTS) for name in names} | {"loras": digest(lab.loras)}
 
 
 def measure_cell(lab: Lab, cell: Cell) -> list[dict]:
@@ -229,7 +247,10 @@ def measure_cell(lab: Lab, cell: Cell) -> list[dict]:
     for split in cell.on:
         for task in lab.held_out if split == HELD_OUT else lab.of(cell)[: lab.budget.checked]:
             draw = Random(f"0 {task.name}")  # that of training.evaluate's first seed
-            plain = Trial(task, draw.sample(task.test, min(lab.budget.examples, len(task.test))))
+            examples = draw.sample(task.test, min(lab.budget.examples, len(task.test)))
+            plain = Trial(task, fitting(lab.adapted, lab.tokenizer, task, examples))
+            if not plain.examples:
+                continue
             if reads:
                 for kind in KINDS if split == TRAINED else (UNSEEN,):
                     texts = evaluate.pick_descriptions(task, kind, lab.of(cell), lab.budget.draws, draw)
@@ -255,8 +276,7 @@ def measure_cell(lab: Lab, cell: Cell) -> list[dict]:
 
 def measure_table_2(lab: Lab) -> list[dict]:
     """Every method on the held-out tasks; "HyperLoRA M" is the first seed's."""
-    names = {"HyperLoRA M": "sft-M-0", "HyperLoRA L": "sft-L", "HyperLoRA S": "sft-S"}
-    hyperloras = {label: HyperLoRA.from_pretrained(lab.folder / "cells" / name) for label, name in names.items()}
+    hyperloras = {label: HyperLoRA.from_pretrained(lab.folder / "cells" / name) for label, name in TABLE_2.items()}
     for hyperlora in hyperloras.values():
         hyperlora.embedder = lab.embedders[MINILM]
     budget = lab.budget
@@ -367,8 +387,9 @@ def prepare(options: Options, budget: Budget, embedder=None) -> tuple[Lab, list[
     oracles = [t for t in load_tasks(options.oracles) if t.name in wanted and t.train] if options.oracles else []
     folder = Path(options.output)
     names = {"tasks": [task.name for task in tasks], "held_out": [task.name for task in held_out]}
-    once(folder / "inputs.json", {"base": options.base, **names, "budget": asdict(budget)}, dict)
     model, tokenizer = load_base(options.base, device=options.device)
+    inputs = {"base": base_digest(model), "content": value_digest([asdict(t) for t in (*tasks, *held_out, *oracles)])}
+    once(folder / "inputs.json", inputs | names | {"budget": asdict(budget)}, dict)
     embedders = {
         MINILM: Remembered(embedder or load_embedder(MINILM, device=options.device)),
         LAST_TOKEN: Remembered(load_embedder(LAST_TOKEN, base=(model, tokenizer))),
@@ -381,7 +402,8 @@ def finish_cell(lab: Lab, cell: Cell) -> tuple[dict, list[dict]]:
     """Its trained.json and the rows of its results.json."""
     print(f"Cell {cell.name}", flush=True)
     trained = train_cell(lab, cell)
-    return trained, results(lab.folder / "cells" / cell.name / "results.json", lambda: measure_cell(lab, cell))
+    path = lab.folder / "cells" / cell.name / "results.json"
+    return trained, results(path, content(lab, cell.name), lambda: measure_cell(lab, cell))
 
 
 def end_with_parent() -> None:
@@ -440,7 +462,9 @@ def reproduce(options: Options, budget: Budget, embedder=None) -> list[Claim]:
         finished = {cell.name: finish_cell(lab, cell) for cell in every}
     trained = {cell.name: finished[cell.name][0] for cell in every}
     found = {cell.name: finished[cell.name][1] for cell in every}
-    found["table-2"] = results(lab.folder / "table-2.json", lambda: measure_table_2(lab))
+    found["table-2"] = results(
+        lab.folder / "table-2.json", content(lab, *TABLE_2.values()), lambda: measure_table_2(lab)
+    )
     report = Path(options.report)
     figures = draw_figures(lab, every, found, report)
     said = claims(budget.fewer_descriptions, found, figures)

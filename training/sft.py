@@ -34,8 +34,9 @@ from hyperlora.embedder import load_embedder
 from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
-from training.parts.batches import Batches, encode_task
-from training.parts.loss import check_trainable, mean_loss, training_mode
+from training.parts.batches import IGNORE, Batches, encode_tasks, row_length
+from training.parts.digest import base_digest, tensor_digest
+from training.parts.loss import answer_loss, check_trainable, training_mode
 from training.parts.muon import MuonAdamW
 from training.parts.network import NetworkOptions, save, task_inputs, trained_descriptions, untrained
 from training.parts.options import option, parse, run
@@ -71,9 +72,19 @@ class SFTConfig(NetworkOptions):
     embedding_noise: float = option(
         0.0, "standard deviation of noise on the embedding, whose entries are about 1", least=0
     )
+    label_smoothing: float = option(
+        0.0, "part of each answer token's target that is spread over the vocabulary (public code: 0.1)", least=0, most=1
+    )
+    weight_l2: float = option(
+        0.0, "so much times the mean square of A and of B, summed over modules, is added (public code: 1e-3)", least=0
+    )
+    equal_rows: bool = option(
+        False, "each row counts alike, as in the public code, whatever its answer's length, instead of each token"
+    )
     lora_dropout: float = option(0.05, "dropout on the adapter's input", least=0, most=0.99)
-    batch_size: int = option(4, "examples in one forward pass", least=1)
-    gradient_accumulation_steps: int = option(16, "forward passes to an optimizer step", least=1)
+    batch_size: int = option(4, "examples in one forward pass", least=1, most=4096)
+    gradient_accumulation_steps: int = option(16, "forward passes to an optimizer step", least=1, most=4096)
+    longest: int = option(0, "tokens of a row; longer ones are left out; 0: all that the base model takes", least=0)
     epochs: float = option(5.0, "passes over all examples (Table 7: 5 for 256 tasks, 80 for 16)", above=0)
     max_steps: int = option(0, "optimizer steps instead of epochs, where above 0", least=0)
     optimizer: Literal["adamw", "muon"] = option(
@@ -175,11 +186,20 @@ class SFTModel(nn.Module):
     Only the hypernetwork is a submodule: the base belongs to no checkpoint.
     """
 
-    def __init__(self, hyperlora: HyperLoRA, adapted: AdaptedModel, task_inputs: Tensor, embedding_noise: float = 0.0):
+    def __init__(
+        self,
+        hyperlora: HyperLoRA,
+        adapted: AdaptedModel,
+        task_inputs: Tensor,
+        config: SFTConfig | None = None,
+        step_rows: int = 0,
+    ):
+        """step_rows: the rows of an optimizer step, over all passes and processes."""
         super().__init__()
         self.hyperlora = hyperlora
         self.adapted = adapted
-        self.embedding_noise = embedding_noise
+        self.config = config or SFTConfig()
+        self.step_rows = step_rows
         self.register_buffer("task_inputs", task_inputs, persistent=False)
 
     def train(self, mode: bool = True) -> "SFTModel":
@@ -194,15 +214,28 @@ class SFTModel(nn.Module):
         """input_ids, labels: [b, t]; index: [b] -> {"loss"}. Each description of the batch is generated once.
 
         The loss is the mean over the batch's answer tokens or, with `num_items_in_batch`, the batch's part of the mean
-        over so many: the step's, over all passes and processes.
+        over so many: the step's, over all passes and processes; with `equal_rows` over its rows. Label smoothing and
+        the squares of the weights are a training's alone.
         """
+        config = self.config
         unique, rows = index.unique(return_inverse=True)
         task_input = self.task_inputs[unique]
-        if self.training and self.embedding_noise:
-            task_input = task_input + self.embedding_noise * torch.randn_like(task_input)
+        if self.training and config.embedding_noise:
+            task_input = task_input + config.embedding_noise * torch.randn_like(task_input)
         factors = self.hyperlora.factors(task_input)
+        smoothing = config.label_smoothing if self.training else 0.0
         with self.adapted.use_factors(factors, rows, self.hyperlora.scale):
-            return {"loss": mean_loss(self.adapted.model, input_ids, labels, num_items_in_batch)}
+            losses = answer_loss(self.adapted.model, input_ids, labels, smoothing)
+        tokens = (labels[:, 1:] != IGNORE).sum(1)
+        step_rows = len(rows) if num_items_in_batch is None else self.step_rows
+        if config.equal_rows:
+            loss = (losses.sum(1) / tokens).sum() / step_rows
+        else:
+            loss = losses.sum() / (tokens.sum() if num_items_in_batch is None else num_items_in_batch)
+        if self.training and config.weight_l2:
+            squares = sum(side.square().mean((1, 2, 3)) for pair in factors.values() for side in pair)  # [descriptions]
+            loss = loss + config.weight_l2 * squares[rows].sum() / step_rows
+        return {"loss": loss}
 
 
 def train(
@@ -228,7 +261,6 @@ def train(
     output, checkpoints = Path(output), Path(output) / "checkpoints"
     check_trainable(adapted.model, config.gradient_checkpointing, config.compile)  # before anything is written
     tasks = trained_tasks(tasks, config)
-    sources = [encode_task(tokenizer, task, config.prompt_style) for task in tasks]
     inputs, choices = task_inputs(hyperlora, tasks, "descriptions")
     pad, accumulation = tokenizer.pad_token_id, config.gradient_accumulation_steps
     device = adapted.model.get_input_embeddings().weight.device
@@ -273,6 +305,8 @@ def train(
         )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # without a launcher the Trainer would copy the model to every GPU
     process, processes = arguments.process_index, arguments.world_size
+    longest = row_length(adapted.model, config.longest)
+    sources = encode_tasks(tokenizer, tasks, longest, config.prompt_style, say=process == 0)
     step_rows = config.batch_size * accumulation * processes
     steps = config.max_steps or math.ceil(config.epochs * sum(map(len, sources)) / step_rows)
     arguments.max_steps, arguments.warmup_steps = steps, round(config.warmup_fraction * steps)
@@ -301,7 +335,7 @@ def train(
 
     validation = None
     if checked:
-        tests = [encode_task(tokenizer, task, config.prompt_style, "test") for task in checked]
+        tests = encode_tasks(tokenizer, checked, longest, config.prompt_style, "test", say=process == 0)
         unseen, unseen_choices = task_inputs(hyperlora, checked, "eval_descriptions")
         unseen_choices = [[len(inputs) + i for i in part] for part in unseen_choices]
         inputs = torch.cat([inputs, unseen])
@@ -322,7 +356,7 @@ def train(
         )
         optimizers = optimizer, schedule
     trainer = BatchTrainer(
-        SFTModel(hyperlora, adapted, inputs, config.embedding_noise),
+        SFTModel(hyperlora, adapted, inputs, config, step_rows),
         arguments,
         train_dataset=batches,
         eval_dataset=validation,
@@ -347,17 +381,15 @@ def train(
 
 def _inputs(hyperlora: HyperLoRA, adapted: AdaptedModel, tasks: Sequence[Task]) -> dict[str, str]:
     """What a resumed run must have been given again, in short: the tasks and the offset as a checksum."""
-    names, content, checksum = json.dumps([task.name for task in tasks]), 0, 0
+    names, content = json.dumps([task.name for task in tasks]), 0
     for task in tasks:
         content = zlib.crc32(json.dumps([task.descriptions, task.train]).encode(), content)
-    for tensor in hyperlora.offset.buffers() if hyperlora.offset is not None else ():
-        checksum = zlib.crc32(tensor.cpu().numpy(), checksum)
     return {
         "tasks": f"{len(tasks)} tasks ({zlib.crc32(names.encode()):08x})",
         "descriptions and examples": f"{content:08x}",
-        "base": adapted.model.config.name_or_path,
+        "content of the base": base_digest(adapted.model),
         "target modules": ", ".join(adapted.target_modules),
-        "offset adapter": "none" if hyperlora.offset is None else f"{checksum:08x}",
+        "offset adapter": "none" if hyperlora.offset is None else tensor_digest(hyperlora.offset.buffers()),
     }
 
 

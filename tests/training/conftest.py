@@ -46,3 +46,9 @@ def adapted(tiny_model) -> AdaptedModel:
 @pytest.fixture
 def tokenizer(tiny_base):
     return load_base(tiny_base)[1]
+
+
+@pytest.fixture
+def strong(make_adapter):
+    """strong(seed): an adapter that changes the random base's answers."""
+    return lambda seed: make_adapter(seed).scaled(8.0)

@@ -25,19 +25,22 @@ QUIET = ["--dropout", "0", "--lora_dropout", "0", "--neftune_alpha", "0", "--lea
 
 
 def accelerate(launcher: list[str], arguments: list[str], stage: str = "training.sft") -> subprocess.CompletedProcess:
-    """`accelerate launch LAUNCHER -m STAGE ARGUMENTS`, on this machine alone."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    launch = ["accelerate.commands.launch", *launcher, "--main_process_port", port, "-m", stage]
-    return subprocess.run(
-        [sys.executable, "-m", *launch, *arguments],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
+    """`accelerate launch LAUNCHER -m STAGE ARGUMENTS`, on this machine alone.
+
+    Its port is taken all the while: then the launcher itself opens another, and keeps it.
+    """
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        launch = ["accelerate.commands.launch", *launcher, "--main_process_port", str(taken.getsockname()[1])]
+        return subprocess.run(
+            [sys.executable, "-m", *launch, "-m", stage, *arguments],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+            capture_output=True,
+            text=True,
+            timeout=1200,
+        )
 
 
 @pytest.fixture

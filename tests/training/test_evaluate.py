@@ -5,80 +5,18 @@ import torch
 
 from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
+from tests.training.parts.test_scoring import echo_first_words
 from training.evaluate import Settings, evaluate, main
 from training.parts.adapters import load_adapters, save_adapters
 from training.parts.arrow import Arrow
 from training.parts.baselines import NearestLoRA, Retrieval
 from training.parts.batches import encode_prompts
-from training.parts.kinds import KINDS, NO_DESCRIPTION, OTHER, RANDOM, SEEN, UNSEEN, pick_descriptions
+from training.parts.kinds import KINDS, NO_DESCRIPTION, OTHER, RANDOM, SEEN, UNSEEN
 from training.parts.results import read_results, summary_table
 from training.parts.scoring import Trial, answer, respond, score
 from training.parts.sources import Sources
 from training.sft import SFTConfig, build
 from training.tasks import Task
-
-
-@pytest.fixture
-def strong(make_adapter):
-    """strong(seed): an adapter that changes the random base's answers."""
-    return lambda seed: make_adapter(seed).scaled(8.0)
-
-
-def test_rows_of_a_batch_are_the_answers_of_single_generation(adapted, tokenizer, strong):
-    """More adapters than slots, prompts of several lengths, rows without adapter; against one row at a time."""
-    adapted.max_adapters = 2
-    adapters = [strong(1), None, strong(2), strong(3)] * 3
-    prompts = encode_prompts(tokenizer, [f"{'word ' * (i % 5)}{i}" for i in range(12)])
-    together = answer(adapted, tokenizer, prompts, adapters, max_new_tokens=8, batch_size=5)
-    for prompt, adapter, text in zip(prompts, adapters, together, strict=True):
-        with adapted.use([None if adapter is None else adapted.load(adapter)]):
-            ids = adapted.model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=8)[0, len(prompt) :]
-        assert text == tokenizer.decode(ids, skip_special_tokens=True).strip()
-    assert len(set(together)) > 4  # the adapters do differ
-
-
-def test_the_score_is_the_share_of_exact_matches(adapted, tokenizer, monkeypatch):
-    """A model that echoes the input's last letter and ends."""
-
-    def echo(input_ids, **_):
-        answer = input_ids[:, -3:-2]  # before " [/INST]"
-        return torch.cat([input_ids, answer, torch.full_like(answer, tokenizer.eos_token_id)], dim=1)
-
-    monkeypatch.setattr(adapted.model, "generate", echo)
-    task = Task("last", ["Do last."])
-    right, wrong = {"input": "abc", "output": " c "}, {"input": "abc", "output": "b"}
-    assert score(adapted, tokenizer, [Trial(task, [right, wrong]), Trial(task, [right]), Trial(task, [wrong])]) == [
-        0.5,
-        1,
-        0,
-    ]
-
-
-def test_an_answer_that_goes_on_is_wrong(adapted, tokenizer, monkeypatch):
-    """The limit on new tokens must not cut a longer answer into the expected one."""
-    monkeypatch.setattr(
-        adapted.model,
-        "generate",
-        lambda input_ids, generation_config, **_: torch.cat(
-            [input_ids, tokenizer("x" * generation_config.max_new_tokens, return_tensors="pt").input_ids], dim=1
-        ),
-    )
-    task = Task("t", ["Do it."])
-    assert score(adapted, tokenizer, [Trial(task, [{"input": "abc", "output": "xxx"}])]) == [0]
-
-
-def echo_first_words(tokenizer, count: int):
-    """A model that answers with the first `count` letters of the last message."""
-
-    def generate(input_ids, generation_config, **_):
-        rows = []
-        for ids in input_ids.tolist():
-            text = tokenizer.decode(ids).rpartition("[INST] ")[2].removesuffix(" [/INST]")[:count]
-            out = tokenizer(text, add_special_tokens=False).input_ids[: generation_config.max_new_tokens]
-            rows.append(ids + out + [tokenizer.eos_token_id] * (count + 1 - len(out)))
-        return torch.tensor(rows)
-
-    return generate
 
 
 def test_any_accepted_output_is_right(adapted, tokenizer, monkeypatch):
@@ -98,34 +36,6 @@ def test_rouge_l_reads_whole_answers(adapted, tokenizer, tasks, monkeypatch):
     assert "| base | none | 0.50 ± 0.00 |" in summary_table(rows, "rouge_l")
     rows = evaluate(adapted, tokenizer, {"new": [task]}, tasks, {}, {}, Settings(examples=1, seeds=1))
     assert not any("rouge_l" in row for row in rows)
-
-
-def test_shots_are_turns_before_the_prompt_as_far_as_they_fit(adapted, tokenizer, monkeypatch):
-    seen = []
-    generate = echo_first_words(tokenizer, 1)
-
-    def spy(input_ids, **kwargs):
-        seen.extend(tokenizer.batch_decode(input_ids))
-        return generate(input_ids, **kwargs)
-
-    monkeypatch.setattr(adapted.model, "generate", spy)
-    shots = [{"input": text, "output": text[0]} for text in ("x" * 120, "y" * 120, "zoo")]
-    trial = Trial(Task("t", ["Do it."]), [{"input": "abc", "output": "a"}], shots=shots)
-    assert score(adapted, tokenizer, [trial]) == [1]
-    assert seen == [f"<s>[INST] {'y' * 120} [/INST] y</s>[INST] zoo [/INST] z</s>[INST] abc [/INST]"]
-
-
-def test_descriptions_of_each_kind(tasks):
-    import random
-
-    held_out = Task("third", ["Do third."], ["Now third."], test=[{"input": "abc", "output": "c"}])
-    trained, draw = tasks, random.Random(0)
-    assert set(pick_descriptions(tasks[0], SEEN, trained, 5, draw)) == {"Do first.", "Please first."}
-    assert pick_descriptions(tasks[0], UNSEEN, trained, 5, draw) == ["Now first."]
-    assert not any("first" in text for text in pick_descriptions(tasks[0], OTHER, trained, 20, draw))
-    assert pick_descriptions(held_out, SEEN, trained, 5, draw) == []  # nothing of it was trained on
-    assert set(pick_descriptions(held_out, UNSEEN, trained, 5, draw)) == {"Do third.", "Now third."}
-    assert all(text.isalnum() for text in pick_descriptions(held_out, RANDOM, trained, 3, draw))
 
 
 def test_seen_is_what_the_hypernetwork_was_trained_on(adapted, tokenizer, tasks, embedder, make_adapter, monkeypatch):

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -166,14 +167,71 @@ def test_a_run_that_was_stopped_goes_on_with_the_loras_that_are_missing(tasks, t
     (out / "index.json").write_text(json.dumps({"first": index["first"]}))  # stopped after the first
     with pytest.raises(UserError, match="'first' already: resume"):
         main(arguments)
-    with pytest.raises(UserError, match="first is of another base, alpha, rank, prompt_style or target"):
-        main([*arguments, "--resume", "--rank", "4"])
     elsewhere = os.path.relpath(tiny_base)  # the same folder by another name
-    main([*arguments, "--resume", "--learning_rate", "0.1", "--base", elsewhere])
+    main([*arguments, "--resume", "--loras_at_once", "7", "--base", elsewhere])
     assert (out / "first" / "adapter_model.safetensors").read_bytes() == first
     assert json.loads((out / "index.json").read_text()) == index
     own = [load_adapters(out)[task.name] for task in tasks]
     torch.testing.assert_close(load_adapters(out)["average"].weights, average(own).weights)
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--max_steps", "3"], "was trained with max_steps 2, not 3: resume with the same, or take another"),
+        (["--rank", "4"], "rank 8, not 4"),
+        (["--learning_rate", "0.1"], r"learning_rate 8e-05, not 0\.1"),
+        (["--seed", "1"], "seed 0, not 1"),
+        (["--prompt_style", "description_input"], "prompt_style 'input', not 'description_input'"),
+        (["--target_modules", "q_proj"], "target modules 'q_proj, v_proj', not 'q_proj'"),
+    ],
+)
+def test_loras_of_other_settings_are_not_mixed(tasks, tiny_base, tmp_path, more, sentence):
+    tasks[0].save(tmp_path / "tasks")
+    folders = ["--tasks", f"{tmp_path / 'tasks'}", "--base", f"{tiny_base}", "--output", f"{tmp_path / 'out'}"]
+    main([*folders, "--max_steps", "2"])
+    tasks[1].save(tmp_path / "tasks")
+    with pytest.raises(UserError, match=sentence):
+        main([*folders, "--max_steps", "2", "--resume", *more])
+    assert list(load_adapters(tmp_path / "out")) == ["first", "average"]
+
+
+def test_loras_of_other_examples_or_another_base_are_not_mixed(tasks, tiny_base, tmp_path):
+    tasks[0].save(tmp_path / "tasks")
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    line = ["--tasks", f"{tmp_path / 'tasks'}", "--base", f"{base}", "--output", f"{tmp_path / 'out'}"]
+    line += ["--max_steps", "2"]
+    main(line)
+    tasks[1].save(tmp_path / "tasks")
+    weights = (base / "model.safetensors").read_bytes()
+    (base / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))  # trained again
+    with pytest.raises(UserError, match="content of the base"):
+        main([*line, "--resume"])
+    (base / "model.safetensors").write_bytes(weights)
+    replace(tasks[0], train=tasks[0].train[1:]).save(tmp_path / "tasks")
+    with pytest.raises(UserError, match="content of the tasks"):
+        main([*line, "--resume"])
+    replace(tasks[0], descriptions=["Said in other words."]).save(tmp_path / "tasks")  # which no prompt holds
+    main([*line, "--resume"])
+    assert list(load_adapters(tmp_path / "out")) == ["first", "average", "second"]
+
+
+def test_loras_from_elsewhere_are_known_by_their_form(tasks, tiny_base, make_adapter, tmp_path):
+    tasks[0].save(tmp_path / "tasks")
+    tasks[1].save(tmp_path / "tasks")
+    save_adapters(tmp_path / "out", {"first": make_adapter(1)}, {"first": tasks[:1]})
+    line = ["--tasks", f"{tmp_path / 'tasks'}", "--base", f"{tiny_base}", "--output", f"{tmp_path / 'out'}"]
+    with pytest.raises(UserError, match="first is of another base, alpha, rank, prompt_style or target"):
+        main([*line, "--max_steps", "2", "--resume", "--rank", "4"])
+    main([*line, "--max_steps", "2", "--resume"])
+    assert list(load_adapters(tmp_path / "out")) == ["first", "second", "average"]
+
+
+def test_a_lora_is_trained_without_the_rows_that_do_not_fit(adapted, tokenizer, tasks, capsys):
+    config = LoRAConfig(max_steps=2)
+    long = replace(tasks[0], train=[*tasks[0].train, {"input": "x" * 5000, "output": "y"}])
+    assert train_loras(adapted, tokenizer, {"first": [long]}, config)["first"].rank == 8
+    assert "Left out 1 of 31 examples, which are longer than 256 tokens." in capsys.readouterr().out
 
 
 def test_held_out_tasks_own_loras_leave_the_average_alone(tasks, tiny_base, tmp_path, capsys):

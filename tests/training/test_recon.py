@@ -82,6 +82,28 @@ def test_loss_and_gradients_in_pieces_are_those_of_plain_autograd(library, head,
     torch.testing.assert_close(again["loss"], out["loss"])
 
 
+@pytest.mark.parametrize("piece", [1500, 2**24])
+@pytest.mark.parametrize("head", ["L", "M", "S"])
+def test_the_loss_of_the_public_code(library, head, piece):
+    """Of each module the mean over A and over B, halved, of z-scores by the sample's deviation."""
+    config = ReconConfig(head=head, task_input="one_hot", dropout=0.0, sample_deviation=True)
+    hyperlora, expected = random_heads(build(library, config)), 0.0
+    for module, (A, B) in hyperlora.factors(torch.eye(3)).items():
+        for mine, target in zip((A, B), library.read(module, slice(0, 2), range(3)), strict=True):
+            mean, std = target.mean(0), torch.std(target, dim=0)
+            l1 = torch.nn.functional.l1_loss((mine - mean) / std, (target - mean) / std)
+            expected = expected + l1 / 2 / len(library.target_modules)
+    model = ReconModel(hyperlora, library, torch.eye(3), piece=piece, sides_apart=True)
+    out = model(torch.arange(3), torch.arange(3), torch.tensor(3.0))
+    torch.testing.assert_close(out["loss"], expected)
+
+
+def test_one_lora_has_no_sample_deviation(library, tmp_path):
+    one = pack(tmp_path / "loras", tmp_path / "one.safetensors", ["first"])
+    with pytest.raises(UserError, match="needs more than 1 LoRAs: leave sample_deviation out"):
+        build(one, ReconConfig(task_input="one_hot", sample_deviation=True))
+
+
 def test_a_piece_never_holds_more_weights_than_it_may(library, monkeypatch):
     sizes, factors = [], HyperNetwork.factors
 
@@ -281,6 +303,20 @@ def test_the_command_line_reconstructs_the_loras_of_some_tasks(library, tasks, t
     loaded = HyperLoRA.from_pretrained(tmp_path / "out")
     assert loaded.config.z_score and loaded.config.num_tasks == 2
     assert len(loaded.generate(embeddings=torch.arange(2))) == 2
+
+
+def test_a_run_is_resumed_with_its_own_descriptions(library, tasks, embedder, tmp_path):
+    config = ReconConfig(max_steps=2, save_every=1, embedder="words")
+    train(build(library, config, tasks, embedder), library, config, tmp_path / "out", tasks)
+    other = [replace(tasks[0], descriptions=["Said in other words."]), *tasks[1:]]
+    with pytest.raises(UserError, match="was trained with descriptions"):
+        train(build(library, config, other, embedder), library, config, tmp_path / "out", other, resume=True)
+
+
+def test_the_settings_of_the_public_code_are_taken():
+    config = Path(__file__).parents[2] / "training" / "configs" / "public-recon.yaml"
+    options = parse(Options, ["--config", str(config), "--adapters", "A", "--output", "O"])
+    assert options.sides_apart and options.sample_deviation and options.targets_per_step == 4
 
 
 def test_the_shipped_settings_are_the_papers():

@@ -1,6 +1,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,11 +20,10 @@ from hyperlora.adapted import AdaptedModel
 from hyperlora.base import load_base
 from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
-from training.parts.batches import collate, encode_task
+from training.parts.batches import IGNORE, collate, encode, encode_task
 from training.parts.compile import has_compiler
 from training.parts.loss import training_mode
 from training.parts.network import save, trained_descriptions
-from training.parts.trainer import last_checkpoint
 from training.sft import SFTConfig, SFTModel, build, main, train
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +71,9 @@ def test_the_loss_is_that_of_the_generated_adapters(adapted, tokenizer, tasks, e
     hyperlora = build(adapted, tokenizer, tasks, QUICK, make_adapter(1), embedder)
     torch.nn.init.normal_(hyperlora.network.heads["q_proj"].weight, std=0.02)
     rows = [encode_task(tokenizer, task)[0] for task in (tasks[0], tasks[1], tasks[0])]
-    model = SFTModel(hyperlora, adapted, embedder.embed(["Do first.", "Do second."]), embedding_noise=0.5).eval()
+    model = SFTModel(
+        hyperlora, adapted, embedder.embed(["Do first.", "Do second."]), few(1, embedding_noise=0.5)
+    ).eval()
     with torch.no_grad():
         batch = collate(rows, tokenizer.pad_token_id)
         together = model(**batch, index=torch.tensor([0, 1, 0]))["loss"]
@@ -81,6 +83,38 @@ def test_the_loss_is_that_of_the_generated_adapters(adapted, tokenizer, tasks, e
             with adapted.use([adapted.load(adapter)]):
                 losses.append(adapted.model(input_ids=one["input_ids"], labels=one["labels"]).loss)
     torch.testing.assert_close(together, torch.stack(losses).mean())  # each answer has as many tokens
+
+
+@pytest.mark.parametrize("options", [{"label_smoothing": 0.1}, {"weight_l2": 0.5}, {"equal_rows": True}, {
+    "label_smoothing": 0.3, "weight_l2": 1e-3, "equal_rows": True}])  # fmt: skip
+def test_the_losses_of_the_public_code(adapted, tokenizer, tasks, embedder, make_adapter, options):
+    """Against them as they are written there, over all logits, each row with an adapter of its own."""
+    config = few(1, lora_dropout=0.0, dropout=0.0, **options)
+    hyperlora = build(adapted, tokenizer, tasks, config, make_adapter(1), embedder)
+    torch.nn.init.normal_(hyperlora.network.heads["q_proj"].weight, std=0.02)
+    inputs, index = embedder.embed(["Do first.", "Do second."]), torch.tensor([0, 1, 0])
+    long = encode(tokenizer, "ab", "a much longer answer")
+    batch = collate([*(encode_task(tokenizer, task)[0] for task in tasks[:2]), long], tokenizer.pad_token_id)
+    model = SFTModel(hyperlora, adapted, inputs, config, step_rows=12).train()
+    ours = model(**batch, index=index)["loss"]
+
+    factors = hyperlora.factors(inputs[index])
+    with adapted.use_factors(factors, torch.arange(3), hyperlora.scale):
+        logits = adapted.model(input_ids=batch["input_ids"]).logits[:, :-1]
+    labels = batch["labels"][:, 1:]
+    smoothing, counts = options.get("label_smoothing", 0.0), (labels != IGNORE).sum(-1, keepdim=True)
+    each = torch.nn.CrossEntropyLoss(reduction="none", label_smoothing=smoothing)(
+        logits.flatten(0, 1), labels.flatten()
+    )
+    each = each.view_as(labels)
+    theirs = (each / counts).sum(-1).mean() if config.equal_rows else each.sum() / counts.sum()
+    theirs = theirs + sum(((A**2).mean() + (B**2).mean()) * config.weight_l2 for A, B in factors.values())
+    torch.testing.assert_close(ours, theirs)
+
+    part = model(**batch, index=index, num_items_in_batch=4 * counts.sum())["loss"]  # a quarter of a step
+    torch.testing.assert_close(4 * part, ours)
+    validation = model.eval()(**batch, index=index)["loss"]
+    assert not torch.isclose(validation, ours) or options == {"equal_rows": True}
 
 
 def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(
@@ -124,7 +158,7 @@ def test_a_run_goes_on_from_a_saved_hypernetwork_with_the_loss_that_it_had(
     saved = HyperLoRA.from_pretrained(tmp_path / "first")
     second = build(adapted, tokenizer, tasks, replace(config, seed=1), embedder=embedder, init=saved)
     [there], [here] = saved.generate(embeddings=embedder.embed(["Do first."])), second.generate("Do first.")
-    assert all(torch.equal(x, y) for m in there.weights for x, y in zip(there.weights[m], here.weights[m], strict=True))
+    torch.testing.assert_close(here.weights, there.weights)
     after = train(second, adapted, tokenizer, tasks, replace(config, seed=1), tmp_path / "second")
     losses = [[line["loss"] for line in log if "loss" in line] for log in (before, after)]
     fall = losses[0][0] - min(losses[0][-5:])
@@ -190,6 +224,19 @@ def test_a_step_is_the_same_however_it_is_cut_into_passes(adapted, tokenizer, ta
         hyperlora = build(adapted, tokenizer, tasks, config, make_adapter(1), embedder)
         logs.append(losses(train(hyperlora, adapted, tokenizer, tasks, config, tmp_path / f"{size}")))
     assert logs[0] == pytest.approx(logs[1], abs=1e-5)
+
+
+def test_a_step_of_the_public_losses_is_the_same_however_it_is_cut(
+    adapted, tokenizer, tasks, embedder, make_adapter, tmp_path
+):
+    public = {"label_smoothing": 0.1, "weight_l2": 0.1, "equal_rows": True}
+    found = []
+    for size, passes in ((4, 1), (2, 2), (1, 4)):
+        config = few(3, batch_size=size, gradient_accumulation_steps=passes, **public)
+        hyperlora = build(adapted, tokenizer, tasks, config, make_adapter(1), embedder)
+        output = tmp_path / f"{size}"
+        found.append(losses(train(hyperlora, adapted, tokenizer, tasks, config, output)))
+    assert found[0] == pytest.approx(found[1], rel=1e-4) == pytest.approx(found[2], rel=1e-4)
 
 
 def test_gradient_checkpointing_changes_no_gradient(adapted, tokenizer, tasks, embedder, make_adapter):
@@ -339,21 +386,6 @@ def test_a_killed_run_resumes_to_the_same_losses(tasks, tiny_base, tmp_path):
     assert same[0] == same[1]
 
 
-def test_a_half_written_checkpoint_is_passed_over(adapted, tokenizer, tasks, embedder, make_adapter, tmp_path):
-    config = few(4, save_every=2)
-    train(
-        build(adapted, tokenizer, tasks, config, make_adapter(1), embedder), adapted, tokenizer, tasks, config, tmp_path
-    )
-    checkpoints = tmp_path / "checkpoints"
-    assert last_checkpoint(checkpoints).name == "checkpoint-4"
-    state = checkpoints / "checkpoint-4" / "trainer_state.json"
-    state.write_text(state.read_text()[:100])
-    assert last_checkpoint(checkpoints, main_process=False).name == "checkpoint-2"
-    assert last_checkpoint(checkpoints).name == "checkpoint-2" and not state.parent.exists()
-    (checkpoints / "checkpoint-2" / "optimizer.pt").write_bytes(b"")  # the machine failed before its data were written
-    assert last_checkpoint(checkpoints) is None
-
-
 @contextmanager
 def full_disk():
     """Inside, no file gets larger than 50 kB, as if the disk were full. (Not until the test's end: a log may be.)"""
@@ -398,7 +430,7 @@ def test_a_run_is_resumed_with_its_own_settings(adapted, tokenizer, tasks, embed
 
 
 def test_a_run_is_resumed_with_its_own_tasks_base_and_offset(
-    adapted, tokenizer, tasks, embedder, make_adapter, tmp_path, monkeypatch
+    adapted, tokenizer, tasks, embedder, make_adapter, tiny_base, tmp_path, monkeypatch
 ):
     config = few(1)
 
@@ -420,8 +452,15 @@ def test_a_run_is_resumed_with_its_own_tasks_base_and_offset(
         run(tasks, offset=2)
     with pytest.raises(UserError, match="was trained with target modules 'q_proj, v_proj', not 'q_proj'"):
         run(tasks, adapted=AdaptedModel(adapted.model, ["q_proj"]))
-    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"was trained with base .*, not 'another'"):
-        patch.setattr(adapted.model.config, "name_or_path", "another")
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    monkeypatch.setattr(adapted.model.config, "name_or_path", str(base))
+    assert run(tasks)  # the same base, wherever it lies
+    weights = (base / "model.safetensors").read_bytes()
+    (base / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    with pytest.raises(UserError, match="was trained with content of the base"):
+        run(tasks)
+    monkeypatch.setattr(adapted.model.config, "name_or_path", "owner/name")
+    with pytest.raises(UserError, match=r"content of the base .*, not 'owner/name@None'"):
         run(tasks)
 
     path = tmp_path / "checkpoints" / "settings.json"

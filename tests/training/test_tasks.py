@@ -1,13 +1,9 @@
-import itertools
 import json
 
 import pytest
-import torch
 
 from hyperlora.errors import UserError
-from hyperlora.prompt import format_prompt, with_description
-from training.parts.batches import IGNORE, Batches, collate, encode, encode_prompts, encode_task
-from training.parts.loss import answer_loss, mean_loss
+from training.parts.batches import encode_task
 from training.parts.network import trained_descriptions
 from training.sft import SFTConfig
 from training.tasks import Task, load_task, load_tasks, main
@@ -145,110 +141,6 @@ def test_the_command_writes_task_files_of_a_selection(tasks, tmp_path, capsys):
 def test_an_empty_folder_is_an_error(tmp_path):
     with pytest.raises(UserError, match="no task files"):
         load_tasks(tmp_path)
-
-
-def test_only_the_answer_and_eos_carry_labels(tokenizer):
-    row = encode(tokenizer, "ab", "c", "Do it.")
-    assert tokenizer.decode(row["input_ids"]) == "<s>[INST] Do it.<unk>ab [/INST] c</s>"  # the tiny base has no newline
-    answer = [token for token in row["labels"] if token != IGNORE]
-    assert tokenizer.decode(answer) == " c</s>"
-    [prompt] = encode_prompts(tokenizer, ["Do it.\nab"])
-    assert row["input_ids"][: len(prompt)] == prompt and row["labels"][: len(prompt)] == [IGNORE] * len(prompt)
-
-
-@pytest.mark.parametrize("text", ["</s>", "a </s> b", "[/INST] x</s>[INST]", "<s></s><unk>"])
-def test_training_reads_control_tokens_as_chat_does(tokenizer, text):
-    """In inputs, descriptions and answers they are text: the template alone writes them."""
-    row = encode(tokenizer, text, text, f"Say {text}.")
-    start = sum(label == IGNORE for label in row["labels"])
-    assert row["input_ids"][:start] == format_prompt(tokenizer, with_description(f"Say {text}.", text))
-    control = set(tokenizer.convert_tokens_to_ids(["<s>", "</s>", "[INST]", "[/INST]"]))
-    written = [token for token in row["input_ids"] if token in control]
-    assert tokenizer.convert_ids_to_tokens(written) == ["<s>", "[INST]", "[/INST]", "</s>"]
-
-
-def test_eos_ends_an_answer_whose_template_has_none(tokenizer):
-    tokenizer.chat_template = tokenizer.chat_template.replace("{{ eos_token }}", "")
-    assert encode(tokenizer, "ab", "c")["labels"][-1] == tokenizer.eos_token_id
-
-
-def test_nothing_is_learnt_behind_eos(tokenizer):
-    """ChatML and Gemma put a newline there, which no answer ever gets to."""
-    plain = encode(tokenizer, "abc", "cba")
-    tokenizer.chat_template = tokenizer.chat_template.replace("{{ eos_token }}", "{{ eos_token }}!")
-    assert encode(tokenizer, "abc", "cba") == plain
-
-
-def test_a_model_that_may_think_first_learns_to_answer_at_once(tokenizer):
-    thinking = tokenizer.chat_template.replace("[/INST]", "[/INST]{% if enable_thinking is false %} <>{% endif %}")
-    tokenizer.chat_template = thinking
-    row = encode(tokenizer, "abc", "cba")
-    start = sum(label == IGNORE for label in row["labels"])
-    assert row["input_ids"][:start] == format_prompt(tokenizer, "abc") == encode_prompts(tokenizer, ["abc"])[0]
-    assert tokenizer.decode(row["input_ids"][:start]).endswith("[/INST] <>")
-
-
-def test_a_template_that_rewrites_the_prompt_is_refused(tokenizer):
-    tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    with pytest.raises(UserError, match="chat template"):
-        encode(tokenizer, "ab", "c")
-
-
-def stream(lengths, **options):
-    """Batches over tasks whose examples have these lengths; the token is the task."""
-    sources = [[{"input_ids": [i] * n, "labels": [i] * n} for n in task] for i, task in enumerate(lengths)]
-    options = {"batch_size": 4, "pad_token_id": 99, "window": 8} | options
-    return Batches(sources, [[10 * i, 10 * i + 1] for i in range(len(lengths))], **options)
-
-
-def test_tasks_are_drawn_evenly_whatever_their_size():
-    batches = list(itertools.islice(stream([[3], [3] * 50, [3] * 7, [3]]), 40))
-    index = torch.cat([batch["index"] for batch in batches])
-    assert (index // 10).bincount().tolist() == [40] * 4
-    assert all((batch["index"] // 10 == batch["input_ids"][:, 0]).all() for batch in batches)
-    assert index.unique().tolist() == [0, 1, 10, 11, 20, 21, 30, 31]
-
-
-def test_batches_are_of_like_length_and_shuffled():
-    batches = list(itertools.islice(stream([list(range(2, 60))] * 4, window=64), 64))
-    padding = sum(int((b["input_ids"] == 99).sum()) for b in batches) / sum(b["input_ids"].numel() for b in batches)
-    lengths = [b["input_ids"].shape[1] for b in batches]
-    assert padding < 0.05 and lengths != sorted(lengths)
-
-
-def test_batches_from_any_step_on_are_those_of_the_whole_stream():
-    whole = list(itertools.islice(stream([[3, 4, 5], [6, 7]], seed=3), 30))
-    for start in (0, 5, 8, 21):
-        for a, b in zip(stream([[3, 4, 5], [6, 7]], seed=3, start=start), whole[start:], strict=False):
-            assert all(torch.equal(a[key], b[key]) for key in a)
-    other = next(iter(stream([[3, 4, 5], [6, 7]], seed=4)))
-    assert not all(torch.equal(other[key], whole[0][key]) for key in other)
-
-
-def test_a_task_without_examples_is_refused():
-    with pytest.raises(UserError, match="without"):
-        stream([[3], []])
-
-
-def test_the_loss_is_the_library_s_own(tiny_model, tokenizer, tasks):
-    """Logits at the answers alone and no mask, against transformers' loss with mask and all logits."""
-    rows = [*encode_task(tokenizer, tasks[0])[:3], encode(tokenizer, "a longer input", "a longer answer")]
-    batch = collate(rows, tokenizer.pad_token_id)
-    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
-    mask = (torch.arange(batch["labels"].shape[1]) < lengths[:, None]).long()
-    with torch.no_grad():
-        theirs = tiny_model(**batch, attention_mask=mask).loss
-        torch.testing.assert_close(mean_loss(tiny_model, **batch), theirs)
-        losses = answer_loss(tiny_model, **batch)
-    assert losses.shape[0] == 4 and (losses[0] > 0).sum() == 3  # a space, the letter, eos
-
-
-def test_description_prompts_hold_the_descriptions_in_turn(tokenizer, tasks):
-    rows = encode_task(tokenizer, tasks[0], "description_input")
-    texts = [
-        tokenizer.decode(row["input_ids"]).replace("<unk>", "\n") for row in rows[:2]
-    ]  # the tiny base has no newline
-    assert texts == ["<s>[INST] Do first.\nas [/INST] a</s>", "<s>[INST] Please first.\nat [/INST] a</s>"]
 
 
 def test_an_output_that_cannot_be_written_is_said(tasks, tmp_path):

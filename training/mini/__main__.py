@@ -9,7 +9,6 @@ A killed build goes on where it was: the long stages from their last checkpoint.
 import json
 import shutil
 import time
-import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from training.mini.notice import measure_threshold
 from training.mini.splits import examples
 from training.mini.suite import suite
 from training.parts.adapters import TARGET_MODULES, load_adapters, save_adapters
+from training.parts.digest import value_digest
 from training.parts.kinds import random_strings
 from training.parts.options import option, parse, run
 from training.parts.requests import everyday_requests
@@ -232,13 +232,15 @@ def main(argv: list[str] | None = None) -> None:
     shaped = {"tasks of the suite": suite_digest()}
     for name, stage in every.items():
         shaped |= {option: getattr(options, option) for option in SHAPED_BY.get(name, ())}
-        if name in done:
-            check_same(work, name, done[name].get("shaped by", {}), shaped)
-        else:
+        entry = done.get(name, {})
+        check_same(work, name, entry.get("shaped by", {}), shaped)
+        if "minutes" not in entry:
             print(f"Stage {name}", flush=True)
             started = time.perf_counter()
+            done[name] = {"shaped by": dict(shaped)}  # what is begun is not gone on with otherwise either
+            write_atomic(log, (json.dumps(done, indent=1) + "\n").encode())
             stage()
-            done[name] = {"minutes": round((time.perf_counter() - started) / 60, 1), "shaped by": dict(shaped)}
+            done[name]["minutes"] = round((time.perf_counter() - started) / 60, 1)
             write_atomic(log, (json.dumps(done, indent=1) + "\n").encode())
         if name == options.until:
             break
@@ -246,8 +248,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def suite_digest() -> str:
     """Of what the suite's tasks are and how they are worded."""
-    worded = [(task.name, task.group, task.descriptions, task.make(Random(0))) for task in suite()]
-    return f"{zlib.crc32(json.dumps(worded).encode()):08x}"
+    return value_digest([(task.name, task.group, task.descriptions, task.make(Random(0))) for task in suite()])
 
 
 def check_same(work: Path, stage: str, before: dict, now: dict) -> None:

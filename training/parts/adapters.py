@@ -14,7 +14,7 @@ from hyperlora.files import write_atomic, writing
 from hyperlora.lora import Adapter
 from training.tasks import NAME, Task
 
-INDEX = "index.json"
+INDEX, SETTINGS = "index.json", "settings.json"
 MAX_INDEX_BYTES = 64 * 2**20
 TARGET_MODULES = ["q_proj", "v_proj"]  # Figure 7
 
@@ -38,13 +38,28 @@ def read_index(folder: str | Path) -> dict[str, list[str]]:
     return index
 
 
-def save_adapters(folder: str | Path, adapters: Mapping[str, Adapter], groups: Mapping[str, Sequence[Task]]) -> None:
+def read_settings(folder: str | Path) -> dict[str, dict]:
+    """settings.json of a folder of LoRAs: name -> how it was trained, of those for which that is known."""
+    path = Path(folder) / SETTINGS
+    settings = read_json(path, MAX_INDEX_BYTES) if path.exists() else {}
+    if not isinstance(settings, dict) or not all(isinstance(of, dict) for of in settings.values()):
+        raise UserError(f"{path} must hold an object of LoRA: its settings; mend it, or remove it.")
+    return settings
+
+
+def save_adapters(
+    folder: str | Path,
+    adapters: Mapping[str, Adapter],
+    groups: Mapping[str, Sequence[Task]],
+    settings: Mapping[str, dict] | None = None,
+) -> None:
     """Each adapter as the PEFT folder FOLDER/NAME, and index.json: name -> the tasks it was trained on.
 
-    Adapters that the folder's index names already stay. `UserError` where writing fails; the index names whole ones.
+    settings: how each was trained, for settings.json. Adapters that the folder's index names already stay. `UserError`
+    where writing fails; the index names whole ones.
     """
     folder = Path(folder)
-    index = read_index(folder)
+    index, known = read_index(folder), read_settings(folder)
     with writing(folder, "free some space, or choose another output folder"):
         for name, adapter in adapters.items():
             new = not (folder / name).exists()
@@ -55,6 +70,10 @@ def save_adapters(folder: str | Path, adapters: Mapping[str, Adapter], groups: M
                     shutil.rmtree(folder / name, ignore_errors=True)
                 raise
             index[name] = [task.name for task in groups.get(name, [])]
+            known.pop(name, None)
+        known |= settings or {}
+        if known or (folder / SETTINGS).exists():
+            write_atomic(folder / SETTINGS, (json.dumps(known, indent=1, ensure_ascii=False) + "\n").encode())
         write_atomic(folder / INDEX, (json.dumps(index, indent=1, ensure_ascii=False) + "\n").encode())
 
 

@@ -5,7 +5,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
+from transformers import PreTrainedModel
 
+from hyperlora.base import context_length
 from hyperlora.errors import UserError
 from hyperlora.prompt import encode_answers, encode_chats, with_description
 from training.tasks import Example, Task, descriptions_of
@@ -51,6 +53,32 @@ def encode_task(tokenizer, task: Task, prompt_style: str = "input", split: str =
         return encode_all(tokenizer, examples)
     texts = descriptions_of(task)
     return encode_all(tokenizer, examples, [texts[i % len(texts)] for i in range(len(examples))])
+
+
+def row_length(model: PreTrainedModel, longest: int = 0) -> int:
+    """The most tokens of a row: `longest`, or what the model was made for where that is less or `longest` is 0."""
+    return min(longest or context_length(model), context_length(model))
+
+
+def encode_tasks(
+    tokenizer, tasks: Sequence[Task], longest: int, prompt_style: str = "input", split: str = "train", say: bool = True
+) -> list[list[Encoded]]:
+    """`encode_task` of each task without the rows of more than `longest` tokens; `say` prints how many these are.
+
+    Raises `UserError` where a task is left without any.
+    """
+    encoded = [encode_task(tokenizer, task, prompt_style, split) for task in tasks]
+    kept = [[row for row in rows if len(row["input_ids"]) <= longest] for rows in encoded]
+    for task, before, after in zip(tasks, encoded, kept, strict=True):
+        if before and not after:
+            raise UserError(
+                f"All examples of the task {task.name!r} are longer than {longest} tokens: take it away, or raise "
+                "--longest where the base model takes more."
+            )
+    whole, left = (sum(map(len, rows)) for rows in (encoded, kept))
+    if say and left < whole:
+        print(f"Left out {whole - left} of {whole} examples, which are longer than {longest} tokens.", flush=True)
+    return kept
 
 
 def collate(rows: Sequence[Encoded], pad_token_id: int) -> dict[str, Tensor]:

@@ -72,6 +72,7 @@ def cells(budget: Budget, tasks: int) -> list[Cell]:
         Cell("sft-M-delta-offset", "sft", {"offset": "delta"}),
         *(Cell(f"sft-M-{n}-descriptions", "sft", {"max_descriptions": n}) for n in budget.fewer_descriptions),
         *(Cell(f"recon-M-{s}", "recon", {"seed": s}, equal_to=f"sft-M-{s}") for s in range(budget.seeds)),
+        Cell("recon-M-delta", "recon", {"loss": "delta"}, equal_to="sft-M-0"),
         *(Cell(f"recon-{h}-{kind}", "recon", {"head": h, "task_input": kind}, few, (TRAINED,)) for h, kind in heads),
         *(ladder(f"recon-M-{n}-tasks", tasks=n) for n in [*rungs, tasks]),
     ]

@@ -7,11 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+from scipy.stats import permutation_test
+
 from training.parts.kinds import NO_DESCRIPTION, OTHER, RANDOM, SEEN, UNSEEN
 from training.parts.results import MULTI_TASK, NEAREST, ORACLE, mean_by_task
 
 FLAT = 0.05  # flat is a loss whose line changes by less than this part of its fall over each of the last two fifths
 CLOSE = 0.05  # scores this near to each other count as equal
+ALPHA = 0.05  # a p below it decides
+RESAMPLES = 99_999
+TINY = 1e-12
 HELD_OUT, TRAINED = "held-out tasks", "trained tasks"
 
 Scores = dict[str, float]  # task -> exact match, 0 to 1
@@ -47,8 +53,8 @@ class Claim:
     cells: tuple[str, ...]
     held: bool | None
     evidence: str
-    unclear: bool = False
-    """Whether what it turns on is within the error of the measurement: with more tasks it might be otherwise."""
+    p: float | None = None
+    """Of the test that says so; None where there is none to make, as for a single number."""
 
 
 class Ruling(NamedTuple):
@@ -56,7 +62,7 @@ class Ruling(NamedTuple):
 
     held: bool | None
     evidence: str
-    unclear: bool = False
+    p: float | None = None
 
 
 def verdict(claim: Claim, trained: Mapping[str, Mapping]) -> str:
@@ -66,6 +72,27 @@ def verdict(claim: Claim, trained: Mapping[str, Mapping]) -> str:
     return "held" if claim.held else "did not hold"
 
 
+def p_value(differences: Sequence[float]) -> float:
+    """Two-sided p of a paired permutation test: how often the differences' mean is as far from 0 under random signs.
+
+    All signs are tried where there are few enough of them, and otherwise `RESAMPLES`, always the same.
+    """
+    found = [difference for difference in differences if abs(difference) > TINY]  # the others change no sum
+    if not found:
+        return 1.0
+    test = permutation_test((found,), np.sum, permutation_type="samples", n_resamples=RESAMPLES, rng=0)
+    return float(test.pvalue)
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """The p of several tests, corrected for their number by Holm's method."""
+    corrected, largest = [0.0] * len(values), 0.0
+    for rank, i in enumerate(sorted(range(len(values)), key=lambda i: values[i])):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[i]))
+        corrected[i] = largest
+    return corrected
+
+
 def scores(
     found: Mapping[str, list[dict]], *names: str, split: str = HELD_OUT, kind: str = UNSEEN, method: str = "HyperLoRA"
 ) -> Scores:
@@ -73,44 +100,54 @@ def scores(
     return mean_by_task((row for name in names for row in found[name]), split, kind, method)
 
 
-def spread(values: Sequence[float]) -> tuple[float, float]:
-    """The mean of two or more values, and twice its standard error."""
-    return statistics.fmean(values), 2 * statistics.stdev(values) / math.sqrt(len(values))
+def error(values: Sequence[float]) -> float:
+    """Twice the standard error of the mean of two or more values."""
+    return 2 * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def compare(first: Scores, second: Scores) -> tuple[float, float, str] | None:
-    """Mean difference over the tasks that both have, twice its standard error, and both in words; None: too few."""
+def compare(first: Scores, second: Scores) -> tuple[list[float], str] | None:
+    """The differences over the tasks that both have, and their mean in words; None: too few."""
     tasks = [task for task in first if task in second]
     if len(tasks) < 2:
         return None
-    mean, error = spread([first[task] - second[task] for task in tasks])
+    found = [first[task] - second[task] for task in tasks]
     sides = [100 * statistics.fmean(side[task] for task in tasks) for side in (first, second)]
-    text = f"{sides[0]:.1f} against {sides[1]:.1f}, difference {100 * mean:+.1f} ± {100 * error:.1f}"
-    return mean, error, f"{text} ({len(tasks)} tasks)"
+    text = f"{sides[0]:.1f} against {sides[1]:.1f}, difference {100 * statistics.fmean(found):+.1f}"
+    return found, f"{text} ± {100 * error(found):.1f} ({len(tasks)} tasks)"
 
 
-def ruled(found: tuple[float, float, str] | None, margin: float = 0.0) -> Ruling:
-    """Held where the difference is above `margin`: with none, by more than its error."""
+def ruled(found: tuple[Sequence[float], str] | None, margin: float = 0.0) -> Ruling:
+    """Held where the values' mean is above `margin`, did not hold where it is below; by less than `ALPHA`, neither."""
     if found is None:
         return Ruling(None, "not measured")
-    mean, error, text = found
-    return Ruling(mean > (margin or error), text, abs(mean - margin) <= error)
+    values, text = found
+    above = [value - margin for value in values]
+    p = p_value(above)
+    return Ruling(statistics.fmean(above) > 0 if p < ALPHA else None, text, p)
+
+
+def within(found: tuple[Sequence[float], str] | None, margin: float) -> Ruling:
+    """Held where the values' mean is above -margin and below margin, did not hold where it is beyond one of them."""
+    if found is None:
+        return Ruling(None, "not measured")
+    values, text = found
+    sides = ruled(found, -margin), ruled(([-value for value in values], text), -margin)
+    beyond = [side for side in sides if side.held is False]
+    if beyond:
+        return beyond[0]
+    return Ruling(True if all(side.held for side in sides) else None, text, max(side.p for side in sides))
 
 
 def better(first: Scores, second: Scores) -> Ruling:
-    """Held where the first is higher by more than twice the standard error over tasks."""
+    """Held where the first is higher over the tasks."""
     return ruled(compare(first, second))
 
 
 def alike(first: Scores, second: Scores, floor: Scores) -> Ruling:
     """Held where they differ by less than `CLOSE`; not to be said where neither is better than the floor."""
-    found = compare(first, second)
-    if found is None:
-        return Ruling(None, "not measured")
-    mean, error, text = found
-    if not (better(first, floor).held or better(second, floor).held):
-        return Ruling(None, f"{text}, neither above what needs no description")
-    return Ruling(abs(mean) < CLOSE, text, abs(abs(mean) - CLOSE) <= error)
+    if (found := compare(first, second)) and not (better(first, floor).held or better(second, floor).held):
+        return Ruling(None, f"{found[1]}, neither above what needs no description")
+    return within(found, CLOSE)
 
 
 def no_worse(first: Scores, second: Scores) -> Ruling:
@@ -118,23 +155,20 @@ def no_worse(first: Scores, second: Scores) -> Ruling:
     return ruled(compare(first, second), -CLOSE)
 
 
-def correlated(data: Mapping, value: Callable[[Mapping], float | None], holds: Callable) -> Ruling:
+def number(data: Mapping, value: Callable[[Mapping], float | None], holds: Callable) -> Ruling:
     """Of a figure's data one number, and whether it is as claimed."""
     if "missing" in data:
         return Ruling(None, data["missing"])
-    number = value(data)
-    return Ruling(None, "nothing that differs") if number is None else Ruling(holds(number), f"{number:.2f}")
+    found = value(data)
+    return Ruling(None, "nothing that differs") if found is None else Ruling(holds(found), f"{found:.2f}")
 
 
-def positive(data: Mapping, measure: str) -> Ruling:
-    """Held where a figure's Pearson r is, over its targets, above 0 by more than twice the standard error."""
-    if "missing" in data:
-        return Ruling(None, data["missing"])
+def correlations(data: Mapping, measure: str) -> tuple[list[float], str] | None:
+    """Pearson's r of a figure's targets, and their mean in words; None: too few."""
     known = [r for r in data["r"][measure].values() if r is not None]
     if len(known) < 2:
-        return Ruling(None, "not defined")
-    mean, error = spread(known)
-    return ruled((mean, error, f"{mean:.2f} ± {error:.2f} ({len(known)} targets)"))
+        return None
+    return known, f"{statistics.fmean(known):.2f} ± {error(known):.2f} ({len(known)} targets)"
 
 
 def error_r(data: Mapping) -> float | None:
@@ -214,24 +248,30 @@ def claims(
         said.append(Claim("Table 5", f"Unseen descriptions do about as well as seen ones, {scheme}", (name,), *pair))
     pair = better(full, scores(found, *recons))
     said.append(Claim("Table 6", "SFT is better than reconstruction in equal time", sfts + recons, *pair))
+    if "recon-M-delta" in found:
+        pair = no_worse(scores(found, *recons), scores(found, "recon-M-delta"))
+        text = "Reconstruction of ΔW does not outperform that of A and B"
+        said.append(Claim("App. E", text, (*recons, "recon-M-delta"), *pair))
     ladder = tuple(name for name in found if name.startswith("recon-M-") and name.endswith("-tasks"))
     for source, text, names, figure, value, holds in (
         ("Fig. 3", "The larger the error, the lower the performance (r < 0)", ladder, "figure-3",
          error_r, lambda r: r < 0),
-        ("Fig. 4", "A and B are not alike where descriptions are (mean r within 0.2)", (), "figure-4",
-         lambda d: d["mean_r"]["factors"], lambda r: abs(r) < 0.2),
         ("Fig. 5", "Tasks cluster in the task encoder (silhouette > 0)", (m,), "figure-5",
          lambda d: d["silhouette"]["task_encoder"], lambda s: s > 0),
         ("Fig. 5", "Tasks cluster in the last block (silhouette > 0)", (m,), "figure-5",
          lambda d: d["silhouette"]["last_block"], lambda s: s > 0),
     ):  # fmt: skip
-        said.append(Claim(source, text, names, *correlated(figures[figure], value, holds)))
-    for source, text, figure, measure in (
-        ("Fig. 4", "LoRAs of tasks described alike do better (mean r > 0)", "figure-4", "performance"),
-        ("Fig. 10", "ΔW are a little alike where descriptions are (mean r > 0)", "figure-10", "delta"),
+        said.append(Claim(source, text, names, *number(figures[figure], value, holds)))
+    for source, text, figure, measure, margin in (
+        ("Fig. 4", "A and B are not alike where descriptions are (mean r within 0.2)", "figure-4", "factors", 0.2),
+        ("Fig. 4", "LoRAs of tasks described alike do better (mean r > 0)", "figure-4", "performance", None),
+        ("Fig. 10", "ΔW are a little alike where descriptions are (mean r > 0)", "figure-10", "delta", None),
     ):
-        said.append(Claim(source, text, (), *positive(figures[figure], measure)))
+        data = figures[figure]
+        if "missing" in data:
+            pair = Ruling(None, data["missing"])
+        else:
+            found_r = correlations(data, measure)
+            pair = ruled(found_r) if margin is None else within(found_r, margin)
+        said.append(Claim(source, text, (), *pair))
     return said
-
-
-# ---- the report ----

@@ -78,19 +78,22 @@ class Library:
             found = zlib.crc32(side.cpu().contiguous().numpy(), found)
         return found
 
-    def statistics(self) -> tuple[Factors, Factors]:
+    def statistics(self, correction: int = 0) -> tuple[Factors, Factors]:
         """Mean and standard deviation of each weight entry over the LoRAs (App. D), read layer by layer.
 
         Both: module -> (A [layers, r, d_in], B [layers, d_out, r]). An entry that never varies has deviation 0.
+        correction: what is taken from the number of LoRAs that squares are divided by. UserError where nothing is left.
         """
+        if len(self) <= correction:
+            raise UserError(f"The deviation of a sample needs more than {len(self)} LoRAs: leave sample_deviation out.")
         means, deviations = {}, {}
         for module, (d_in, d_out) in self.target_modules.items():
             sizes = (self.num_layers, self.rank, d_in), (self.num_layers, d_out, self.rank)
             means[module], deviations[module] = tuple(map(torch.empty, sizes)), tuple(map(torch.empty, sizes))
             for layer, *sides in self._each_layer(module):
                 for i, side in enumerate(sides):
-                    means[module][i][layer] = mean = side.mean(0)
-                    deviations[module][i][layer] = (side - mean).square().mean(0).sqrt()
+                    means[module][i][layer] = side.mean(0)
+                    deviations[module][i][layer] = side.var(0, correction=correction).sqrt()
         return means, deviations
 
     def delta_norms(self) -> Tensor:

@@ -13,16 +13,23 @@ from training.parts.batches import IGNORE
 from training.parts.compile import compiled_layers, layers_to_compile
 
 
-def answer_loss(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> Tensor:
+def answer_loss(model: PreTrainedModel, input_ids: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of each answer token, float32 [b, k]; 0 where there is no label (mean: `mean_loss`).
 
     input_ids, labels: int64 [b, t], right-padded: causal attention never looks right, so no mask is needed. The model
-    computes its own logits, soft-caps and all, at the k positions before any row's answer token only.
+    computes its own logits, soft-caps and all, at the k positions before any row's answer token only. label_smoothing:
+    the part of each target that is spread over the whole vocabulary.
     """
     positions = (labels[:, 1:] != IGNORE).any(0).nonzero()[:, 0]
     logits = model(input_ids=input_ids, logits_to_keep=positions, use_cache=False).logits.float()
     targets = labels[:, positions + 1]
-    losses = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
+    losses = cross_entropy(
+        logits.flatten(0, 1),
+        targets.flatten(),
+        ignore_index=IGNORE,
+        reduction="none",
+        label_smoothing=label_smoothing,
+    )
     return losses.view_as(targets)
 
 

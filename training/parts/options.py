@@ -15,6 +15,7 @@ from hyperlora.errors import UserError
 from hyperlora.text import command_line, open_streams
 
 T = TypeVar("T")
+MOST = {int: 2**31 - 1, float: 1e9}  # where an option says no other: what NumPy, PyTorch and a C integer all take
 
 
 def option(
@@ -26,7 +27,8 @@ def option(
 ) -> Any:
     """A dataclass field with its help text; required on the command line where it has no default.
 
-    least, most: the smallest and the largest number that `parse` takes. above: what the number must be greater than.
+    least, most: the smallest and the largest number that `parse` takes, `most` being at most `MOST`. above: what the
+    number must be greater than.
     """
     return dataclasses.field(default=default, metadata={"help": help, "least": least, "above": above, "most": most})
 
@@ -45,7 +47,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 def parse(kind: type[T], argv: list[str] | None = None, description: str | None = None) -> T:
     """The command line -> an instance of the dataclass `kind`. `--config FILE` (JSON or YAML) sets other defaults.
 
-    Raises `UserError` for a file that cannot be read, an option that there is not, or a number out of its bounds.
+    Raises `UserError` for a file that cannot be read, an option that there is not, a number out of its bounds, or text
+    that is not UTF-8.
     """
     argv = command_line(argv)
     module = getattr(sys.modules["__main__"], "__spec__", None)  # its file's name alone would start nothing
@@ -68,11 +71,13 @@ def parse(kind: type[T], argv: list[str] | None = None, description: str | None 
 
 
 def _check(field: dataclasses.Field, value: Any) -> None:
-    """`UserError` for a number that is infinite, no number (NaN) or out of the bounds that its `option` says."""
+    """`UserError` for a number that is infinite, no number (NaN) or out of its option's bounds."""
     least, above, most = (field.metadata.get(bound) for bound in ("least", "above", "most"))
     wanted = None
-    if not isinstance(value, int | float):
+    if type(value) not in MOST:
         return
+    most = MOST[type(value)] if most is None else most
+    least = -MOST[type(value)] if least is None and above is None else least
     if isinstance(value, float) and not math.isfinite(value):
         wanted = "a finite number"
     elif least is not None and value < least:

@@ -19,6 +19,8 @@ from training.parts.kinds import NO_DESCRIPTION
 from training.parts.metrics import accepted, exact_match
 from training.tasks import Example, Task
 
+TEMPLATE = 128  # tokens that a chat template is allowed before they are counted
+
 
 @torch.no_grad()
 def answer(
@@ -89,15 +91,52 @@ def respond(
     flat = [" " + output for part in outputs for output in part]  # with the space that some templates put there
     lengths = map(len, encode_texts(tokenizer, flat))
     limits = [max(itertools.islice(lengths, len(part))) + 2 for part in outputs]
+    prompts, context = encode_prompts(tokenizer, texts), context_length(adapted.model)
     if max_new_tokens is not None:
-        limits = [max_new_tokens] * len(limits)
-    prompts = encode_prompts(tokenizer, texts)
+        limits = [max(1, min(max_new_tokens, context - len(prompt))) for prompt in prompts]
     for row, (trial, _) in enumerate(examples):
         if trial.shots:
-            longest = context_length(adapted.model) - limits[row]
+            longest = context - limits[row]
             prompts[row] = _with_shots(tokenizer, trial.shots, texts[row], longest) or prompts[row]
     answers = iter(answer(adapted, tokenizer, prompts, [trial.adapter for trial, _ in examples], limits, batch_size))
     return [list(itertools.islice(answers, len(trial.examples))) for trial in trials]
+
+
+def fitting(adapted: AdaptedModel, tokenizer, task: Task, examples: Sequence[Example]) -> list[Example]:
+    """The task's examples that fit the base's context with every accepted answer; says how many others there are."""
+    found = [example for example in examples if _fits(adapted, tokenizer, example["input"], accepted(example))]
+    if len(found) < len(examples):
+        left, context = len(examples) - len(found), context_length(adapted.model)
+        print(
+            f"{task.name}: left out {left} of {len(examples)} test examples, too long for a context of {context}.",
+            flush=True,
+        )
+    return found
+
+
+def fitting_trials(adapted: AdaptedModel, tokenizer, trials: Sequence[Trial]) -> list[Trial]:
+    """The trials whose description fits the base's context too, in front of each example, where it is in the prompt."""
+
+    def fits(trial: Trial) -> bool:
+        return trial.style == "input" or all(
+            _fits(adapted, tokenizer, with_description(trial.description, each["input"], trial.style), accepted(each))
+            for each in trial.examples
+        )
+
+    found = [trial for trial in trials if fits(trial)]
+    if len(found) < len(trials):
+        left, context = len(trials) - len(found), context_length(adapted.model)
+        print(f"Left out {left} of {len(trials)} descriptions, too long for a context of {context}.", flush=True)
+    return found
+
+
+def _fits(adapted: AdaptedModel, tokenizer, text: str, outputs: Sequence[str]) -> bool:
+    context = context_length(adapted.model)
+    most = TEMPLATE + max(len(part.encode()) for part in outputs) + len(text.encode())
+    if most <= context:  # a token has a byte at least
+        return True
+    [prompt] = encode_prompts(tokenizer, [text])
+    return len(prompt) + max(map(len, encode_texts(tokenizer, [" " + output for output in outputs]))) + 2 <= context
 
 
 def _with_shots(tokenizer, shots: Sequence[Example], text: str, longest: int) -> list[int] | None:

@@ -5,10 +5,12 @@ import json
 import math
 import shutil
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -76,12 +78,16 @@ def check_report_to(name: str) -> None:
 
 
 def last_checkpoint(folder: Path, main_process: bool = True) -> Path | None:
-    """The newest whole checkpoint of a run; what a killed process left half-written is removed by the main process."""
-    found = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=checkpoint_step, reverse=True)
-    for path in found:
-        if _is_whole(path):
+    """The newest whole checkpoint of a run, or None.
+
+    One that a killed process or a full disk left in parts is passed over; the main process says so and removes it.
+    """
+    for path in sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=checkpoint_step, reverse=True):
+        fault = _fault(path)
+        if fault is None:
             return path
         if main_process:
+            print(f"The checkpoint {path} is not whole ({fault}): it is removed, and the one before it counts.")
             shutil.rmtree(path, ignore_errors=True)
     return None
 
@@ -92,14 +98,24 @@ def checkpoint_step(path: Path) -> int:
     return int(number) if number.isdecimal() else -1
 
 
-def _is_whole(path: Path) -> bool:
-    try:
-        json.loads((path / STATE).read_text(encoding="utf-8"))
-        sizes = {file.name: file.stat().st_size for file in path.iterdir()}
-    except (OSError, ValueError):
-        return False
-    # a machine that fails may leave files that are there, but empty
-    return checkpoint_step(path) >= 0 and sizes.keys() >= set(FILES) and all(sizes.values())
+def _fault(path: Path) -> str | None:
+    """What is wrong with a checkpoint's files, in short; None where they can all be read."""
+    names = {STATE, *FILES, *(file.name for file in path.glob("*.pt*"))}  # a file of random states for each process
+    for name in sorted(names):
+        try:
+            if name == STATE:
+                if json.loads((path / name).read_text(encoding="utf-8"))["global_step"] != checkpoint_step(path):
+                    return f"{name} is of another step"
+            elif name.endswith(".safetensors"):
+                with safe_open(path / name, "pt"):  # whose header says how long the file is
+                    pass
+            elif (broken := zipfile.ZipFile(path / name).testzip()) is not None:
+                return f"{name} is damaged at {broken}"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except Exception:  # whatever reading garbage can raise
+            return f"{name} is damaged"
+    return None
 
 
 def check_settings(folder: Path, settings: dict, resumed: bool, main_process: bool) -> None:

@@ -1,4 +1,7 @@
+from itertools import product
+
 import pytest
+from scipy.stats import ttest_1samp
 
 from training.parts.cells import Budget, cells
 from training.parts.claims import (
@@ -6,13 +9,17 @@ from training.parts.claims import (
     alike,
     better,
     claims,
+    correlations,
     ending,
     error_r,
+    holm,
     is_flat,
     no_worse,
-    positive,
+    p_value,
+    ruled,
     scores,
     verdict,
+    within,
 )
 from training.parts.report import prompted_base
 
@@ -46,28 +53,83 @@ def test_a_claim_is_undecided_where_a_cell_is_not_flat():
     assert verdict(Claim("", "", ("a", "b"), True, ""), trained) == "undecided"
 
 
+def signs(differences: list[float]) -> float:
+    """p by counting: of all signs, those under which the mean is as far from 0."""
+    sums = [
+        abs(sum(s * d for s, d in zip(flip, differences, strict=True)))
+        for flip in product((1, -1), repeat=len(differences))
+    ]
+    return sum(value >= abs(sum(differences)) - 1e-9 for value in sums) / len(sums)
+
+
+@pytest.mark.parametrize(
+    "differences",
+    [
+        [0.1] * 8,
+        [0.3, -0.2, 0.1, 0.0, 0.0, 0.4],
+        [-0.5, -0.25, -0.25, 0.0, -1.0, 0.125, -0.5],
+        [0.0, 0.0, 0.0],
+        [0.0] * 15 + [1.0, 0.5, 0.25],
+        [0.07, -0.05, 0.02, 0.11, -0.03, 0.01, 0.09, 0.04, -0.02, 0.06],
+    ],
+)
+def test_p_is_the_share_of_signs_that_give_as_much(differences):
+    assert p_value(differences) == pytest.approx(signs([d for d in differences if d]) if any(differences) else 1.0)
+
+
+def test_of_many_tasks_p_is_drawn_and_always_the_same():
+    differences = [0.1 * (i % 7) - 0.15 for i in range(30)]
+    assert p_value(differences) == p_value(differences)
+    assert p_value(differences) == pytest.approx(ttest_1samp(differences, 0).pvalue, abs=0.01)
+
+
+def test_holms_correction_is_that_of_the_smallest_p_first():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([0.02]) == [0.02] and holm([]) == []
+
+
 def test_scores_are_compared_task_by_task():
     low = {f"task {i}": i / 10 for i in range(9)}
     high = {task: value + 0.1 + 0.01 * (value > 0.4) for task, value in low.items()}
-    noisy = {task: value + (0.3 if i % 2 else -0.28) for i, (task, value) in enumerate(low.items())}
-    assert better(high, low)[0] is True and better(low, high)[0] is False
-    assert better(noisy, low)[0] is False  # above, yet within twice the standard error
-    floor = dict.fromkeys(low, 0.0)
-    assert alike(noisy, low, floor)[0] is True and alike(high, low, floor)[0] is False
-    assert alike(noisy, low, floor=high)[0] is None  # as bad as each other: nothing is shown
-    assert no_worse(high, low)[0] is True and no_worse(low, high)[0] is False
-    assert better(high, {"other": 1.0}) == (None, "not measured", False)
-    # noisy - low is 0.04 with an error of 0.2: it might be above 0, or 0.05 apart
-    assert better(noisy, low).unclear and alike(noisy, low, floor).unclear and no_worse(noisy, low).unclear
-    assert not (better(low, high).unclear or alike(high, low, floor).unclear or no_worse(low, high).unclear)
+    same = {task: value + (0.01 if i % 2 else -0.01) for i, (task, value) in enumerate(low.items())}
+    floor = {task: value - 0.5 for task, value in low.items()}
+    assert better(high, low).held is True and better(low, high).held is False
+    assert better(high, low).p == pytest.approx(2 / 2**9)  # all nine tasks say so
+    assert alike(same, low, floor).held is True and alike(high, low, floor).held is False
+    assert no_worse(high, low).held is True and no_worse(low, high).held is False and no_worse(same, low).held is True
 
 
-def test_a_mean_correlation_is_above_0_where_twice_its_standard_error_is_not_more():
-    data = {"r": {"clear": {"a": 0.2, "b": 0.3, "c": None, "d": 0.25}, "noisy": {"a": 0.5, "b": -0.3, "c": 0.1}}}
-    assert positive(data, "clear") == (True, "0.25 ± 0.06 (3 targets)", False)
-    assert positive(data, "noisy").held is False and positive(data, "noisy").unclear
-    assert positive({"r": {"clear": {"a": 0.9}}}, "clear") == (None, "not defined", False)
-    assert positive({"missing": "no LoRA scores"}, "clear") == (None, "no LoRA scores", False)
+def test_a_difference_within_its_error_is_undecided():
+    low = {f"task {i}": i / 10 for i in range(9)}
+    floor = {task: value - 0.5 for task, value in low.items()}
+    for difference in (0.02, -0.02, 0.08):
+        noisy = {t: v + difference + (0.3 if i % 2 else -0.24) for i, (t, v) in enumerate(low.items())}
+        for ruling in (better(noisy, low), better(low, noisy), alike(noisy, low, floor), no_worse(noisy, low)):
+            assert ruling.held is None and ruling.p >= 0.05
+    clear = {task: value + 0.5 for task, value in list(low.items())[:4]}
+    assert better(clear, low).held is None  # four tasks decide nothing: p is 2 / 16 at best
+    assert better(clear, {"other": 1.0}) == (None, "not measured", None)
+
+
+def test_what_is_as_bad_as_the_floor_is_not_said_to_be_alike():
+    low = {f"task {i}": i / 10 for i in range(9)}
+    ruling = alike(low, low, floor={task: value + 0.2 for task, value in low.items()})
+    assert ruling.held is None and ruling.evidence.endswith("neither above what needs no description")
+
+
+def test_a_mean_correlation_is_tested_over_its_targets():
+    clear = {"r": {"delta": {f"task {i}": 0.2 + i / 50 for i in range(8)} | {"other": None}}}
+    assert ruled(correlations(clear, "delta")).held is True
+    assert correlations(clear, "delta")[1] == "0.27 ± 0.03 (8 targets)"
+    noisy = {"r": {"delta": {f"task {i}": (-1) ** i * 0.5 for i in range(8)}}}
+    assert ruled(correlations(noisy, "delta")).held is None
+    near = {"r": {"delta": {f"task {i}": (-1) ** i * 0.05 for i in range(8)}}}
+    assert (
+        within(correlations(near, "delta"), 0.2).held is True and within(correlations(noisy, "delta"), 0.2).held is None
+    )
+    far = {"r": {"delta": {f"task {i}": 0.5 + i / 50 for i in range(8)}}}
+    assert within(correlations(far, "delta"), 0.2).held is False
+    assert correlations({"r": {"delta": {"a": 0.9}}}, "delta") is None
 
 
 def test_performances_that_hardly_differ_say_nothing_of_errors():
@@ -88,9 +150,9 @@ FIGURES = {f"figure-{n}": {"missing": "no LoRA scores"} for n in (3, 4, 5, 10)}
 
 
 def rows(value: float, method: str = "HyperLoRA M", kind: str = "unseen") -> list[dict]:
-    """Four held-out tasks of one score."""
+    """Eight held-out tasks of one score."""
     common = {"split": "held-out tasks", "kind": kind, "method": method, "score": value}
-    return [common | {"task": task} for task in "abcd"]
+    return [common | {"task": task} for task in "abcdefgh"]
 
 
 def results(budget: Budget, sft: float, recon: float, nearest: float = 0.1) -> dict[str, list[dict]]:
@@ -142,5 +204,5 @@ def test_a_prompted_base_that_is_ahead_is_said():
     found["table-2"] = rows(0.5, "base, prompted")
     assert prompted_base(found) == (
         "The base with the description in its prompt is ahead of HyperLoRA M on the held-out tasks, "
-        "50.0 against 30.0, difference +20.0 ± 0.0 (4 tasks)."
+        "50.0 against 30.0, difference +20.0 ± 0.0 (8 tasks), p = 0.008."
     )

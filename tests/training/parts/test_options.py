@@ -20,6 +20,10 @@ class Bounded:
     rows: int = option(4, "rows", least=1)
     share: float = option(0.5, "a share", above=0, most=1)
     limit: int | None = option(None, "or none", least=1)
+    free: int = option(0, "any")
+    wide: float = option(0.0, "any")
+    name: str | None = option(None, "a text")
+    more: list[str] | None = option(None, "texts")
 
 
 @dataclass
@@ -35,6 +39,9 @@ class Named:
         (["--share", "1.5"], "share is 1.5, but must be at most 1."),
         (["--share", "nan"], "share is nan, but must be a finite number."),
         (["--limit", "-1"], "limit is -1, but must be at least 1."),
+        (["--rows", "3000000000"], "rows is 3000000000, but must be at most 2147483647."),
+        (["--free", "-3000000000"], "free is -3000000000, but must be at least -2147483647."),
+        (["--wide", "2e9"], "wide is 2000000000.0, but must be at most 1000000000.0."),
     ],
 )
 def test_a_number_out_of_its_bounds_is_refused(line, sentence):
@@ -78,3 +85,14 @@ def test_no_stage_takes_a_number_below_what_it_can_use(stage):
     for name, value in below.items():
         with pytest.raises(UserError, match=f"^{name} is {value}.*, but must be"):
             parse(kind, [*needed, f"--{name}={value}"])
+
+
+@pytest.mark.parametrize("value", [2**31, 2**32, 2**45, 2**64, 10**30])
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_stage_takes_a_number_that_would_overflow(stage, value):
+    kind = importlib.import_module(f"training.{stage}").Options
+    needed = [part for field in fields(kind) if field.type is str for part in (f"--{field.name}", "x")]
+    for field in fields(kind):
+        if field.type in (int, float, int | None):
+            with pytest.raises(UserError, match=f"^{field.name} is .*, but must be at most"):
+                parse(kind, [*needed, f"--{field.name}={value}"])
