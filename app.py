@@ -41,6 +41,20 @@ def say(line: str) -> None:
 
 
 @contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Inside, the environment has these variables."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextmanager
 def own_folder() -> Iterator[None]:
     """Inside, what Gradio writes has a folder of its own, since that of all users may be another's, and caches have a
     home. Raises `UserError` where no such folder can be written."""
@@ -49,14 +63,16 @@ def own_folder() -> Iterator[None]:
     except OSError as error:
         raise UserError("No folder for temporary files can be written: set TMPDIR to one that can.") from error
     with temporary as folder:
-        named = Path(os.environ.setdefault("GRADIO_TEMP_DIR", folder))
+        named = Path(os.environ.get("GRADIO_TEMP_DIR") or folder)
         with writing(named, "set GRADIO_TEMP_DIR to a folder that can be written, or leave it out"):
             named.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=named).close()
-        if os.path.expanduser("~") == "~":  # HOME is not set, and the user is not in the list of users
-            os.environ["HOME"] = folder
+        home = os.path.expanduser("~")
+        if home == "~":  # HOME is not set, and the user is not in the list of users
+            home = folder
             say("There is no home folder: what is downloaded lasts as long as this page, unless HF_HOME says where to.")
-        yield
+        with environment(GRADIO_TEMP_DIR=str(named), HOME=home):
+            yield
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,7 +80,6 @@ def main(arguments: list[str] | None = None) -> int:
     open_streams()
     try:
         args = parse_arguments(command_line(arguments))
-        os.environ.pop("GRADIO_SERVER_NAME", None)  # read above; Gradio looks there for free ports, and only in IPv4
         with own_folder():
             # What was named and cannot be ends the command; the best takes a while to find, so the page comes first.
             choice = choose(args) if named(args) else None
@@ -75,24 +90,31 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def serve(args: argparse.Namespace, choice: Choice | None) -> int:
-    from hyperlora.ui.model import Model
-    from hyperlora.ui.page import build_page, launch
+    # Gradio reads these where it is imported and where it asks its own server whether it is there: no proxy has part in
+    # that, and free ports are looked for in IPv4.
+    with environment(no_proxy="*", GRADIO_SERVER_NAME="127.0.0.1"):
+        from hyperlora.ui.model import Model
+        from hyperlora.ui.page import build_page, launch
 
-    model = Model(lambda: open_pipeline(args, model.ask, say, model.report, choice))
-    demo = build_page(model)
-    try:
-        url = launch(demo, args.host, args.port)
-    except (OSError, UnicodeError):
-        reason = f"port {args.port} on {args.host} cannot be used"
-        if not args.port:
-            reason = f"{args.host} has no port from 7860 up that can be used"
-        print(f"The page cannot be opened: {reason}; choose another with --port or --host.", file=sys.stderr)
-        return 1
+        model = Model(lambda: open_pipeline(args, model.ask, say, model.report, choice))
+        demo = build_page(model)
+        try:
+            url = launch(demo, args.host, args.port)
+        except (OSError, UnicodeError):
+            return cannot_open(args)
     moved = "" if args.port or url.endswith(":7860/") else " (port 7860 is in use)"
     say(f"HyperLoRA is at {url}{moved}")
     model.start()
     demo.block_thread()
     return 0
+
+
+def cannot_open(args: argparse.Namespace) -> int:
+    reason = f"port {args.port} on {args.host} cannot be used"
+    if not args.port:
+        reason = f"{args.host} has no port from 7860 up that can be used"
+    print(f"The page cannot be opened: {reason}; choose another with --port or --host.", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

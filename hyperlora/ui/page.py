@@ -2,10 +2,7 @@
 
 import json
 import logging
-import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import gradio as gr
 
@@ -225,23 +222,22 @@ def launch(demo: gr.Blocks, host: str = "127.0.0.1", port: int | None = None) ->
     """Serves the page and returns its address; `OSError` if it cannot be had. Nothing of it leaves this machine."""
     host = host.removeprefix("[").removesuffix("]")
     check_address(host, port)
-    with no_proxy():
-        _, url, _ = demo.launch(
-            server_name=f"[{host}]" if ":" in host else host,
-            server_port=port,
-            prevent_thread_lock=True,
-            quiet=True,
-            share=False,
-            ssr_mode=False,
-            run_history=False,
-            enable_monitoring=False,
-            footer_links=[],
-            max_threads=MAX_THREADS,
-            max_file_size=1,  # nothing on the page takes a file
-            state_session_capacity=1000,
-            theme=THEME,
-            css=read_style(),
-        )
+    _, url, _ = demo.launch(
+        server_name=f"[{host}]" if ":" in host else host,
+        server_port=port,
+        prevent_thread_lock=True,
+        quiet=True,
+        share=False,
+        ssr_mode=False,
+        run_history=False,
+        enable_monitoring=False,
+        footer_links=[],
+        max_threads=MAX_THREADS,
+        max_file_size=1,  # nothing on the page takes a file
+        state_session_capacity=1000,
+        theme=THEME,
+        css=read_style(),
+    )
     return url
 
 
@@ -253,16 +249,3 @@ def check_address(host: str, port: int | None) -> None:
     with socket.socket(family, kind, protocol) as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         trial.bind(address)
-
-
-@contextmanager
-def no_proxy() -> Iterator[None]:
-    """Inside, no request goes through a proxy: Gradio asks its own server whether it is there."""
-    before = os.environ.get("no_proxy")
-    os.environ["no_proxy"] = "*"
-    try:
-        yield
-    finally:
-        del os.environ["no_proxy"]
-        if before is not None:
-            os.environ["no_proxy"] = before
