@@ -191,13 +191,10 @@ class _Row:
     stream: "weakref.ref[ChatStream]"
     queue: SimpleQueue  # the stream's
     limit: int  # tokens that may come
-    made: int = 0  # those that came
-    processors: LogitsProcessorList | None = None
+    processors: LogitsProcessorList | None
+    made: int = 0  # tokens that came
     slot: int | None = None
     error: Exception | None = None
-
-    def __post_init__(self) -> None:
-        self.processors = self.options.processors()
 
     @property
     def stopped(self) -> bool:
@@ -326,7 +323,7 @@ class ChatEngine:
                 f"The conversation is {len(ids):,} tokens long and the model reads {self.context:,}: shorten it."
             )
         limit = min(options.max_new_tokens, self.context - len(ids))
-        return _Row(ids, adapter, options, weakref.ref(stream), stream._queue, limit)
+        return _Row(ids, adapter, options, weakref.ref(stream), stream._queue, limit, options.processors())
 
     # ---- in the worker thread ----
 

@@ -5,7 +5,7 @@ import math
 import re
 import threading
 from abc import ABC, abstractmethod
-from collections import OrderedDict
+from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
 
@@ -48,7 +48,7 @@ class Embedder(ABC):
 
     def __init__(self, d_emb: int):
         self.d_emb = d_emb
-        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+        self._row = lru_cache(KEPT)(lambda text: self._embed([text])[0])
         self._lock = threading.Lock()
 
     def embed(self, texts: list[str]) -> Tensor:
@@ -64,14 +64,6 @@ class Embedder(ABC):
             if len(texts) > FEW:
                 return self._embed(texts)
             return torch.stack([self._row(text) for text in texts])
-
-    def _row(self, text: str) -> Tensor:
-        if text not in self._kept:
-            self._kept[text] = self._embed([text])[0]
-            if len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(text)
-        return self._kept[text]
 
     def _embed(self, texts: list[str]) -> Tensor:
         parts = [self._parts(text) for text in texts]

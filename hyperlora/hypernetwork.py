@@ -94,9 +94,15 @@ class HyperNetwork(nn.Module):
 
     def factors(self, module: str, features: Tensor) -> tuple[Tensor, Tensor]:
         """One module's A [n, layers, r, d_in] and B [n, layers, d_out, r] from its features [n, layers, .., head]."""
-        (d_in, d_out), r = self.config.target_modules[module], self.config.rank
         # As one product: a linear on a strided slice becomes many small ones.
-        out = self.heads[module](features.flatten(0, -2)).unflatten(0, features.shape[:-1])
+        A, B = self.split(module, self.heads[module](features.flatten(0, -2)).unflatten(0, features.shape[:-1]))
+        if self.config.head_start == "peft":
+            A, B = A + self.basis_A[module], B + self.basis_B[module]
+        return A, B
+
+    def split(self, module: str, out: Tensor) -> tuple[Tensor, Tensor]:
+        """A [n, layers, r, d_in] and B [n, layers, d_out, r] of what the module's head gave, [n, layers, .., width]."""
+        (d_in, d_out), r = self.config.target_modules[module], self.config.rank
         if self.config.head == "L":
             A, Bt = out.split([r * d_in, r * d_out], dim=-1)
             A, Bt = A.unflatten(-1, (r, d_in)), Bt.unflatten(-1, (r, d_out))
@@ -105,10 +111,7 @@ class HyperNetwork(nn.Module):
         else:
             A, Bt = (out.unflatten(-1, (r, -1)) if self.config.head == "M" else out).unbind(2)
             A, Bt = A[..., :d_in], Bt[..., :d_out]  # a shared row is cut to the size needed
-        B = Bt.mT
-        if self.config.head_start == "peft":
-            A, B = A + self.basis_A[module], B + self.basis_B[module]
-        return A, B
+        return A, Bt.mT
 
 
 def _mlp(d_in: int, d_out: int, dropout: float) -> list[nn.Module]:

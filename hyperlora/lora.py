@@ -34,6 +34,13 @@ UNSUPPORTED = (
     *("fan_in_fan_out", "lora_bias", "use_qalora", "alora_invocation_tokens", "trainable_token_indices"),
     *("target_parameters", "arrow_config", "kasa_config", "velora_config", "monteclora_config", "use_bdlora"),
 )
+# What else PEFT's config of a plain LoRA says (Fig. 7).
+PLAIN = dict.fromkeys(
+    ("auto_mapping", "layer_replication", "layers_pattern", "layers_to_transform", "modules_to_save")
+)
+PLAIN |= {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "inference_mode": True, "use_dora": False}
+PLAIN |= {"alpha_pattern": {}, "rank_pattern": {}, "loftq_config": {}, "fan_in_fan_out": False}
+PLAIN |= {"init_lora_weights": True, "megatron_config": None, "megatron_core": "megatron.core"}
 # Other ways to start also change the base model's own weights.
 PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
@@ -137,30 +144,13 @@ class Adapter:
 
     def to_peft(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """PEFT's config (Fig. 7) and state dict, on the CPU; the strength is folded into B."""
-        config = {
-            "alpha_pattern": {},
-            "auto_mapping": None,
+        config = PLAIN | {
             "base_model_name_or_path": self.base_model,
-            "bias": "none",
-            "fan_in_fan_out": False,
-            "inference_mode": True,
-            "init_lora_weights": True,
-            "layer_replication": None,
-            "layers_pattern": None,
-            "layers_to_transform": None,
-            "loftq_config": {},
             "lora_alpha": int(self.alpha) if self.alpha == int(self.alpha) else self.alpha,
             "lora_dropout": self.lora_dropout,
-            "megatron_config": None,
-            "megatron_core": "megatron.core",
-            "modules_to_save": None,
-            "peft_type": "LORA",
             "r": self.rank,
-            "rank_pattern": {},
             "revision": self.base_revision,
             "target_modules": sorted(self.weights),
-            "task_type": "CAUSAL_LM",
-            "use_dora": False,
             "use_rslora": self.use_rslora,
         }
         state = {}
@@ -171,7 +161,7 @@ class Adapter:
             for layer in range(self.num_layers):
                 key = f"base_model.model.model.layers.{layer}.{PATHS[module]}.lora_"
                 state[f"{key}A.weight"], state[f"{key}B.weight"] = A[layer].contiguous(), B[layer].contiguous()
-        return config, state
+        return dict(sorted(config.items())), state
 
     @classmethod
     def from_peft(cls, config: dict[str, Any], state: dict[str, Tensor]) -> "Adapter":

@@ -91,6 +91,9 @@ class BaseShape:
         for name in ("num_key_value_heads", "head_dim"):
             if config.get(name) is not None and (type(config[name]) is not int or config[name] < 1):
                 raise UserError(f"The base model's config.json should have a whole number as {name}, or none.")
+        tied = config.get("tie_word_embeddings", kind.startswith("gemma"))
+        if type(tied) is not bool:
+            raise UserError("The base model's config.json should have true or false as tie_word_embeddings.")
         layers, hidden, intermediate, heads, vocab = (config[name] for name in names)
         return cls(
             layers,
@@ -100,7 +103,7 @@ class BaseShape:
             config.get("num_key_value_heads") or heads,
             config.get("head_dim") or hidden // heads,
             vocab,
-            tied=bool(config.get("tie_word_embeddings", kind.startswith("gemma"))),
+            tied=tied,
             norms=4 if kind.startswith(("gemma2", "gemma3")) else 2,
         )
 

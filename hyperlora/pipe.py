@@ -61,24 +61,10 @@ class Pipeline:
 
     @overload
     def chat(
-        self,
-        messages: Chat,
-        adapter: Adapter | None = None,
-        *,
-        stream: Literal[False] = False,
-        describe: bool | None = None,
-        **options,
-    ) -> str: ...
-    @overload
-    def chat(
-        self,
-        messages: Chat,
-        adapter: Adapter | None = None,
-        *,
-        stream: Literal[True],
-        describe: bool | None = None,
-        **options,
+        self, messages: Chat, adapter: Adapter | None = None, *, stream: Literal[True], **options
     ) -> ChatStream: ...
+    @overload
+    def chat(self, messages: Chat, adapter: Adapter | None = None, **options) -> str: ...
     def chat(
         self,
         messages: Chat,

@@ -1,5 +1,6 @@
 """What many tests share: a tiny base model on disk, small configs, random adapters."""
 
+import copy
 import hashlib
 import json
 import os
@@ -17,15 +18,17 @@ from huggingface_hub import errors
 from huggingface_hub.utils import filter_repo_objects
 from tokenizers import Tokenizer, decoders, models
 from tqdm import tqdm
-from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 from hyperlora import choice, devices, hub
+from hyperlora.chat import ChatStream
 from hyperlora.config import HyperLoRAConfig
 from hyperlora.devices import Device
 from hyperlora.embedder import SentenceEmbedder
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
 from hyperlora.presets import PRESETS
+from hyperlora.prompt import format_prompt
 
 TARGETS = {"q_proj": (64, 64), "v_proj": (64, 32)}  # the tiny base's
 SPECIAL = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
@@ -127,6 +130,41 @@ def assert_greedy() -> Callable[..., None]:
         for i, token in enumerate(answer):
             scores = logits[i] if processor is None else processor(ids[:, : len(prompt) + i], logits[i : i + 1])[0]
             assert scores.max() - scores[token] <= tolerance, f"token {i} of {len(answer)}"
+
+    return check
+
+
+@pytest.fixture
+def read_ids() -> Callable[[ChatStream], list[int]]:
+    """read_ids(stream): the tokens of an answer, whose text is theirs."""
+
+    def read(stream: ChatStream) -> list[int]:
+        items, take = [], stream._next
+        stream._next = lambda: items.append(take()) or items[-1]
+        text = "".join(stream)
+        ids = [item for item in items if isinstance(item, int)]
+        assert text == stream.text == stream._tokenizer.decode(ids, skip_special_tokens=True)
+        return ids
+
+    return read
+
+
+@pytest.fixture
+def answers(tiny_base: Path, assert_greedy: Callable, read_ids: Callable) -> Callable[..., str]:
+    """answers(stream, prompt, adapter, n, **options): the answer has n tokens (None: any number), the likeliest under
+    the tiny base with the adapter's delta W added to its weights; returns its text."""
+    base = MistralForCausalLM.from_pretrained(tiny_base, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+
+    def check(stream: ChatStream, prompt: str, adapter=None, n: int | None = None, **options) -> str:
+        model = copy.deepcopy(base)
+        for module in adapter.weights if adapter else ():
+            for i, layer in enumerate(model.model.layers):
+                getattr(layer.self_attn, module).weight.data += adapter.delta_w(module, i)
+        ids = read_ids(stream)
+        assert n is None or len(ids) == n
+        assert_greedy(model, format_prompt(tokenizer, prompt), ids, **options)
+        return stream.text
 
     return check
 

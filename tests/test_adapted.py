@@ -336,9 +336,10 @@ def test_weights_that_are_elsewhere_between_two_forwards(adapted, offloaded, mak
     adapters = [make_adapter(1), make_adapter(2)]
     a, b = (adapted.load(adapter) for adapter in adapters)
     x, y = (elsewhere.load(adapter) for adapter in adapters)
+    # Not the same bits: what comes from a file lies elsewhere in memory, where a kernel may add in another order.
     for here, there in [([a, None, b, a], [x, None, y, x]), ([b] * 4, [y] * 4), ([None] * 4, [None] * 4)]:
-        assert torch.equal(logits(elsewhere, there), logits(adapted, here))
-    assert torch.equal(logits(elsewhere), logits(adapted))
+        assert_close(logits(elsewhere, there), logits(adapted, here))
+    assert_close(logits(elsewhere), logits(adapted))
     assert {str(linear.weight.device) for _, layer, linear in elsewhere.linears() if layer == 1} == {"meta"}
 
 

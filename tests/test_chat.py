@@ -1,6 +1,5 @@
 """The engine answers many chats at once, and each as if it were alone."""
 
-import copy
 import gc
 import json
 import shutil
@@ -53,35 +52,6 @@ def start(tiny_model, tokenizer):
     yield make
     for engine in engines:
         engine.close()
-
-
-def read(stream: ChatStream) -> list[int]:
-    """The tokens of an answer; its text is theirs."""
-    items, take = [], stream._next
-    stream._next = lambda: items.append(take()) or items[-1]
-    text = "".join(stream)
-    ids = [item for item in items if isinstance(item, int)]
-    assert text == stream.text == stream._tokenizer.decode(ids, skip_special_tokens=True)
-    return ids
-
-
-@pytest.fixture
-def answers(tiny_base, tokenizer, assert_greedy):
-    """answers(stream, prompt, adapter, n, **options): the answer has n tokens (None: any number), the likeliest under
-    the base with the adapter's delta W added to its weights; returns its text."""
-    base = MistralForCausalLM.from_pretrained(tiny_base, dtype=torch.float32).eval()
-
-    def check(stream: ChatStream, prompt: str, adapter=None, n: int | None = None, **options) -> str:
-        model = copy.deepcopy(base)
-        for module in adapter.weights if adapter else ():
-            for i, layer in enumerate(model.model.layers):
-                getattr(layer.self_attn, module).weight.data += adapter.delta_w(module, i)
-        ids = read(stream)
-        assert n is None or len(ids) == n
-        assert_greedy(model, format_prompt(tokenizer, prompt), ids, **options)
-        return stream.text
-
-    return check
 
 
 # ---- each as if it were alone ----
@@ -173,12 +143,12 @@ SIZES = {
     ],
     ids=["sliding-window", "eager", "gemma-2", "qwen-2"],
 )
-def test_other_kinds_of_attention(start, tokenizer, kind, config, assert_greedy):
+def test_other_kinds_of_attention(start, tokenizer, kind, config, assert_greedy, read_ids):
     torch.manual_seed(0)
     model = kind(config).eval()
     streams = start(model).submit_many(PROMPTS, [None] * 5, max_new_tokens=20)
     for stream, prompt in zip(streams, PROMPTS, strict=True):
-        assert_greedy(model, format_prompt(tokenizer, prompt), read(stream))
+        assert_greedy(model, format_prompt(tokenizer, prompt), read_ids(stream))
 
 
 def test_a_base_whose_weights_wait_on_the_disk(start, tiny_base, make_adapter, answers):
@@ -190,12 +160,12 @@ def test_a_base_whose_weights_wait_on_the_disk(start, tiny_base, make_adapter, a
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_precision(start, tiny_base, tokenizer, dtype, assert_greedy):
+def test_half_precision(start, tiny_base, tokenizer, dtype, assert_greedy, read_ids):
     """Logits of up to 1 have 8 or 11 bits, and what they are sums of has as many."""
     model, _ = load_base(tiny_base, dtype=dtype)
     model.generation_config.eos_token_id = -1
     for stream, prompt in zip(start(model).submit_many(PROMPTS, [None] * 5, max_new_tokens=8), PROMPTS, strict=True):
-        assert_greedy(model, format_prompt(tokenizer, prompt), read(stream), tolerance=0.01)
+        assert_greedy(model, format_prompt(tokenizer, prompt), read_ids(stream), tolerance=0.01)
 
 
 # ---- options ----
@@ -239,7 +209,7 @@ def test_an_answer_ends_whoever_names_its_last_token(start, tiny_base, tiny_mode
     ],
     ids=str,
 )
-def test_sampling_is_that_of_generate(start, tiny_model, tokenizer, options):
+def test_sampling_is_that_of_generate(start, tiny_model, tokenizer, options, read_ids):
     """Drawn with the same numbers: rounding would have to move a border between two tokens across one of them."""
     engine = start()
     ids = torch.tensor([format_prompt(tokenizer, "one two three")])
@@ -248,7 +218,9 @@ def test_sampling_is_that_of_generate(start, tiny_model, tokenizer, options):
         mask = torch.ones_like(ids)
         output = tiny_model.generate(ids, attention_mask=mask, pad_token_id=0, max_new_tokens=20, **options)
         torch.manual_seed(3)
-        assert read(engine.submit("one two three", max_new_tokens=20, **options)) == output[0, ids.shape[1] :].tolist()
+        assert (
+            read_ids(engine.submit("one two three", max_new_tokens=20, **options)) == output[0, ids.shape[1] :].tolist()
+        )
 
 
 def test_each_row_has_its_own_options(start, answers):
@@ -382,7 +354,7 @@ def test_a_chat_that_was_stopped_before_it_started(start, answers):
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
-def test_who_stopped_waiting_takes_no_place_in_the_queue(start, at_once):
+def test_who_stopped_waiting_takes_no_place_in_the_queue(start, at_once, read_ids):
     engine = start(max_batch=1, max_waiting=2)
     running = engine.submit("a", max_new_tokens=240)
     wait_for_tokens(running, 1)
@@ -395,7 +367,7 @@ def test_who_stopped_waiting_takes_no_place_in_the_queue(start, at_once):
     with pytest.raises(UserError, match="busy: 2 chats are waiting"):
         engine.submit("a")
     running.stop()
-    assert [len(read(stream)) for stream in others] == [0, 2, 2]
+    assert [len(read_ids(stream)) for stream in others] == [0, 2, 2]
 
 
 def test_stop_does_not_wait_for_the_engine(start):
@@ -533,7 +505,7 @@ def test_rows_never_lose_their_adapter_to_others(start, answers, make_adapter, s
 # ---- how it ended ----
 
 
-def test_a_stream_says_why_it_ended(start, tiny_model, tokenizer):
+def test_a_stream_says_why_it_ended(start, tiny_model, tokenizer, read_ids):
     engine = start()
     limited, full = engine.submit_many(["a", "x" * 200], [None, None], max_new_tokens=100)
     text = ""
@@ -541,13 +513,13 @@ def test_a_stream_says_why_it_ended(start, tiny_model, tokenizer):
         assert limited.finish_reason is None
         text += piece
     assert limited.finish_reason == "length"
-    assert len(read(full)) < 100 and full.finish_reason == "length"  # the context's end
+    assert len(read_ids(full)) < 100 and full.finish_reason == "length"  # the context's end
     early, stopped, unread = engine.submit_many(["a", "b", "c"], [None] * 3)
     for _ in early:
         break
     stopped.stop()
     assert (early.finish_reason, stopped.finish_reason, unread.finish_reason) == ("stopped", "stopped", None)
-    assert read(stopped) is not None and stopped.finish_reason == "stopped"
+    assert read_ids(stopped) is not None and stopped.finish_reason == "stopped"
     unread.stop()
 
     tiny_model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(text[5])

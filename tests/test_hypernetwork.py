@@ -171,8 +171,8 @@ def test_tasks_of_a_batch_do_not_mix(make_config):
 def test_learned_task_vectors_are_trained_and_chosen_by_id(make_config):
     network = randomised(make_config(task_input="learned", num_tasks=5))
     A, _ = network(torch.tensor([4, 0, 4]))["q_proj"]
-    assert torch.equal(A[0], A[2])
-    assert not torch.equal(A[0], A[1])
+    torch.testing.assert_close(A[0], A[2])  # rounded by where in the batch a row is
+    assert (A[0] - A[1]).abs().max() > 1e-3
     A.sum().backward()
     assert network.task_vectors.weight.grad.any(dim=1).tolist() == [True, False, False, False, True]
 

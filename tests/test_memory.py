@@ -60,6 +60,9 @@ def test_a_config_that_is_no_dense_decoder_is_refused(tmp_path: Path):
     sizes = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
     with pytest.raises(UserError, match="a whole number as num_key_value_heads, or none"):
         BaseShape.from_config(dict.fromkeys(sizes, 8) | {"num_key_value_heads": "8"})
+    for tied in (1, "false", None, []):
+        with pytest.raises(UserError, match="true or false as tie_word_embeddings"):
+            BaseShape.from_config(dict.fromkeys(sizes, 8) | {"tie_word_embeddings": tied})
     for config in ([], {"text_config": "x"}):
         with pytest.raises(UserError, match="should be an object of settings"):
             BaseShape.from_config(config)

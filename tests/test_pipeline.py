@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
+from transformers import MistralConfig, MistralForCausalLM
 
 import hyperlora
 from hyperlora import Adapter, HyperLoRA, UserError
@@ -110,28 +110,26 @@ def test_a_list_of_texts_gives_a_list(pipe):
     assert len(pipe.adapt(TEXTS[:1])) == 1
 
 
-def test_a_batch_gives_each_row_its_own_adapters_answer(pipe):
+def test_a_batch_gives_each_row_its_own_adapters_answer(pipe, answers):
     first, second = pipe.adapt(TEXTS)
     messages, adapters = ["one two", "5 9", "x"], [first, second, None]
-    answers = pipe.chat_batch(messages, adapters=adapters, max_new_tokens=8)
-    expected = [pipe.chat(m, adapter=a, max_new_tokens=8) for m, a in zip(messages, adapters, strict=True)]
-    assert answers == expected
-    assert pipe.chat_batch(["x"], max_new_tokens=8) == expected[2:]  # no adapters: the base
+    streams = pipe.engine.submit_many(messages, adapters, max_new_tokens=8)
+    expected = [answers(*of, 8) for of in zip(streams, messages, adapters, strict=True)]
+    assert pipe.chat_batch(messages, adapters=adapters, max_new_tokens=8) == expected  # the same batch
+    assert pipe.chat_batch(["x"], max_new_tokens=8) == [pipe.chat("x", max_new_tokens=8)]  # no adapters: the base
     with pytest.raises(UserError, match="3 chats and 2 adapters"):
         pipe.chat_batch(messages, adapters=adapters[:2])
 
 
-def test_the_adapted_answer_is_what_peft_gives_from_the_saved_folder(pipe, tiny_base, tmp_path):
+def test_the_adapted_answer_is_what_peft_gives_from_the_saved_folder(
+    pipe, tiny_base, tmp_path, assert_greedy, read_ids
+):
     adapter = pipe.adapt(TEXTS[0])
     adapter.save_pretrained(tmp_path)
     model = PeftModel.from_pretrained(MistralForCausalLM.from_pretrained(tiny_base), tmp_path).eval()
-    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
-    ids = torch.tensor([format_prompt(tokenizer, "one two")])
-    output = model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, eos_token_id=-1, pad_token_id=0
-    )
-    expected = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
-    assert pipe.chat("one two", adapter=adapter, max_new_tokens=10) == expected
+    ids = read_ids(pipe.chat("one two", adapter=adapter, stream=True, max_new_tokens=10))
+    assert len(ids) == 10
+    assert_greedy(model, format_prompt(pipe.tokenizer, "one two"), ids)
 
 
 def test_an_adapter_goes_to_a_folder_and_comes_back(pipe, tmp_path):
@@ -361,12 +359,12 @@ def test_the_checkpoints_chat_template_is_used(tiny_base, tiny_hyperlora, tmp_pa
 # ---- options of the base, and checkpoints in the public format ----
 
 
-def test_the_options_of_the_base_are_passed_on(pipe, tiny_base, tiny_hyperlora):
+def test_the_options_of_the_base_are_passed_on(tiny_base, tiny_hyperlora, answers):
     offloaded = hyperlora.pipeline(base=tiny_base, hyperlora=tiny_hyperlora, device_map={"": "disk"}, dtype="float32")
     offloaded.engine._eos = set()
     assert {parameter.device.type for parameter in offloaded.adapted.model.parameters()} == {"meta"}
-    answers = [each.chat("one two", adapter=each.adapt(TEXTS[0]), max_new_tokens=8) for each in (pipe, offloaded)]
-    assert answers[0] == answers[1]
+    adapter = offloaded.adapt(TEXTS[0])
+    answers(offloaded.chat("one two", adapter=adapter, stream=True, max_new_tokens=8), "one two", adapter, 8)
     offloaded.close()
     half = hyperlora.pipeline(base=tiny_base, hyperlora=tiny_hyperlora, dtype="bfloat16", attention="eager")
     model = half.adapted.model

@@ -361,7 +361,9 @@ def _convert(model: HyperLoRA, args: _Args, state: dict[str, Tensor], path: Path
         native[f"network.heads.{module}.weight"] *= scale
         name = f"heads.{module}.bias"
         bias = take(name, head.out_features) * scale if name in state else torch.zeros(head.out_features)
-        basis[module] = _as_factors(bias, config.head, config.rank, *modules[module])
+        # As if each head had given it, for one task and one layer.
+        sizes = {"L": (), "M": (2,), "S": (2, config.rank), "R": (config.rank,)}[config.head]
+        basis[module] = [side[0, 0] for side in model.network.split(module, bias.expand(1, 1, *sizes, -1))]
 
     offset = factors(OFFSET)
     if config.z_score:
@@ -378,23 +380,10 @@ def _convert(model: HyperLoRA, args: _Args, state: dict[str, Tensor], path: Path
             elif config.offset == "factors":
                 native[f"offset.{module}.{side}"] = added + bias
             else:
-                native[f"network.basis_{side}.{module}"] = bias
+                native[f"network.basis_{side}.{module}"] = bias.clone(memory_format=torch.contiguous_format)
     if unread:
         raise UserError(
             f"{path} holds {sorted(unread)[0][:80]}, which a network as {ARGS} describes it does not have "
             f"({len(unread)} such tensors)."
         )
     return native
-
-
-def _as_factors(row: Tensor, head: str, r: int, d_in: int, d_out: int) -> tuple[Tensor, Tensor]:
-    """What a head gives at once -> the A [r, d_in] and B [d_out, r] that it stands for."""
-    if head == "L":
-        A, Bt = row[: r * d_in].view(r, d_in), row[r * d_in :].view(r, d_out)
-    elif head == "M":
-        A, Bt = row.view(r, -1)[:, :d_in], row.view(r, -1)[:, :d_out]
-    elif head == "S":
-        A, Bt = row[:d_in].expand(r, -1), row[:d_out].expand(r, -1)
-    else:
-        A, Bt = row[:d_in].expand(r, -1), row[d_in:].expand(r, -1)
-    return A.clone(), Bt.T.contiguous()
