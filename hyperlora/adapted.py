@@ -290,11 +290,8 @@ class AdaptedModel:
     def _entered(self, batch: _Batch | None) -> Iterator[None]:
         if self._active is not None:
             raise RuntimeError("AdaptedModel.use and use_factors cannot be nested.")
-        self._active = batch
-        try:
+        with self._again(batch):
             yield
-        finally:
-            self._active = None
 
     def remove(self) -> None:
         """Take the hooks off and empty the slots: the linears are as they came (the base stays frozen)."""

@@ -35,9 +35,7 @@ UNSUPPORTED = (
     *("target_parameters", "arrow_config", "kasa_config", "velora_config", "monteclora_config", "use_bdlora"),
 )
 # What else PEFT's config of a plain LoRA says (Fig. 7).
-PLAIN = dict.fromkeys(
-    ("auto_mapping", "layer_replication", "layers_pattern", "layers_to_transform", "modules_to_save")
-)
+PLAIN = dict.fromkeys(("auto_mapping", "layer_replication", "layers_pattern", "layers_to_transform", "modules_to_save"))
 PLAIN |= {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "inference_mode": True, "use_dora": False}
 PLAIN |= {"alpha_pattern": {}, "rank_pattern": {}, "loftq_config": {}, "fan_in_fan_out": False}
 PLAIN |= {"init_lora_weights": True, "megatron_config": None, "megatron_core": "megatron.core"}

@@ -29,6 +29,7 @@ from hyperlora.adapted import AdaptedModel
 from hyperlora.base import load_base
 from hyperlora.chat import ChatEngine, ChatStream, Options, one_thread
 from hyperlora.errors import UserError
+from hyperlora.presets import assets_dir
 from hyperlora.prompt import format_prompt
 
 PROMPTS = ["one two three", "a", "the quick brown fox jumps over the lazy dog", "42 + 17", "x y"]
@@ -710,3 +711,32 @@ def test_long_texts_of_bytes_are_streamed_as_whole_characters():
     text = "".join(chr(0x16A0 + i) for i in range(70))
     pieces = list(stream_of(tokenizer, tokenizer.convert_tokens_to_ids([f"<0x{byte:02X}>" for byte in text.encode()])))
     assert pieces == list(text)
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        ["▁the", "<0xFF>", "▁cat", "<0xF0>", "s", "<0xE2>", "<0x82>", "▁the"],
+        ["<0xF0>", "<0x9F>", "▁the"],
+        ["▁the", "<0xF0>", "<0x9F>"],
+        ["<0x80>", "e", "a", "▁cat"],
+        ["<0xC3>", "<0xA9>", "▁", "<0xC3>", "▁the"],
+    ],
+    ids="".join,
+)
+def test_bytes_that_are_no_text_end_no_answer(tokens):
+    tokenizer = sentencepiece()
+    ids = tokenizer.convert_tokens_to_ids(tokens)
+    pieces = list(stream_of(tokenizer, ids))
+    assert "".join(pieces) == tokenizer.decode(ids) and "\ufffd" in "".join(pieces)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "tiny", "mini"])
+def test_any_tokens_are_streamed_as_they_are_decoded(kind, tiny_base):
+    """Whatever a model may say, control tokens and halves of characters among it."""
+    folder = tiny_base if kind == "tiny" else assets_dir() / "mini" / "base"
+    tokenizer = bytewise() if kind == "bytes" else AutoTokenizer.from_pretrained(folder)
+    random = torch.Generator().manual_seed(0)
+    for length in (1, 2, 7, 30, 200):
+        ids = torch.randint(len(tokenizer), (length,), generator=random).tolist()
+        assert "".join(stream_of(tokenizer, ids)) == tokenizer.decode(ids, skip_special_tokens=True)
