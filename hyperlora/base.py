@@ -17,7 +17,7 @@ from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_availa
 
 from hyperlora.config import read_json
 from hyperlora.devices import device_named
-from hyperlora.errors import UserError
+from hyperlora.errors import UserError, first_line
 from hyperlora.files import resolve_folder
 from hyperlora.memory import MAX_CONFIG_BYTES
 from hyperlora.prompt import turn_end
@@ -101,8 +101,8 @@ def load_base(
             tokenizer.chat_template = tokenizer.chat_template["default"]  # as transformers chooses
         if tokenizer.pad_token is None:  # as Mistral's and Llama's; padding is masked, or right of all
             tokenizer.pad_token = tokenizer.eos_token
-    except Exception as error:  # the library raises many kinds; the reader needs one sentence
-        reason = str(error).strip().split("\n")[0]
+    except Exception as error:
+        reason = first_line(error)
         if out_of_memory(error):
             raise UserError(
                 f"The base model in {folder} does not fit into the memory ({reason}): use fewer bits "

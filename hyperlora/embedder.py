@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from hyperlora.config import read_json
-from hyperlora.errors import UserError
+from hyperlora.errors import UserError, first_line
 from hyperlora.files import own_memory
 from hyperlora.quiet import quietly
 from hyperlora.text import check_text
@@ -110,9 +110,8 @@ class SentenceEmbedder(Embedder):
                 trust_remote_code=False,
                 model_kwargs={"use_safetensors": True},  # never a pickle
             )
-        except Exception as error:  # whatever the library raises, the reader needs the same sentence
-            reason = str(error).strip().split("\n")[0]
-            raise UserError(f"The description encoder {name!r} could not be loaded ({reason}).") from error
+        except Exception as error:
+            raise UserError(f"The description encoder {name!r} could not be loaded ({first_line(error)}).") from error
         if any(hasattr(module, "peft_config") for module in self.model.modules()):
             raise UserError(
                 f"The description encoder {name!r} holds an adapter: merge the two, or take that file away."

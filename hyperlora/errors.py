@@ -1,4 +1,4 @@
-"""The one exception that users are meant to read, and how a value looks in it."""
+"""The one exception that users are meant to read, and how values and other errors look in it."""
 
 
 class UserError(ValueError):
@@ -11,3 +11,8 @@ def shown(value: object) -> str:
         return repr(value)[:80]
     except Exception:  # such as a whole number of more than 4,300 digits
         return f"a {type(value).__name__} that cannot be written"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line: libraries raise many kinds, and the reader needs one sentence."""
+    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from safetensors import SafetensorError, safe_open
 
-from hyperlora.errors import UserError
+from hyperlora.errors import UserError, first_line
 
 if TYPE_CHECKING:  # the page reads its presets before torch is imported
     from torch import Tensor, nn
@@ -87,8 +87,7 @@ def why_not_fetched(error: Exception, name: str, revision: str | None, local_fil
         )
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"The cache {constants.HF_HUB_CACHE} cannot be written: set HF_HOME to a folder that can."
-    reason = str(error).strip().split("\n")[0] or type(error).__name__
-    return f"{name!r} is no folder here, and could not be fetched from the Hub ({reason}): check the network."
+    return f"{name!r} is no folder here and could not be fetched from the Hub ({first_line(error)}): check the network."
 
 
 @contextmanager
@@ -137,7 +136,7 @@ def writing(path: Path, advice: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError, safetensors its own
-        reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(f"{path} could not be written ({reason}): {advice}.") from error
 
 

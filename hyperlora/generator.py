@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hyperlora.config import HyperLoRAConfig, lora_scale, read_json
 from hyperlora.embedder import load_embedder
-from hyperlora.errors import UserError
+from hyperlora.errors import UserError, first_line
 from hyperlora.files import check_finite, open_safetensors, resolve_folder, safetensors_bytes, write_atomic
 from hyperlora.hypernetwork import Factors, HyperNetwork
 from hyperlora.lora import MAX_DESCRIPTION, Adapter
@@ -252,10 +252,9 @@ class HyperLoRA(nn.Module):
                 url = HfApi().create_repo(repo_id, private=private, exist_ok=True)
                 HfApi().upload_folder(repo_id=repo_id, folder_path=folder)
             except Exception as error:  # whatever a network can do
-                reason = str(error).strip().split("\n")[0]
                 raise UserError(
-                    f"{repo_id} could not be uploaded ({reason}): check its name and the network, and log in with "
-                    "`hf auth login`, or set HF_TOKEN, as somebody who may write there."
+                    f"{repo_id} could not be uploaded ({first_line(error)}): check its name and the network, and log "
+                    "in with `hf auth login`, or set HF_TOKEN, as somebody who may write there."
                 ) from error
         return str(url)
 

@@ -9,7 +9,7 @@ from transformers import GteConfig, GteModel
 
 from hyperlora.base import check_no_adapter, to_device
 from hyperlora.config import read_json
-from hyperlora.errors import UserError, shown
+from hyperlora.errors import UserError, first_line, shown
 from hyperlora.files import open_safetensors, own_memory, resolve_folder
 from hyperlora.quiet import quietly
 
@@ -71,9 +71,8 @@ def _load(source: Path | None, config: GteConfig, folder: Path, **options: Any) 
             ignore_mismatched_sizes=True,  # they are in the report
             **options,
         )
-    except Exception as error:  # the library raises many kinds; the reader needs one sentence
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"The sentence encoder in {folder} could not be loaded ({reason}).") from error
+    except Exception as error:
+        raise UserError(f"The sentence encoder in {folder} could not be loaded ({first_line(error)}).") from error
     wrong = [f"{name} is missing" for name in sorted(report["missing_keys"])]
     wrong += [f"{name} is too many" for name in sorted(report["unexpected_keys"])]
     wrong += [f"{name} is {list(found)}, not {list(size)}" for name, found, size in sorted(report["mismatched_keys"])]

@@ -1,5 +1,6 @@
 """The engine answers many chats at once, and each as if it were alone."""
 
+import copy
 import gc
 import json
 import shutil
@@ -164,7 +165,6 @@ def test_a_base_whose_weights_wait_on_the_disk(start, tiny_base, make_adapter, a
 def test_half_precision(start, tiny_base, tokenizer, dtype, assert_greedy, read_ids):
     """Logits of up to 1 have 8 or 11 bits, and what they are sums of has as many."""
     model, _ = load_base(tiny_base, dtype=dtype)
-    model.generation_config.eos_token_id = -1
     for stream, prompt in zip(start(model).submit_many(PROMPTS, [None] * 5, max_new_tokens=8), PROMPTS, strict=True):
         assert_greedy(model, format_prompt(tokenizer, prompt), read_ids(stream), tolerance=0.01)
 
@@ -355,13 +355,16 @@ def test_a_chat_that_was_stopped_before_it_started(start, answers):
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
-def test_who_stopped_waiting_takes_no_place_in_the_queue(start, at_once, read_ids):
+@pytest.mark.parametrize("how", ["stopped", "dropped"])
+def test_who_left_the_queue_takes_no_place_in_it(start, how, at_once, read_ids):
     engine = start(max_batch=1, max_waiting=2)
     running = engine.submit("a", max_new_tokens=240)
     wait_for_tokens(running, 1)
     for _ in range(20):  # more than there are places
-        for stream in engine.submit_many(["x"] * at_once, [None] * at_once):
-            stream.stop()
+        streams = engine.submit_many(["x"] * at_once, [None] * at_once)
+        if how == "stopped":
+            [stream.stop() for stream in streams]
+        del streams
     others = engine.submit_many(["x", "y"], [None, None], max_new_tokens=2)
     others[0].stop()
     others.append(engine.submit("z", max_new_tokens=2))

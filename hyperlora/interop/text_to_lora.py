@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hyperlora.config import Head, HyperLoRAConfig, read_json
 from hyperlora.embedder import LAST_TOKEN
-from hyperlora.errors import UserError
+from hyperlora.errors import UserError, first_line
 from hyperlora.files import check_finite, resolve_folder
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import MAX_CONFIG_BYTES, check_peft_config
@@ -165,8 +165,7 @@ def _read_args(path: Path) -> _Args:
                     raise ValueError(f"{key.value} is nested or long")
                 found[key.value] = loader.construct_object(value, deep=True)
     except Exception as error:  # beside its own errors the library lets through those of the values
-        reason = str(error).split("\n")[0][:100]
-        raise UserError(f"{path} is damaged ({reason}); get the file again from where it came.") from error
+        raise UserError(f"{path} is damaged ({first_line(error)[:100]}); get it again from where it came.") from error
 
     args = _Args(**{name: value for name, value in found.items() if value is not None})
 
