@@ -353,7 +353,7 @@ def test_a_local_model_describes_in_batches(tiny_base, one, tmp_path, capsys):
     main(line)
     assert described(tmp_path / "out") == TWO
     out = capsys.readouterr().out
-    assert "2 new descriptions of 6" in out and "4 that repeat another" in out and "9 of answers" in out
+    assert "2 new descriptions of 6" in out and "4 that repeat another" in out and "6 of answers" in out
 
 
 def test_a_prompt_longer_than_the_local_model_s_context_is_refused(tiny_base, one, tmp_path):
