@@ -246,6 +246,11 @@ def test_every_lora_is_scored_on_the_targets_once(loras, tasks, tmp_path, monkey
         for target in tasks[1:]
     }
     assert len(rows) == 6 and {(r["method"], r["task"]): r["score"] for r in rows} == expected
+    load(loras / "both").scaled(2.0).save_pretrained(loras / "both")  # trained again
+    again = cross_scores(None, None, tasks[1:], tasks, loras, path, examples=4)
+    assert loaded[4:] == ["both"] and len(again) == 6
+    changed = {row["method"] for row in again if row not in rows}
+    assert changed == {"LoRA of both", "oracle LoRA"}
     with pytest.raises(UserError, match=r"scores\.json was measured with other settings"):
         cross_scores(None, None, tasks, tasks, loras, path, examples=5)
 

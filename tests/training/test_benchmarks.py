@@ -11,6 +11,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from tokenizers import processors
 
 from hyperlora.errors import UserError
+from hyperlora.generator import HyperLoRA
 from hyperlora.prompt import trained_template
 from training import benchmarks
 from training.benchmarks import BENCHMARKS, AdaptedLM, Benchmark, choose, main, run_benchmark
@@ -224,6 +225,27 @@ def test_the_command_line_measures_all_methods_and_goes_on_where_it_stopped(
     assert "| HyperLoRA M |" in capsys.readouterr().out
     with pytest.raises(UserError, match="other settings"):
         main([*arguments, "--shots", "2"])
+
+    # what rests on a LoRA, a checkpoint or a base that was trained again is measured again, and it alone
+    hyperlora = HyperLoRA.from_pretrained(tmp_path / "m")
+    torch.nn.init.ones_(hyperlora.network.heads["q_proj"].weight)
+    texts["written"][1] = "Reply."
+    measured = []
+    monkeypatch.setattr(benchmarks, "run_benchmark", lambda *_: measured.append(0) or (0.5, 2))
+    for change, methods, runs in (
+        (lambda: save_adapters(tmp_path / "loras", {"average": make_adapter(9)}, {}), {"average LoRA"}, 2),
+        (lambda: save_adapters(tmp_path / "loras", {"first": make_adapter(9)}, {}), {"Arrow", "nearest"}, 2 + 6),
+        (lambda: hyperlora.save_pretrained(tmp_path / "m"), {"HyperLoRA M"}, 12),
+        (lambda: (tmp_path / "descriptions.json").write_text(json.dumps(texts)), {"base, pr", "nearest", "Hyper"}, 12),
+    ):
+        measured.clear()
+        before = {(row["task"], row["method"]): row for row in read_results(tmp_path / "out.json")[0]}
+        change()
+        main(arguments)
+        rows, _ = read_results(tmp_path / "out.json")
+        assert len(rows) == 19 and len(measured) == runs
+        again = {row["method"] for row in rows if row["of"] != before[row["task"], row["method"]]["of"]}
+        assert all(any(method.startswith(start) for start in methods) for method in again)
 
 
 def test_each_of_the_ten_has_three_descriptions():

@@ -17,6 +17,7 @@ from training.parts.cells import Budget, cells
 from training.parts.claims import Claim
 from training.parts.results import read_results
 from training.reproduce import Options
+from training.tasks import load_task
 
 ROOT = Path(__file__).parents[2]
 TINY = Budget(
@@ -166,6 +167,36 @@ def test_a_second_run_only_writes_the_report_again(done, monkeypatch):
     assert report.read_text() == before
 
 
+def test_what_was_measured_of_another_checkpoint_is_measured_again(tmp_path):
+    measured = []
+
+    def measure() -> list[dict]:
+        measured.append(1)
+        return [{"method": "m", "split": "s", "kind": "none", "task": "t", "seed": 0, "score": len(measured) / 4}]
+
+    for of, times in (("a", 1), ("a", 1), ("b", 2), ("b", 2), ("a", 3)):
+        [row] = reproduce.results(tmp_path / "results.json", {"sft-M-0": of}, measure)
+        assert len(measured) == times and row["score"] == times / 4
+
+
+@pytest.mark.parametrize("folder", ["tasks", "held_out"])
+def test_a_folder_of_other_examples_is_refused(done, tmp_path, folder):
+    shutil.copytree(getattr(done[0], folder), tmp_path / folder)
+    name = "first" if folder == "tasks" else "twice"
+    task = load_task(tmp_path / folder / f"{name}.json")
+    replace(task, test=task.test[1:]).save(tmp_path / folder)
+    with pytest.raises(UserError, match=r"inputs\.json was made with other options or inputs"):
+        reproduce.reproduce(replace(done[0], **{folder: str(tmp_path / folder)}), TINY, WordEmbedder())
+
+
+def test_the_report_says_how_each_cell_was_trained_and_keeps_the_rows(done):
+    options, _ = done
+    text = (Path(options.report) / "README.md").read_text()
+    assert "| sft-M-0 | muon | 0.002 | 0.6 |" in text and "| recon-M-delta | adamw | 0.001 |  |" in text
+    rows, _ = read_results(Path(options.report) / "rows.json")
+    assert {row["cell"] for row in rows} == {"table-2", *(cell.name for cell in cells(TINY, 3))}
+
+
 def test_a_folder_of_another_budget_is_refused(done):
     with pytest.raises(UserError, match=r"inputs\.json was made with other options"):
         reproduce.reproduce(done[0], Budget(), WordEmbedder())
@@ -180,7 +211,7 @@ def test_tasks_both_trained_and_held_out_are_refused(tmp_path):
         reproduce.reproduce(options, TINY)
 
 
-def test_the_full_run_has_about_25_cells_all_of_other_names():
+def test_the_full_run_has_27_cells_all_of_other_names():
     names = [cell.name for cell in cells(Budget(), 300)]
-    assert len(names) == len(set(names)) == 26
+    assert len(names) == len(set(names)) == 27
     assert sum(name.startswith("sft") for name in names) == 14
