@@ -166,8 +166,8 @@ def use_page(url: str, start: float) -> tuple[float, str]:
     """Wait until the page makes an adapter, then chat: (seconds until the adapter, the answer's beginning)."""
     client = Client(url, verbose=False)
     while time.perf_counter() - start < TIMEOUT:
-        status, *_, made = client.predict(next(iter(TASKS)), "", api_name="/generate")
-        if made:
+        status, *_, made = client.predict(f"1 {next(iter(TASKS))}", "", api_name="/generate")
+        if made := made.removeprefix("1 "):
             seconds = time.perf_counter() - start
             # which adapter, its strength, whether the description is in the prompt, the conversation, the message
             for chat, *_ in client.submit(made, 1, False, "", "one two three", api_name="/send"):

@@ -83,7 +83,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def terse_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`tiny_base`, whose answers end after 40 tokens: it never writes an end token."""
+    """`tiny_base`, whose answers end after 40 tokens: it hardly ever writes an end token."""
     folder = shutil.copytree(tiny_base, tmp_path_factory.mktemp("terse_base"), dirs_exist_ok=True)
     config = json.loads((folder / "generation_config.json").read_text())
     (folder / "generation_config.json").write_text(json.dumps(config | {"max_new_tokens": 40}))

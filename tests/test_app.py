@@ -105,8 +105,8 @@ class Visitor:
 
     def make(self, description: str) -> str:
         """Generate an adapter; returns its value on the shelf."""
-        _, _, self.shelf, made = self.on.generate(description, self.shelf)
-        return made
+        _, _, self.shelf, made = self.on.generate(f"1 {description}", self.shelf)
+        return made.removeprefix("1 ")
 
     def asked(self, chosen: str) -> tuple:
         return chosen, self.strength, self.describe, self.turns
@@ -154,10 +154,10 @@ def answering(monkeypatch: pytest.MonkeyPatch, model: Model) -> Callable[..., No
 
 def test_generate_says_how_long_it_took_and_puts_the_new_adapter_first(on: Handlers, visitor: Visitor) -> None:
     visitor.make(ADD)
-    status, shelf, kept, made = on.generate(f"  {REVERSE}\n", visitor.shelf)
+    status, shelf, kept, made = on.generate(f"7   {REVERSE}\n", visitor.shelf)
     assert re.search(r"Made in \d+ ms\.", status)
     assert shelf.choices == [("No adapter", ""), (REVERSE, REVERSE), (ADD, ADD)]
-    assert made == REVERSE and read_shelf(kept) == [ADD, REVERSE]
+    assert made == f"7 {REVERSE}" and read_shelf(kept) == [ADD, REVERSE]
 
 
 @pytest.mark.parametrize(
@@ -173,9 +173,9 @@ def test_generate_says_how_long_it_took_and_puts_the_new_adapter_first(on: Handl
     ],
 )
 def test_a_bad_description_gets_a_sentence_and_no_adapter(on: Handlers, description: object, sentence: str) -> None:
-    status, shelf, kept, made = on.generate(description, "")
+    status, shelf, kept, made = on.generate(f"3 {description}" if isinstance(description, str) else description, "")
     assert sentence in status
-    assert (shelf, kept, made) == (gr.skip(), gr.skip(), "")
+    assert (shelf, kept) == (gr.skip(), gr.skip()) and made.removeprefix("3") == " "
 
 
 def test_the_same_description_again_makes_no_second_adapter(visitor: Visitor) -> None:
@@ -197,7 +197,7 @@ def test_the_notice_of_a_far_description_is_shown_then_and_when_it_is_selected_a
     adapter = pipe.adapt("Qwzx.")
     adapter.notice = "This is <far> away."
     monkeypatch.setattr(pipe, "adapt", lambda text: adapter)
-    status, *_ = on.generate("Qwzx far.", "")
+    status, *_ = on.generate("1 Qwzx far.", "")
     assert "This is &lt;far&gt; away." in status
     assert "This is &lt;far&gt; away." in on.select("Qwzx far.")
     assert on.select("") == ""
@@ -275,7 +275,7 @@ def test_what_no_page_holds_is_one_sentence(on: Handlers, kept: object) -> None:
     if kept != '[{"question": "a"}]':
         with pytest.raises(UserError, match=r"^What the page kept .*[.]$"):
             read_shelf(kept)
-        assert "What the page kept" in on.generate(ADD, kept)[0]
+        assert "What the page kept" in on.generate(f"1 {ADD}", kept)[0]
 
 
 @pytest.mark.parametrize("text", ["", " \t", "a\r\nb", '"\\"', "\x00\u2028\ue000", "😀"])
@@ -570,7 +570,7 @@ def test_the_page_waits_for_the_model_and_says_when_each_message_stands_alone(
     loading = Handlers(Model(lambda: None))
     *_, timer = asyncio.run(loading.ready())
     assert timer.active
-    assert "The model is still loading" in loading.generate(REVERSE, "")[0]
+    assert "The model is still loading" in loading.generate(f"1 {REVERSE}", "")[0]
     with pytest.warns(UserWarning, match="The model is still loading"):
         assert Visitor(loading).hear(loading.send("", 1, False, "", "one", SimpleNamespace(session_hash="a"))) == [SKIP]
     assert asyncio.run(Handlers(model).ready())[3:5] == ("tiny-base answers.", "")
@@ -706,16 +706,16 @@ def test_visitors_have_their_own_adapters_answers_at_the_same_time(url: str, pip
     with slow(pipe, 0.2):
         for client, text in zip(clients, texts, strict=True):
             if text:
-                _, shelf, kept, made = client.predict(text, "", api_name="/generate")
+                _, shelf, kept, made = client.predict(f"1 {text}", "", api_name="/generate")
                 assert [label for label, _ in shelf["choices"]] == ["No adapter", text]
-                assert (read_shelf(kept), made) == ([text], text)
+                assert (read_shelf(kept), made) == ([text], f"1 {text}")
         jobs = [
             client.submit(text, 1, False, "", "one two", api_name="/send")
             for client, text in zip(clients, texts, strict=True)
         ]
         wait_until(lambda: len(pipe.engine._batch.rows) == len(jobs))  # they are decoded together
         late = Client(url, verbose=False)
-        late.predict("Repeat the text.", "", api_name="/generate")  # while the others are answered
+        late.predict("1 Repeat the text.", "", api_name="/generate")  # while the others are answered
         given = [job.result() for job in jobs]
     for (chat, kept, *_), text, words in zip(given, texts, expected, strict=True):
         (turn,) = read_turns(kept)
@@ -739,11 +739,11 @@ def test_a_session_that_the_server_forgot_goes_on(url: str, model: Model, pipe: 
     try:
         url = launch(demo)
         client = Client(url, verbose=False)
-        _, _, kept_shelf, made = client.predict(REVERSE, "", api_name="/generate")
-        _, kept_turns, *_ = client.predict(made, 1, False, "", "one two", api_name="/send")
+        _, _, kept_shelf, _ = client.predict(f"1 {REVERSE}", "", api_name="/generate")
+        _, kept_turns, *_ = client.predict(REVERSE, 1, False, "", "one two", api_name="/send")
         demo.state_holder.session_data.clear()  # what 1,000 others do
-        _, kept_turns, *_ = client.predict(made, 1, False, kept_turns, "three", api_name="/send")
-        _, _, kept_shelf, _ = client.predict(ADD, kept_shelf, api_name="/generate")
+        _, kept_turns, *_ = client.predict(REVERSE, 1, False, kept_turns, "three", api_name="/send")
+        _, _, kept_shelf, _ = client.predict(f"2 {ADD}", kept_shelf, api_name="/generate")
     finally:
         demo.close()
     assert [(turn.question, turn.by) for turn in read_turns(kept_turns)] == [("one two", REVERSE), ("three", REVERSE)]
@@ -952,9 +952,9 @@ def test_it_starts_and_works_in_odd_environments(case: str, tmp_path: Path) -> N
     else:
         options = PROXIES["http"] | PROXIES["socks"]
     with started(*arguments, **options) as url:
-        wait_until(lambda: "still loading" not in (said := ask_server(url, "generate", ADD, "")[0]) and said)
-        status, *_, made = ask_server(url, "generate", ADD, "")
-        assert "Ready." in status and made == ADD
+        wait_until(lambda: "still loading" not in (said := ask_server(url, "generate", f"1 {ADD}", "")[0]) and said)
+        status, *_, made = ask_server(url, "generate", f"1 {ADD}", "")
+        assert "Ready." in status and made == f"1 {ADD}"
         (archive,) = ask_server(url, "export", ADD, 1)
         assert zipfile.is_zipfile(io.BytesIO(httpx.get(archive["url"], trust_env=False, timeout=300).content))
 

@@ -152,22 +152,27 @@ class Handlers:
         chosen = chosen if chosen in shelf else ""
         return gr.Radio(choices(shelf), value=chosen), bubbles(turns), *self._buttons(turns)
 
-    def generate(self, description: object, kept_shelf: object) -> tuple:
-        """-> status, shelf, what the page holds of it, and the description as it stands there; "" where it failed."""
+    def generate(self, ordered: object, kept_shelf: object) -> tuple:
+        """-> status, shelf, what the page holds of it, what was made: as the order is, and no description if it failed.
+
+        An order is its number, a space, the description.
+        """
+        order = ""
         try:
+            order, _, description = check_text(ordered, "The description").partition(" ")
             shelf, description = read_shelf(kept_shelf), one_line(description)
             known = self.model.has(description)
             started = time.perf_counter()
             notice = self.model.adapter(description).notice
             milliseconds = (time.perf_counter() - started) * 1000
         except Exception as error:
-            return status("error", sentence(error)), gr.skip(), gr.skip(), ""
+            return status("error", sentence(error)), gr.skip(), gr.skip(), f"{order} "
         shelf = put(shelf, description)
         text = status("done", "Ready." if known else f"Made in {milliseconds:.0f} ms.")
         if notice:
             text += " " + status("notice", notice)
-        # The page selects it, unless the visitor has selected another one since.
-        return text, gr.Radio(choices(shelf)), write(shelf), description
+        # The page selects it, unless the visitor has selected another one, or pressed again, since.
+        return text, gr.Radio(choices(shelf)), write(shelf), f"{order} {description}"
 
     def select(self, chosen: object) -> str:
         """-> status: the selected adapter's notice, if it has one."""

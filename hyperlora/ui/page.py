@@ -22,14 +22,18 @@ THEME = gr.themes.Base(
     font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"],
 )
 DOWNLOAD = "() => document.querySelector('#zip').click()"
-# What is pressed after Generate is meant for the adapter that it makes: from then on, not from when the server has it,
-# that one is `wanted`. Pressed again, Generate waits for its turn; `making` is the one that is being made.
-WANT = "(text) => { window.wanted = text.trim() ? text : null; return %s; }"
-MAKE = "(text, ...rest) => [(window.making = window.wanted ?? text), ...rest]"
+# Generate is an order: its number, a space, the description. From when it is pressed, and not from when the server has
+# made the adapter, that is the one which is `wanted`, until it is made or the visitor selects another one.
+ORDER = """(text) => {
+    window.wanted = text.trim() ? text : null;
+    window.order = (window.order ?? 0) + 1;
+    return [`${window.order} ${text}`, %s];
+}"""
 MADE = """(made, chosen) => {
-    if (window.wanted !== window.making) return chosen;
+    const [order, ...words] = made.split(" ");
+    if (Number(order) !== window.order || window.wanted === null) return chosen;
     window.wanted = null;
-    return made || chosen;
+    return words.join(" ") || chosen;
 }"""
 CHOSEN = "() => { window.wanted = null; }"
 FAILED = "() => { window.wanted = null; return ''; }"
@@ -88,7 +92,7 @@ def build_page(model: Model) -> gr.Blocks:
     }}"""
 
     with gr.Blocks(title="HyperLoRA", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as demo:
-        kept_shelf, kept_turns, made = (gr.Textbox("", visible="hidden") for _ in range(3))
+        kept_shelf, kept_turns, ordered, made = (gr.Textbox("", visible="hidden") for _ in range(4))
         timer = gr.Timer(1)
         with gr.Row(elem_id="page"):
             with gr.Column(elem_id="describe", min_width=320):
@@ -179,14 +183,15 @@ def build_page(model: Model) -> gr.Blocks:
         refuse.click(on.refuse, None, None, **quick).then(on.offer, *offer, **quick)
 
         chips.click(None, [chips, message], [description, message], js=use_example)
-        asked = [generate.click, description.submit, chips.click]  # and of a chip after the line above
-        gr.on(asked, None, [description], [state], js=WANT % json.dumps(status("done", "Making the adapter…")))
-        making = gr.on(
-            asked,
+        pressed = [generate.click, description.submit, chips.click]  # of a chip after the line above
+        gr.on(
+            pressed, None, [description], [ordered, state], js=ORDER % json.dumps(status("done", "Making the adapter…"))
+        )
+        # Pressed again meanwhile, the last order is made next.
+        making = ordered.change(
             on.generate,
-            [description, kept_shelf],
+            [ordered, kept_shelf],
             [state, shelf, kept_shelf, made],
-            js=MAKE,
             trigger_mode="always_last",
             api_visibility="undocumented",
             show_progress="hidden",
