@@ -16,7 +16,6 @@ from hyperlora.errors import UserError
 from hyperlora.hypernetwork import HyperNetwork
 
 GB = 1e9
-MAX_CONFIG_BYTES = 2**20
 OVERHEAD = 1.2 * GB  # a CUDA context, the libraries' workspaces and the allocator's gaps
 # Bytes a weight of the layers' linears. 4 bits: NF4 in blocks of 64 with 8-bit constants, themselves in blocks of 256.
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "8bit": 1.0, "4bit": 0.5 + 1 / 64 + 4 / (64 * 256)}
@@ -110,7 +109,7 @@ class BaseShape:
     @classmethod
     def from_folder(cls, folder: str | Path) -> "BaseShape":
         """The shape of the model in a folder, of which only config.json is read."""
-        return cls.from_config(read_json(Path(folder) / "config.json", MAX_CONFIG_BYTES))
+        return cls.from_config(read_json(Path(folder) / "config.json"))
 
 
 SHAPES = {

@@ -54,7 +54,6 @@ SHAPED_BY = {  # a stage: the options that it depends on, and all that follow it
     HYPERLORA: ("hyperlora_steps",),
     "evaluation": ("instruction_induction",),
 }
-MAX_LOG = 2**20  # bytes
 SHIPPED_DESCRIPTIONS = 2500  # what the notice needs; with all of them a checkpoint would be over 10 MB
 
 
@@ -228,7 +227,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"There is no stage {options.until!r}; there are {', '.join(every)}.")
     if options.instruction_induction:  # before hours of training
         induction_tasks(options.instruction_induction)
-    done = read_json(log, MAX_LOG) if log.exists() else {}
+    done = read_json(log) if log.exists() else {}
     shaped = {"tasks of the suite": suite_digest()}
     for name, stage in every.items():
         shaped |= {option: getattr(options, option) for option in SHAPED_BY.get(name, ())}
