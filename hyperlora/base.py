@@ -151,7 +151,7 @@ def find_device(device: str) -> torch.device:
     try:
         found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
     else:
         if found.type != "meta":
             return found

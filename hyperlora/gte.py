@@ -18,22 +18,11 @@ MAX_TOKENIZER = 64 * 2**20  # bytes
 MAX_LAYERS = 1_000
 MAX_TOKENS = 8_192  # that the public release of text-to-lora reads of a text
 # What the public code can do otherwise, and GteModel cannot.
-ONLY = {
-    "position_embedding_type": "rope",
-    "layer_norm_type": "layer_norm",
-    "logn_attention_scale": False,
-    "pack_qkv": True,
-}
+ONLY = {"position_embedding_type": "rope", "layer_norm_type": "layer_norm"}
+ONLY |= {"logn_attention_scale": False, "pack_qkv": True}
 SAME = (  # what both configurations call by one name
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "layer_norm_eps",
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
+    *("max_position_embeddings", "type_vocab_size", "layer_norm_eps"),
 )
 
 

@@ -94,17 +94,9 @@ class BaseShape:
         if type(tied) is not bool:
             raise UserError("The base model's config.json should have true or false as tie_word_embeddings.")
         layers, hidden, intermediate, heads, vocab = (config[name] for name in names)
-        return cls(
-            layers,
-            hidden,
-            intermediate,
-            heads,
-            config.get("num_key_value_heads") or heads,
-            config.get("head_dim") or hidden // heads,
-            vocab,
-            tied=tied,
-            norms=4 if kind.startswith(("gemma2", "gemma3")) else 2,
-        )
+        kv_heads, head_dim = config.get("num_key_value_heads") or heads, config.get("head_dim") or hidden // heads
+        norms = 4 if kind.startswith(("gemma2", "gemma3")) else 2
+        return cls(layers, hidden, intermediate, heads, kv_heads, head_dim, vocab, tied, norms)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "BaseShape":
@@ -143,16 +135,8 @@ class HyperShape:
     @cached_property
     def network(self) -> HyperNetwork:
         """The hypernetwork itself, without memory."""
-        config = HyperLoRAConfig(
-            self.head,
-            self.targets,
-            self.base.layers,
-            self.d_emb,
-            self.rank,
-            offset="factors",
-            latent_size=self.latent_size,
-            head_size=self.head_size,
-        )
+        sizes = {"rank": self.rank, "latent_size": self.latent_size, "head_size": self.head_size}
+        config = HyperLoRAConfig(self.head, self.targets, self.base.layers, self.d_emb, offset="factors", **sizes)
         with torch.device("meta"):
             return HyperNetwork(config)
 

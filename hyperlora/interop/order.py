@@ -69,10 +69,7 @@ def _near(order: Order) -> list[Order]:
     """The order itself and those to try beside it."""
     if len(order) <= ALL_ORDERS:
         return list(permutations(order))
-    swapped = [order]
-    for a, b in combinations(order, 2):
-        swapped.append(tuple({a: b, b: a}.get(name, name) for name in order))
-    return swapped
+    return [order, *(tuple({a: b, b: a}.get(name, name) for name in order) for a, b in combinations(order, 2))]
 
 
 def _losses(

@@ -38,7 +38,6 @@ from training.parts.requests import everyday_requests
 from training.parts.results import write_results
 from training.tasks import Task, load_tasks
 
-GROUPS = ("trained", "combination", "operation")
 FROM_INSTRUCTION_INDUCTION = (
     "first_word_letter", "second_word_letter", "letters_list", "sum", "diff", "num_to_verbal", "singular_to_plural",
 )  # fmt: skip
