@@ -149,7 +149,7 @@ def with_fewer_descriptions(hyperlora: HyperLoRA) -> HyperLoRA:
 
 
 def add_notice(options: Options, work: Path) -> None:
-    """Measure below which similarity a description is far from all trained ones, and store it in the checkpoints."""
+    """Measure below which similarity a description is far from all trained ones, and store it in the checkpoint."""
     unseen = [
         text for group in ("trained", "combination") for t in tasks_of(work, group) for text in t.eval_descriptions
     ]
@@ -189,7 +189,7 @@ def run_evaluation(options: Options, work: Path) -> None:
 
 
 def assemble(options: Options, work: Path) -> None:
-    """Copy what the preset needs, the hypernetworks in bfloat16, and write the card."""
+    """Copy what the preset needs, the hypernetwork in bfloat16, and write the card."""
     assets = Path(options.assets)
     (assets / "base").mkdir(parents=True, exist_ok=True)
     for file in (work / "base").iterdir():
