@@ -11,7 +11,7 @@ from pathlib import Path
 from hyperlora.arguments import add_options, choose, named, open_pipeline
 from hyperlora.choice import Choice
 from hyperlora.errors import UserError
-from hyperlora.files import writing
+from hyperlora.files import check_writable
 from hyperlora.text import command_line, open_streams
 
 
@@ -64,9 +64,7 @@ def own_folder() -> Iterator[None]:
         raise UserError("No folder for temporary files can be written: set TMPDIR to one that can.") from error
     with temporary as folder:
         named = Path(os.environ.get("GRADIO_TEMP_DIR") or folder)
-        with writing(named, "set GRADIO_TEMP_DIR to a folder that can be written, or leave it out"):
-            named.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=named).close()
+        check_writable(named, "set GRADIO_TEMP_DIR to a folder that can be written, or leave it out")
         home = os.path.expanduser("~")
         if home == "~":  # HOME is not set, and the user is not in the list of users
             home = folder

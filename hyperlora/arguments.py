@@ -73,20 +73,14 @@ def named_pair(preset: str | None, base: str | None, hyperlora: str | None) -> P
     return Pair(chosen, base, base_revision, hyperlora, hyperlora_revision)
 
 
-def _revision(name: str | None) -> tuple[str | None, str | None]:
-    """ID@REVISION -> both; a folder's name is taken as it is."""
-    if name is None or "@" not in name or os.path.isdir(os.path.expanduser(name)):
-        return name, None
-    name, _, revision = name.rpartition("@")
-    return name, revision or None
-
-
 def _name(option: str, value: str | None) -> tuple[str | None, str | None]:
-    """A model's name and revision; `UserError` where there is none."""
-    name, revision = _revision(value)
+    """ID@REVISION -> both; a folder's name is taken as it is. `UserError` where there is none."""
+    name, revision = value, ""
+    if value is not None and "@" in value and not os.path.isdir(os.path.expanduser(value)):
+        name, _, revision = value.rpartition("@")
     if name is not None and not name.strip():
         raise UserError(f"--{option} is {value!r}, which names no model: give a folder or a Hub id.")
-    return name, revision
+    return name, revision or None
 
 
 def open_pipeline(

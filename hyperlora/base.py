@@ -19,7 +19,6 @@ from hyperlora.config import read_json
 from hyperlora.devices import device_named
 from hyperlora.errors import UserError, first_line
 from hyperlora.files import resolve_folder
-from hyperlora.memory import MAX_CONFIG_BYTES
 from hyperlora.prompt import turn_end
 from hyperlora.quiet import quietly
 
@@ -135,7 +134,7 @@ def check_no_adapter(folder: Path) -> None:
 
 def _check_text_only(folder: Path) -> None:
     """`UserError` for a model with more than a text model inside, whose layers would be named twice."""
-    config = read_json(folder / "config.json", MAX_CONFIG_BYTES)
+    config = read_json(folder / "config.json")
     if not isinstance(config, dict):
         raise UserError(f"{folder / 'config.json'} is damaged: it should be an object.")
     if more := [kind for kind in ("vision", "audio") if config.get(f"{kind}_config")]:
@@ -152,7 +151,7 @@ def find_device(device: str) -> torch.device:
     try:
         found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
     else:
         if found.type != "meta":
             return found

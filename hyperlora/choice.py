@@ -82,16 +82,17 @@ class Choice:
         from hyperlora.pipe import pipeline
 
         pair = self.pair
-        options = {"base": pair.base, "hyperlora": pair.hyperlora, "quantize": self.quantize}
-        for part, revision in (("base", pair.base_revision), ("hyperlora", pair.hyperlora_revision)):
-            options[f"{part}_revision"] = revision
         try:
             return pipeline(
                 pair.preset.name if pair.preset else None,
+                base=pair.base,
+                base_revision=pair.base_revision,
+                hyperlora=pair.hyperlora,
+                hyperlora_revision=pair.hyperlora_revision,
                 device=self.device,
-                dtype=getattr(torch, self.dtype),
+                dtype=self.dtype,
+                quantize=self.quantize,
                 embedder_device=self.embedder_device,
-                **{name: value for name, value in options.items() if value is not None},
             )
         except torch.OutOfMemoryError as error:
             raise TooLarge(f"The memory of {self.device} ran out while {pair.title} was loaded.") from error
@@ -156,15 +157,14 @@ def consider(
 
 
 def hyperlora_config(pair: Pair) -> "HyperLoRAConfig | None":
-    """The settings of a pair's native hypernetwork; None where it has another format, or the file is missing."""
+    """The settings of a pair's native hypernetwork; None where it has another format."""
     from hyperlora.config import HyperLoRAConfig
     from hyperlora.generator import CONFIG
 
     if pair.native is None:
         return None
     name, revision = pair.native
-    file = resolve_folder(name, revision, [CONFIG]) / CONFIG
-    return HyperLoRAConfig.load(file) if file.is_file() else None
+    return HyperLoRAConfig.load(resolve_folder(name, revision, [CONFIG]) / CONFIG)
 
 
 def _repos(pair: Pair) -> list[Repo]:
@@ -174,20 +174,18 @@ def _repos(pair: Pair) -> list[Repo]:
     """
     from hyperlora import gte
     from hyperlora.base import PATTERNS
-    from hyperlora.config import HyperLoRAConfig
     from hyperlora.embedder import GTE
     from hyperlora.generator import CONFIG, DESCRIPTIONS, WEIGHTS
     from hyperlora.interop import text_to_lora
 
     preset = pair.preset
-    if pair.base is not None:
-        found = [Repo(pair.base, tuple(PATTERNS), pair.base_revision)]
-    else:
-        found = [Repo(asset_or_hub(preset.base), tuple(PATTERNS), preset.base_revision)]
-    if pair.native is not None:
+    base, revision = pair.base, pair.base_revision
+    if base is None:
+        base, revision = asset_or_hub(preset.base), preset.base_revision
+    found = [Repo(base, tuple(PATTERNS), revision)]
+    if config := hyperlora_config(pair):
         name, revision = pair.native
         found.append(Repo(name, (CONFIG, WEIGHTS, DESCRIPTIONS), revision, WEIGHTS))
-        config = HyperLoRAConfig.load(resolve_folder(name, revision, [CONFIG]) / CONFIG)
         encoder = (config.embedder, config.embedder_revision)
     elif pair.hyperlora is None:
         names = (text_to_lora.WEIGHTS, text_to_lora.ARGS, text_to_lora.ADAPTER)

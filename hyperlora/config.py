@@ -188,7 +188,7 @@ class HyperLoRAConfig:
     @classmethod
     def load(cls, path: str | Path) -> "HyperLoRAConfig":
         """Read what `save` wrote. Raises `UserError` where the file is missing, damaged, too large or says nonsense."""
-        return cls.from_dict(read_json(path, MAX_FILE))
+        return cls.from_dict(read_json(path))
 
 
 def lora_scale(alpha: float, rank: int, use_rslora: bool) -> float:
@@ -196,7 +196,7 @@ def lora_scale(alpha: float, rank: int, use_rslora: bool) -> float:
     return alpha / math.sqrt(rank) if use_rslora else alpha / rank
 
 
-def read_json(path: str | Path, max_bytes: int) -> Any:
+def read_json(path: str | Path, max_bytes: int = MAX_FILE) -> Any:
     """The value in a JSON file of at most `max_bytes`; `UserError` where it is too large or cannot be read."""
     path = Path(path)
     if not path.is_file():

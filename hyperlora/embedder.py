@@ -214,7 +214,7 @@ def _is_gte(name: str) -> bool:
     config = Path(name).expanduser() / "config.json"
     if not config.is_file():
         return name in GTE
-    values = read_json(config, 2**20)
+    values = read_json(config)
     return isinstance(values, dict) and values.get("model_type") in ("new", "gte")
 
 

@@ -140,9 +140,9 @@ def writing(path: Path, advice: str) -> Iterator[None]:
         raise UserError(f"{path} could not be written ({reason}): {advice}.") from error
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, advice: str = "choose another output folder") -> None:
     """Make the folder. `UserError` where it cannot be made or written to: before hours of work, not after them."""
-    with writing(folder, "choose another output folder"):
+    with writing(folder, advice):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
 

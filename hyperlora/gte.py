@@ -14,26 +14,15 @@ from hyperlora.files import open_safetensors, own_memory, resolve_folder
 from hyperlora.quiet import quietly
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
-MAX_CONFIG, MAX_TOKENIZER = 2**20, 64 * 2**20  # bytes
+MAX_TOKENIZER = 64 * 2**20  # bytes
 MAX_LAYERS = 1_000
 MAX_TOKENS = 8_192  # that the public release of text-to-lora reads of a text
 # What the public code can do otherwise, and GteModel cannot.
-ONLY = {
-    "position_embedding_type": "rope",
-    "layer_norm_type": "layer_norm",
-    "logn_attention_scale": False,
-    "pack_qkv": True,
-}
+ONLY = {"position_embedding_type": "rope", "layer_norm_type": "layer_norm"}
+ONLY |= {"logn_attention_scale": False, "pack_qkv": True}
 SAME = (  # what both configurations call by one name
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "layer_norm_eps",
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
+    *("max_position_embeddings", "type_vocab_size", "layer_norm_eps"),
 )
 
 
@@ -48,7 +37,7 @@ def load_gte(
     """
     folder = resolve_folder(path_or_id, revision, [CONFIG, WEIGHTS, TOKENIZER], local_files_only)
     check_no_adapter(folder)
-    config = gte_config(read_json(folder / CONFIG, MAX_CONFIG))
+    config = gte_config(read_json(folder / CONFIG))
     with open_safetensors(folder / WEIGHTS) as file:  # shapes without memory
         shapes = {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118
     # Given the class and the config, transformers renames and splits the weights itself. What config.json says may be

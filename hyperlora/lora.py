@@ -25,7 +25,7 @@ PEFT_KEY = re.compile(r"base_model\.model\.model\.layers\.(\d{1,4})\.(\w+\.\w+)\
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PICKLES = [f"adapter_model.{suffix}" for suffix in ("bin", "pt", "pth", "pkl", "pickle", "ckpt")]
-MAX_CONFIG_BYTES, MAX_WEIGHTS_BYTES = 2**20, 2**31
+MAX_WEIGHTS_BYTES = 2**31
 MAX_DESCRIPTION = 2_000  # characters
 
 # What changes the meaning of A and B in a PEFT folder beyond plain LoRA; each must be absent, null, false or empty.
@@ -222,7 +222,7 @@ class Adapter:
                 raise UserError(
                     f"{directory / pickle} could run code when read; save the adapter as safetensors instead."
                 )
-        config = read_json(directory / CONFIG_FILE, MAX_CONFIG_BYTES)
+        config = read_json(directory / CONFIG_FILE)
         path = directory / WEIGHTS_FILE
         with open_safetensors(path) as file:  # checks that the header's offsets fit the file
             if path.stat().st_size > MAX_WEIGHTS_BYTES:

@@ -16,7 +16,6 @@ from hyperlora.errors import UserError
 from hyperlora.hypernetwork import HyperNetwork
 
 GB = 1e9
-MAX_CONFIG_BYTES = 2**20
 OVERHEAD = 1.2 * GB  # a CUDA context, the libraries' workspaces and the allocator's gaps
 # Bytes a weight of the layers' linears. 4 bits: NF4 in blocks of 64 with 8-bit constants, themselves in blocks of 256.
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "8bit": 1.0, "4bit": 0.5 + 1 / 64 + 4 / (64 * 256)}
@@ -95,22 +94,14 @@ class BaseShape:
         if type(tied) is not bool:
             raise UserError("The base model's config.json should have true or false as tie_word_embeddings.")
         layers, hidden, intermediate, heads, vocab = (config[name] for name in names)
-        return cls(
-            layers,
-            hidden,
-            intermediate,
-            heads,
-            config.get("num_key_value_heads") or heads,
-            config.get("head_dim") or hidden // heads,
-            vocab,
-            tied=tied,
-            norms=4 if kind.startswith(("gemma2", "gemma3")) else 2,
-        )
+        kv_heads, head_dim = config.get("num_key_value_heads") or heads, config.get("head_dim") or hidden // heads
+        norms = 4 if kind.startswith(("gemma2", "gemma3")) else 2
+        return cls(layers, hidden, intermediate, heads, kv_heads, head_dim, vocab, tied, norms)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "BaseShape":
         """The shape of the model in a folder, of which only config.json is read."""
-        return cls.from_config(read_json(Path(folder) / "config.json", MAX_CONFIG_BYTES))
+        return cls.from_config(read_json(Path(folder) / "config.json"))
 
 
 SHAPES = {
@@ -144,16 +135,8 @@ class HyperShape:
     @cached_property
     def network(self) -> HyperNetwork:
         """The hypernetwork itself, without memory."""
-        config = HyperLoRAConfig(
-            self.head,
-            self.targets,
-            self.base.layers,
-            self.d_emb,
-            self.rank,
-            offset="factors",
-            latent_size=self.latent_size,
-            head_size=self.head_size,
-        )
+        sizes = {"rank": self.rank, "latent_size": self.latent_size, "head_size": self.head_size}
+        config = HyperLoRAConfig(self.head, self.targets, self.base.layers, self.d_emb, offset="factors", **sizes)
         with torch.device("meta"):
             return HyperNetwork(config)
 

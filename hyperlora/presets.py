@@ -6,9 +6,6 @@ from pathlib import Path
 from hyperlora.config import read_json
 from hyperlora.errors import UserError
 
-MAX_EXAMPLES_FILE = 2**20  # bytes
-
-
 TEXT_TO_LORA = "SakanaAI/text-to-lora"  # hypernetworks that the paper's authors trained
 TEXT_TO_LORA_REVISION = "6e571eda2188b216f027263cd28c99c0fdcf2fa3"
 GTE = "Alibaba-NLP/gte-large-en-v1.5"
@@ -134,7 +131,7 @@ def base_path(name: str) -> str:
 def load_examples() -> list[dict[str, str]]:
     """The example descriptions, each with a message to try it on: [{"description": ..., "message": ...}]."""
     path = assets_dir() / "examples.json"
-    examples = read_json(path, MAX_EXAMPLES_FILE)
+    examples = read_json(path)
     keys = ("description", "message")
     if not isinstance(examples, list) or not all(
         isinstance(example, dict) and all(isinstance(example.get(key), str) for key in keys) for example in examples

@@ -8,7 +8,7 @@ from jinja2 import Environment
 from transformers import PreTrainedTokenizerBase
 
 from hyperlora.config import HyperLoRAConfig, PromptStyle
-from hyperlora.errors import UserError
+from hyperlora.errors import UserError, first_line
 from hyperlora.text import check_text
 
 Message = dict[str, str]
@@ -143,7 +143,7 @@ def encode_chats(tokenizer: PreTrainedTokenizerBase, chats: Sequence[list[Messag
         except UserError:
             raise
         except Exception as error:  # a template refuses what it does not know, as two messages of one role in a row
-            reason = str(error).strip().split("\n")[0]
+            reason = first_line(error)
             raise UserError(f"The base model's chat template does not take these messages ({reason}).") from error
     return _encode(tokenizer, texts)
 

@@ -356,7 +356,7 @@ def loads(monkeypatch):
     asked = []
 
     def pipeline(preset, **options):
-        asked.append({"preset": preset} | options)
+        asked.append({"preset": preset} | {name: value for name, value in options.items() if value is not None})
         return preset
 
     monkeypatch.setattr("hyperlora.pipe.pipeline", pipeline)

@@ -115,7 +115,7 @@ def test_a_large_download_is_asked_for_then_fetched_then_loaded(online, gpu, loa
     assert visitor.questions == ["Mistral-7B-Instruct-v0.2 needs a download of 16.3 GB; 100 GB of the disk are free."]
     done, sizes = zip(*visitor.progress, strict=True)
     assert done[-1] == sizes[-1] == pytest.approx(16.3e9, rel=0.01) and list(done) == sorted(done)
-    expected = {"preset": "mistral-7b", "device": "cuda:0", "dtype": torch.bfloat16, "embedder_device": "cpu"}
+    expected = {"preset": "mistral-7b", "device": "cuda:0", "dtype": "bfloat16", "embedder_device": "cpu"}
     assert loads == [expected]
     again = Visitor()
     again.open(options())

@@ -4,7 +4,6 @@ import argparse
 import json
 
 import pytest
-import torch
 from huggingface_hub import errors
 
 import app
@@ -181,7 +180,7 @@ def test_what_was_looked_at_is_what_is_loaded(online, gpu, loads, tiny_hyperlora
             "base_revision": commit,
             "hyperlora": str(tiny_hyperlora),
             "device": "cuda:0",
-            "dtype": torch.bfloat16,
+            "dtype": "bfloat16",
             "embedder_device": "cpu",
         }
     ]

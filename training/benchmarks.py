@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hyperlora.adapted import AdaptedModel
 from hyperlora.config import PromptStyle, read_json
-from hyperlora.errors import UserError
+from hyperlora.errors import UserError, first_line
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
 from hyperlora.prompt import apply_template, with_description
@@ -170,10 +170,8 @@ def run_benchmark(
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # what the metric itself asks for
     try:
         loaded = task_manager(isinstance(benchmark.task, str)).load([benchmark.task])
-    except (
-        Exception
-    ) as error:  # no network, no such data set, a config that lm-eval does not know: one sentence for all
-        reason = str(error).strip().split("\n")[0]
+    except Exception as error:  # no network, no such data set, a config that lm-eval does not know: one sentence
+        reason = first_line(error)
         raise UserError(f"lm-eval could not load {benchmark.name} ({reason}): its data come from the Hub.") from error
     [(name, task)] = loaded["tasks"].items()
     task.set_config("num_fewshot", shots)

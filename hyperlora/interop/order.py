@@ -17,7 +17,6 @@ from hyperlora.generator import HyperLoRA
 from hyperlora.presets import assets_dir
 from hyperlora.prompt import encode_answers, with_description
 
-MAX_FILE = 2**20  # bytes
 ALL_ORDERS = 4  # of so many module types every order is tried; of more, only what swaps of two lead to
 
 Order = tuple[str, ...]
@@ -48,7 +47,7 @@ def choose_order(hyperlora: HyperLoRA, adapted: AdaptedModel, tokenizer: PreTrai
     """
     if hyperlora.config.task_input != "text":
         return hyperlora
-    examples = read_json(assets_dir() / "labelled.json", MAX_FILE)
+    examples = read_json(assets_dir() / "labelled.json")
     task_inputs = hyperlora.embedder.embed([example["description"] for example in examples])
     best = tuple(hyperlora.config.target_modules)
     losses: dict[Order, float] = {}
@@ -70,10 +69,7 @@ def _near(order: Order) -> list[Order]:
     """The order itself and those to try beside it."""
     if len(order) <= ALL_ORDERS:
         return list(permutations(order))
-    swapped = [order]
-    for a, b in combinations(order, 2):
-        swapped.append(tuple({a: b, b: a}.get(name, name) for name in order))
-    return swapped
+    return [order, *(tuple({a: b, b: a}.get(name, name) for name in order) for a, b in combinations(order, 2))]
 
 
 def _losses(

@@ -23,7 +23,7 @@ from hyperlora.embedder import LAST_TOKEN
 from hyperlora.errors import UserError, first_line
 from hyperlora.files import check_finite, resolve_folder
 from hyperlora.generator import HyperLoRA
-from hyperlora.lora import MAX_CONFIG_BYTES, check_peft_config
+from hyperlora.lora import check_peft_config
 from hyperlora.presets import GTE, GTE_REVISION
 from hyperlora.prompt import trained_template
 
@@ -76,7 +76,7 @@ def import_checkpoint(
     """
     folder = _folder(source, subfolder, revision)
     args = _read_args(folder / ARGS)
-    adapter = read_json(folder / ADAPTER, MAX_CONFIG_BYTES)
+    adapter = read_json(folder / ADAPTER)
     _check_kind(args, adapter, folder)
     state = _read_state(folder / WEIGHTS)
     config = _config(args, adapter, state, order, folder / WEIGHTS)

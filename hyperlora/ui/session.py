@@ -11,6 +11,7 @@ from typing import Any
 from hyperlora.errors import UserError
 from hyperlora.text import check_text
 
+KEPT = "What the page kept"
 MAX_SHELF = 32
 MAX_TURNS = 100
 MAX_CHARACTERS = 1_000_000  # of the turns but the last; older ones leave
@@ -40,7 +41,7 @@ def read_shelf(kept: object) -> list[str]:
     """The descriptions, the oldest first. Raises `UserError` for what no page holds."""
     shelf = _read(kept, 3 * MAX_CHARACTERS)
     for description in shelf:
-        _check(description)
+        check_text(description, KEPT)
     return shelf[-MAX_SHELF:]
 
 
@@ -54,7 +55,7 @@ def read_turns(kept: object) -> list[Turn]:
         except TypeError:
             raise damaged() from None
         for text in asdict(turn).values():
-            _check(text)
+            check_text(text, KEPT)
         characters += len(turn.question) + len(turn.answer)
         if turns and characters > MAX_CHARACTERS:
             break
@@ -77,7 +78,3 @@ def _read(kept: object, most: int) -> list[Any]:
     if not isinstance(items, list):
         raise damaged()
     return items
-
-
-def _check(text: object) -> None:
-    check_text(text, "What the page kept")

@@ -38,7 +38,6 @@ from training.parts.requests import everyday_requests
 from training.parts.results import write_results
 from training.tasks import Task, load_tasks
 
-GROUPS = ("trained", "combination", "operation")
 FROM_INSTRUCTION_INDUCTION = (
     "first_word_letter", "second_word_letter", "letters_list", "sum", "diff", "num_to_verbal", "singular_to_plural",
 )  # fmt: skip
@@ -54,7 +53,6 @@ SHAPED_BY = {  # a stage: the options that it depends on, and all that follow it
     HYPERLORA: ("hyperlora_steps",),
     "evaluation": ("instruction_induction",),
 }
-MAX_LOG = 2**20  # bytes
 SHIPPED_DESCRIPTIONS = 2500  # what the notice needs; with all of them a checkpoint would be over 10 MB
 
 
@@ -151,7 +149,7 @@ def with_fewer_descriptions(hyperlora: HyperLoRA) -> HyperLoRA:
 
 
 def add_notice(options: Options, work: Path) -> None:
-    """Measure below which similarity a description is far from all trained ones, and store it in the checkpoints."""
+    """Measure below which similarity a description is far from all trained ones, and store it in the checkpoint."""
     unseen = [
         text for group in ("trained", "combination") for t in tasks_of(work, group) for text in t.eval_descriptions
     ]
@@ -191,7 +189,7 @@ def run_evaluation(options: Options, work: Path) -> None:
 
 
 def assemble(options: Options, work: Path) -> None:
-    """Copy what the preset needs, the hypernetworks in bfloat16, and write the card."""
+    """Copy what the preset needs, the hypernetwork in bfloat16, and write the card."""
     assets = Path(options.assets)
     (assets / "base").mkdir(parents=True, exist_ok=True)
     for file in (work / "base").iterdir():
@@ -228,7 +226,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"There is no stage {options.until!r}; there are {', '.join(every)}.")
     if options.instruction_induction:  # before hours of training
         induction_tasks(options.instruction_induction)
-    done = read_json(log, MAX_LOG) if log.exists() else {}
+    done = read_json(log) if log.exists() else {}
     shaped = {"tasks of the suite": suite_digest()}
     for name, stage in every.items():
         shaped |= {option: getattr(options, option) for option in SHAPED_BY.get(name, ())}

@@ -19,7 +19,7 @@ PATH = Path(__file__).with_name("blind.json")
 
 def blind_descriptions() -> dict[str, list[str]]:
     """Name of a trained task -> its three descriptions."""
-    return read_json(PATH, 2**20)
+    return read_json(PATH)
 
 
 @cache

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from hyperlora.errors import UserError
+from hyperlora.errors import UserError, first_line
 from training.parts import sni
 
 ORGANISATION = "Lots-of-LoRAs/"
@@ -147,8 +147,7 @@ def _load(name: str, path: str, config: str | None) -> Mapping[str, Iterable[dic
     try:
         return datasets.load_dataset(path, config)
     except Exception as error:  # no network, no such data set, no access, a full disk: one sentence for all
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"hub:{name} could not be fetched: {reason or type(error).__name__}.") from error
+        raise UserError(f"hub:{name} could not be fetched: {first_line(error)}.") from error
 
 
 def _rows(name: str, splits: Mapping[str, Iterable[dict[str, Any]]], split: str, read: Callable) -> list:

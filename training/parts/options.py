@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from transformers import HfArgumentParser
 
-from hyperlora.errors import UserError
+from hyperlora.errors import UserError, first_line
 from hyperlora.text import command_line, open_streams
 
 T = TypeVar("T")
@@ -99,7 +99,7 @@ def _read(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is not a readable JSON or YAML file ({str(error).splitlines()[0]}).") from None
+        raise UserError(f"{path} is not a readable JSON or YAML file ({first_line(error)}).") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UserError(f"{path} must hold option: value pairs.")
     return values

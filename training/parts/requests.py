@@ -27,5 +27,5 @@ def everyday_requests() -> list[Request]:
             entry["trained"],
             tuple(Example(output=m["outputs"][0], **m) for m in entry["messages"]),
         )
-        for entry in read_json(PATH, 2**20)
+        for entry in read_json(PATH)
     ]

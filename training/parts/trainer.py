@@ -23,7 +23,6 @@ from hyperlora.files import write_atomic, writing
 
 STATE = "trainer_state.json"  # the last file of a checkpoint to be written
 SETTINGS = "settings.json"
-MAX_SETTINGS = 2**20  # bytes
 FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt")
 
 
@@ -122,7 +121,7 @@ def check_settings(folder: Path, settings: dict, resumed: bool, main_process: bo
     """Keep what shapes a run beside its checkpoints; `UserError` where a resumed one had something else."""
     path = folder / SETTINGS
     if resumed and path.exists():
-        before = read_json(path, MAX_SETTINGS)
+        before = read_json(path)
         for name in settings:
             if name in before and before[name] != settings[name]:
                 raise UserError(
