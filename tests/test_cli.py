@@ -19,9 +19,7 @@ from hyperlora.presets import PRESETS, Preset
 @pytest.fixture(autouse=True)
 def tiny(tiny_base, tiny_hyperlora, monkeypatch):
     """The preset "tiny" with the tests' own models."""
-    preset = Preset(
-        "tiny", "For tests.", "Made for them.", str(tiny_base), str(tiny_hyperlora), multi_turn=False, max_new_tokens=5
-    )
+    preset = Preset("tiny", "For tests.", str(tiny_base), str(tiny_hyperlora), multi_turn=False, max_new_tokens=5)
     monkeypatch.setitem(PRESETS, "tiny", preset)
 
 

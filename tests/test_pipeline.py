@@ -36,9 +36,7 @@ def pipe(tiny_base, tiny_hyperlora):
 @pytest.fixture
 def single_turn(tiny_base, tiny_hyperlora, monkeypatch):
     """A pipeline of a preset that answers each message on its own, as `mini` does."""
-    preset = Preset(
-        "tiny", "For tests.", "Made for them.", str(tiny_base), str(tiny_hyperlora), multi_turn=False, max_new_tokens=7
-    )
+    preset = Preset("tiny", "For tests.", str(tiny_base), str(tiny_hyperlora), multi_turn=False, max_new_tokens=7)
     monkeypatch.setitem(PRESETS, "tiny", preset)
     pipe = hyperlora.pipeline("tiny")
     pipe.engine._eos = set()
