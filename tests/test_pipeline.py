@@ -54,9 +54,8 @@ def test_the_bundled_model_answers_as_the_readme_says():
     assert len(rows) == 5 and answers == [answer for *_, answer in rows]
 
 
-@pytest.mark.parametrize("head", ["M", "S"])
-def test_the_bundled_hypernetworks_can_be_loaded(head):
-    folder = Path(__file__).parents[1] / "assets" / "mini" / f"hyperlora-{head}"
+def test_the_bundled_hypernetwork_can_be_loaded_alone():
+    folder = Path(__file__).parents[1] / "assets" / "mini" / "hyperlora-M"
     [adapter] = HyperLoRA.from_pretrained(folder).generate(["Reverse the words."])
     assert adapter.rank == 8
 
