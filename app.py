@@ -74,7 +74,8 @@ def own_folder() -> Iterator[None]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve the page until Ctrl-C; returns the exit code: 1 where it cannot be opened, 2 for a mistake in options."""
+    """Serve the page until Ctrl-C; returns the exit code: 1 where it cannot be opened, 2 for a mistake in options,
+    130 after Ctrl-C while it starts."""
     open_streams()
     try:
         args = parse_arguments(command_line(arguments))
@@ -85,6 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before the page waits for it
+        return 130
 
 
 def serve(args: argparse.Namespace, choice: Choice | None) -> int:

@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _generate(args: argparse.Namespace) -> None:
-    from hyperlora.base import to_device
+    from hyperlora.base import find_device
     from hyperlora.embedder import LAST_TOKEN
     from hyperlora.generator import HyperLoRA, check_description
 
@@ -89,9 +89,10 @@ def _generate(args: argparse.Namespace) -> None:
         if choice is not None:
             _say(choice.why)
         device = "cpu" if args.device == "auto" else args.device
-        [adapter] = to_device(hyperlora, device).generate(args.description)
+        [adapter] = hyperlora.to(find_device(device)).generate(args.description)
     adapter.save_pretrained(args.output)
-    _notice(adapter)
+    if adapter.notice:
+        _say(adapter.notice)
     print(f"The adapter is in {args.output}.", file=sys.stderr)
 
 
@@ -107,7 +108,8 @@ def _chat(args: argparse.Namespace) -> None:
     adapter = pipe.load_adapter(args.adapter) if args.description is None else pipe.adapt(args.description)
     if args.describe and adapter.description is None:
         raise UserError(NO_DESCRIPTION)
-    _notice(adapter)
+    if adapter.notice:
+        _say(adapter.notice)
     messages: list[dict[str, str]] = []
     while line := _read_line():
         messages.append({"role": "user", "content": line.rstrip("\n")})
@@ -161,11 +163,6 @@ def _ask(question: str) -> None:
     print(f"{question} Download it now? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise UserError("Nothing was downloaded.")
-
-
-def _notice(adapter) -> None:
-    if adapter.notice:
-        print(adapter.notice, file=sys.stderr)
 
 
 def _quiet() -> None:

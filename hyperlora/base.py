@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from transformers import (
@@ -27,7 +27,6 @@ PATTERNS = ["*.json", "model*.safetensors", "*.jinja", "tokenizer.model"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ATTENTION = ("eager", "sdpa", "flash_attention_2")
 AUTOMATIC = ("auto", "balanced", "balanced_low_0", "sequential")  # device maps that accelerate makes itself
-Module = TypeVar("Module", bound=torch.nn.Module)
 DeviceMap = str | Mapping[str, str | int | torch.device]
 
 
@@ -157,11 +156,6 @@ def find_device(device: str) -> torch.device:
             return found
         reason = "it holds no values"
     raise UserError(f"The device {device!r} cannot be used here ({reason}); use cpu, or auto.")
-
-
-def to_device(module: Module, device: str) -> Module:
-    """The module, moved; `UserError` where there is no such device."""
-    return module.to(find_device(device))
 
 
 def device_of(module: torch.nn.Module) -> torch.device:

@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import GteConfig, GteModel
 
-from hyperlora.base import check_no_adapter, to_device
+from hyperlora.base import check_no_adapter, find_device
 from hyperlora.config import read_json
 from hyperlora.errors import UserError, first_line, shown
 from hyperlora.files import open_safetensors, own_memory, resolve_folder
@@ -46,7 +46,7 @@ def load_gte(
     tokenizer = _load_tokenizer(folder / TOKENIZER, config)
     model = _load(folder, config, folder, use_safetensors=True, local_files_only=True)
     own_memory(model)
-    return to_device(model, device).eval().requires_grad_(False), tokenizer
+    return model.to(find_device(device)).eval().requires_grad_(False), tokenizer
 
 
 @quietly()

@@ -50,20 +50,11 @@ GEMMA = (  # its own template refuses a system message
     "{% endfor %}"
     "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
-TRAINED = {
+TRAINED = {  # the base model's Hub id -> its template; that begins with BOS, so that the tokenizer must add none
     "mistralai/Mistral-7B-Instruct-v0.2": MISTRAL,
     "meta-llama/Llama-3.1-8B-Instruct": LLAMA,
     "google/gemma-2-2b-it": GEMMA,
 }
-
-
-def trained_template(base_model: str) -> str | None:
-    """The chat template (Jinja) that the public text-to-lora hypernetworks for this base model, a Hub id, were trained
-    with; None for a base that they know nothing of.
-
-    It begins with the BOS token, so that the tokenizer must add none.
-    """
-    return TRAINED.get(base_model)
 
 
 def own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -13,13 +13,13 @@ from hyperlora.presets import assets_dir
 from hyperlora.prompt import (
     END,
     START,
+    TRAINED,
     check_messages,
     control_tokens,
     encode_answers,
     encode_chats,
     encode_texts,
     format_prompt,
-    trained_template,
     use_trained_template,
     with_description,
 )
@@ -127,7 +127,7 @@ LATER_TURNS = {  # as the base's own template goes on
 @pytest.mark.parametrize("base", [MISTRAL, LLAMA, GEMMA])
 def test_the_prompt_is_the_one_that_the_public_hypernetworks_were_trained_on(characters, base):
     bos, eos, *control = CONTROL[base]
-    tokenizer = characters(bos, eos, trained_template(base), *control)
+    tokenizer = characters(bos, eos, TRAINED[base], *control)
 
     def prompt(*turns: str) -> str:
         ids = format_prompt(tokenizer, chat(*turns))
@@ -147,7 +147,7 @@ def test_the_prompt_is_the_one_that_the_public_hypernetworks_were_trained_on(cha
 )
 def test_an_answer_follows_the_prompt_as_in_training(characters, base, answer):
     bos, eos, *control = CONTROL[base]
-    tokenizer = characters(bos, eos, trained_template(base), *control)
+    tokenizer = characters(bos, eos, TRAINED[base], *control)
     whole = tokenizer.apply_chat_template(chat(USER, "assistant: Two words."), tokenize=False)
     assert whole == ONE_TURN[base].format(system="") + answer
 
@@ -162,12 +162,12 @@ def test_an_answer_follows_the_prompt_as_in_training(characters, base, answer):
 )
 def test_spaces_around_a_message_stay_or_go_as_in_training(characters, base, written):
     bos, eos, *control = CONTROL[base]
-    tokenizer = characters(bos, eos, trained_template(base), *control)
+    tokenizer = characters(bos, eos, TRAINED[base], *control)
     assert written in tokenizer.decode(format_prompt(tokenizer, " a \n"))
 
 
 def test_a_base_without_a_public_hypernetwork_has_no_such_template():
-    assert trained_template("mistralai/Mistral-7B-Instruct-v0.3") is None
+    assert "mistralai/Mistral-7B-Instruct-v0.3" not in TRAINED
 
 
 def test_the_template_of_the_hypernetworks_is_the_tokenizers_from_then_on(tokenizer, make_config, tiny_base):
@@ -222,7 +222,7 @@ def test_later_and_blank_system_messages(characters):
     turns = chat("system: A.", "system:  ", "system: B.", "user: a", "assistant: b", "system: Now loud.", "user: c")
     prompt = "<s>[INST] A.\n\nB.\n\na [/INST]b</s>[INST] Now loud.\n\nc [/INST]"
     assert tokenizer.decode(format_prompt(tokenizer, turns)) == prompt
-    tokenizer.chat_template = trained_template(MISTRAL)  # takes one, and only as the first
+    tokenizer.chat_template = TRAINED[MISTRAL]  # takes one, and only as the first
     prompt = "<s> [INST] \n\na [/INST] b</s> [INST] Loud.\n\nc [/INST]"
     assert (
         tokenizer.decode(format_prompt(tokenizer, chat("user: a", "assistant: b", "system: Loud.", "user: c")))
@@ -305,7 +305,7 @@ def test_control_tokens_in_a_message_are_text(tokenizer):
 
 def test_a_text_around_control_tokens_is_the_same_text(characters):
     """Also where tokens overlap, and with a tokenizer of SentencePiece's kind, which puts a space before a text."""
-    tokenizer = characters("<s>", "</s>", trained_template(MISTRAL), "ab", "bc")
+    tokenizer = characters("<s>", "</s>", TRAINED[MISTRAL], "ab", "bc")
     tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
     )

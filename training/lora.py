@@ -273,14 +273,13 @@ def main(argv: list[str] | None = None) -> None:
     check_writable(Path(options.output))
     left = [name for name in groups if name not in there]
     _examples({name: groups[name] for name in left})  # before a large base is loaded
-    if left:
-        model, tokenizer = load_base(options.base, device=options.device, **precision(options.base_dtype))
-        adapted = AdaptedModel(model, options.target_modules.split(","))
-        every = {name: _settings(adapted, of, options) for name, of in groups.items()}
-        made = read_settings(options.output)
-        for name in there:
-            if name in groups:
-                _check_resumed(Path(options.output) / name, adapted, options, every[name], made.get(name))
+    model, tokenizer = load_base(options.base, device=options.device, **precision(options.base_dtype))
+    adapted = AdaptedModel(model, options.target_modules.split(","))
+    every = {name: _settings(adapted, of, options) for name, of in groups.items()}
+    made = read_settings(options.output)
+    for name in there:  # also where none is left to train
+        if name in groups:
+            _check_resumed(Path(options.output) / name, adapted, options, every[name], made.get(name))
     for first in range(0, len(left), options.loras_at_once):  # each part is on the disk before the next begins
         part = {name: groups[name] for name in left[first : first + options.loras_at_once]}
         trained = train_loras(adapted, tokenizer, part, options, options.prompt_style)

@@ -25,7 +25,7 @@ from hyperlora.files import check_finite, resolve_folder
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import check_peft_config
 from hyperlora.presets import GTE, GTE_REVISION
-from hyperlora.prompt import trained_template
+from hyperlora.prompt import TRAINED
 
 WEIGHTS, ARGS, ADAPTER = "hypermod.pt", "args.yaml", "adapter_config.json"
 MAX_WEIGHTS_BYTES = 8 * 2**30
@@ -53,15 +53,8 @@ PREFIXES = {
     "heads.": "heads.",
 }
 OFFSET, MEAN, STD = "AB_offset", "mean_recon_target", "std_recon_target"
-RELEASED = (  # what the released checkpoints were trained with; args.yaml may name a folder of whoever trained
-    "mistralai/Mistral-7B-Instruct-v0.2",
-    "meta-llama/Llama-3.1-8B-Instruct",
-    "google/gemma-2-2b-it",
-    "Alibaba-NLP/gte-large-en-v1.5",
-)
-
-Factors = dict[str, tuple[Tensor, Tensor]]
-"""Module name -> (A [layers, r, d_in], B [layers, d_out, r]), or without the layers."""
+# What the released checkpoints were trained with; args.yaml may name a folder of whoever trained.
+RELEASED = (*TRAINED, GTE)
 
 
 def import_checkpoint(
@@ -304,7 +297,7 @@ def _config(
         embedder=embedder or LAST_TOKEN,
         embedder_revision=GTE_REVISION if embedder == GTE else None,
         base_model=base,
-        chat_template=base and trained_template(base),
+        chat_template=TRAINED.get(base),
         prompt_style="definition_input",
     )
 
@@ -336,7 +329,7 @@ def _convert(model: HyperLoRA, args: _Args, state: dict[str, Tensor], path: Path
         check_finite(name, tensor, path)
         return tensor
 
-    def factors(group: str) -> Factors:
+    def factors(group: str) -> dict[str, tuple[Tensor, Tensor]]:
         r, layers = config.rank, config.num_layers
         return {
             module: (take(f"{group}.A.{module}", layers, r, d_in), take(f"{group}.B.{module}", layers, d_out, r))

@@ -37,7 +37,7 @@ def status(kind: str, text: str) -> str:
     return f'<span class="{kind}">{escape(text)}</span>'
 
 
-def shown(text: str) -> dict[str, str]:
+def verbatim(text: str) -> dict[str, str]:
     """A part of a Chatbot message that is seen as it is: the Chatbot takes the indentation from a plain string, and
     reads HTML even where its Markdown is off."""
     return {"type": "text", "text": escape(text).replace("\r", "&#13;")}
@@ -47,11 +47,11 @@ def bubbles(turns: list[Turn], busy: bool = False) -> list[dict]:
     """The turns as Chatbot messages; an answer that is not whole says why."""
     messages = []
     for turn in turns:
-        messages.append({"role": "user", "content": [shown(turn.question)]})
+        messages.append({"role": "user", "content": [verbatim(turn.question)]})
         written = busy and turn is turns[-1]
         answer = turn.answer if turn.answer.strip() else "…" if written else "(no text)"
         by = turn.by if written or turn.end == "stop" else f"{turn.by} · {ENDS.get(turn.end, turn.end)}"
-        messages.append({"role": "assistant", "content": [shown(answer), shown(by)]})
+        messages.append({"role": "assistant", "content": [verbatim(answer), verbatim(by)]})
     return messages
 
 

@@ -12,6 +12,7 @@ from hyperlora.errors import UserError
 from hyperlora.text import check_text
 
 KEPT = "What the page kept"
+DAMAGED = "What the page kept of this visit is damaged: open it in a new tab."
 MAX_SHELF = 32
 MAX_TURNS = 100
 MAX_CHARACTERS = 1_000_000  # of the turns but the last; older ones leave
@@ -26,10 +27,6 @@ class Turn:
     answer: str = ""
     end: str = ""
     """A `ChatStream.finish_reason`, or "error"; empty while the answer is written, or where its end never came."""
-
-
-def damaged() -> UserError:
-    return UserError("What the page kept of this visit is damaged: open it in a new tab.")
 
 
 def write(shelf_or_turns: list[str] | list[Turn]) -> str:
@@ -53,7 +50,7 @@ def read_turns(kept: object) -> list[Turn]:
         try:
             turn = Turn(**item)
         except TypeError:
-            raise damaged() from None
+            raise UserError(DAMAGED) from None
         for text in asdict(turn).values():
             check_text(text, KEPT)
         characters += len(turn.question) + len(turn.answer)
@@ -70,11 +67,11 @@ def put(shelf: list[str], description: str) -> list[str]:
 
 def _read(kept: object, most: int) -> list[Any]:
     if not isinstance(kept, str) or len(kept) > most:
-        raise damaged()
+        raise UserError(DAMAGED)
     try:
         items = json.loads(kept or "[]")
     except (ValueError, RecursionError):
-        raise damaged() from None
+        raise UserError(DAMAGED) from None
     if not isinstance(items, list):
-        raise damaged()
+        raise UserError(DAMAGED)
     return items

@@ -20,7 +20,7 @@ from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
 from hyperlora.interop.text_to_lora import import_checkpoint
 from hyperlora.presets import GTE_REVISION
-from hyperlora.prompt import trained_template
+from hyperlora.prompt import TRAINED
 
 HERE = Path(__file__).parent
 FOLDERS = ["L-sft-bias", "M-sft-offset", "M-recon-zscore"]
@@ -85,7 +85,7 @@ def test_the_config_carries_what_adapters_need():
     config = import_checkpoint(HERE / "L-sft-bias").config
     assert config.base_model == MISTRAL and config.embedder == "Alibaba-NLP/gte-large-en-v1.5"
     assert config.embedder_revision == GTE_REVISION
-    assert config.chat_template == trained_template(MISTRAL) and config.prompt_style == "definition_input"
+    assert config.chat_template == TRAINED[MISTRAL] and config.prompt_style == "definition_input"
     assert (config.rank, config.alpha, config.use_rslora) == (8, 16.0, True)
     assert (config.latent_size, config.head_size, config.d_emb, config.num_layers) == (32, 64, 32, 4)
     assert config.target_modules == {"q_proj": (64, 64), "v_proj": (64, 32)}

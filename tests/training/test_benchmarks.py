@@ -12,7 +12,7 @@ from tokenizers import processors
 
 from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
-from hyperlora.prompt import trained_template
+from hyperlora.prompt import TRAINED
 from training import benchmarks
 from training.benchmarks import BENCHMARKS, AdaptedLM, Benchmark, choose, main, run_benchmark
 from training.parts.adapters import save_adapters
@@ -120,7 +120,7 @@ def test_prompts_are_those_of_training_with_one_beginning(adapted, tokenizer):
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
     )
-    tokenizer.chat_template = trained_template("mistralai/Mistral-7B-Instruct-v0.2")
+    tokenizer.chat_template = TRAINED["mistralai/Mistral-7B-Instruct-v0.2"]
     lm = AdaptedLM(adapted, tokenizer)
     with lm.use(description="Pick one."):
         context = lm.apply_chat_template([{"role": "user", "content": "a or b?"}])

@@ -193,6 +193,9 @@ def test_loras_of_other_settings_are_not_mixed(tasks, tiny_base, tmp_path, more,
     tasks[1].save(tmp_path / "tasks")
     with pytest.raises(UserError, match=sentence):
         main([*folders, "--max_steps", "2", "--resume", *more])
+    (tmp_path / "tasks" / "second.json").unlink()  # also where none is left to train
+    with pytest.raises(UserError, match=sentence):
+        main([*folders, "--max_steps", "2", "--resume", *more])
     assert list(load_adapters(tmp_path / "out")) == ["first", "average"]
 
 
