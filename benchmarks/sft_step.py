@@ -1,4 +1,4 @@
-"""One step of supervised fine-tuning through a frozen base in bfloat16, with random weights of real shapes.
+"""One step of supervised fine-tuning through a frozen base with random weights of real shapes.
 
 All ways are the training package's own step (hypernetwork, loss on answers, AdamW). Two differ only in how a row's
 adapter meets its tokens: as matrix products a row, or with A and B copied for every token, as the public implementation
@@ -18,6 +18,7 @@ from benchmarks.measure import added_mb, difference, held_mb, medians, parser, p
 from benchmarks.real_shapes import TARGETS, add_shape, chosen_shape, random_base
 from hyperlora.adapted import AdaptedModel
 from hyperlora.config import HyperLoRAConfig
+from hyperlora.devices import fast_bfloat16
 from hyperlora.generator import HyperLoRA
 from hyperlora.hypernetwork import Factors
 from hyperlora.memory import BaseShape, HyperShape
@@ -101,8 +102,14 @@ def compiled(step: Callable[[], None], adapted: AdaptedModel) -> Callable[[], No
 
 
 def loss(model: SFTModel, batch: dict[str, Tensor]) -> Tensor:
-    with torch.autocast(batch["input_ids"].device.type, torch.bfloat16):
+    device = batch["input_ids"].device.type
+    with torch.autocast(device, torch.bfloat16, enabled=dtype_of(device) == torch.bfloat16):
         return model(**batch)["loss"]
+
+
+def dtype_of(device: str) -> torch.dtype:
+    """bfloat16, but float32 on a CPU that has no instructions for it: minutes for one product."""
+    return torch.bfloat16 if fast_bfloat16(device) else torch.float32
 
 
 def gradient(model: SFTModel, batch: dict[str, Tensor]) -> Tensor:
@@ -115,9 +122,9 @@ def gradient(model: SFTModel, batch: dict[str, Tensor]) -> Tensor:
 
 
 def product_flops(device: str, repetitions: int) -> float:
-    """FLOP/s of one large matrix product in bfloat16."""
+    """FLOP/s of one large matrix product in the base's dtype."""
     n = 8192 if device != "cpu" else 2048
-    a, b = torch.randn(2, n, n, device=device, dtype=torch.bfloat16)
+    a, b = torch.randn(2, n, n, device=device, dtype=dtype_of(device))
     return 2 * n**3 / medians({"product": lambda: a @ b}, repetitions)["product"]
 
 
@@ -134,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
     rows, tokens = args.batch or (1 if device == "cpu" else 8), args.tokens or (32 if device == "cpu" else 512)
     answers = args.answers or max(1, tokens // 4)
     torch.manual_seed(0)
-    adapted = AdaptedModel(random_base(shape, torch.bfloat16, device), TARGETS)
+    adapted = AdaptedModel(random_base(shape, dtype_of(device), device), TARGETS)
     adapted.lora_dropout = settings.lora_dropout
     hyperlora = make_hyperlora(shape, args.head, device)
     batch = make_batch(rows, tokens, answers, shape.vocab, device)
@@ -165,7 +172,8 @@ def main(argv: list[str] | None = None) -> None:
     for name, taken in seconds.items():
         row = [name, f"{taken:.3f}", f"{rows * tokens / taken:,.1f}", f"{flops / taken / possible:.1%}"]
         table.append([*row, *(f"{mb:,.0f}" for mb in memory[name])])
-    title = f"{args.shape}, {shape.layers} layers; a step of {rows} x {tokens} tokens"
+    dtype = str(dtype_of(device)).removeprefix("torch.")
+    title = f"{args.shape}, {shape.layers} layers; a step of {rows} x {tokens} tokens, {dtype}"
     print_table([title, "s", "tokens/s", "utilisation", "MB a step adds", "MB at most"], table)
     print(f"\nOne large matrix product: {possible / 1e12:,.2f} TFLOP/s; a step has {flops / 1e12:,.2f} TFLOP.")
     parts = planned(shapes, rows, tokens, answers)

@@ -31,6 +31,7 @@ from torch import Tensor
 from hyperlora.adapted import AdaptedModel
 from hyperlora.base import load_base
 from hyperlora.config import read_json
+from hyperlora.devices import fast_bfloat16
 from hyperlora.embedder import LAST_TOKEN, MINILM, load_embedder
 from hyperlora.errors import UserError
 from hyperlora.files import write_atomic, writing
@@ -118,7 +119,7 @@ def train_plain(lab: Lab, oracles: Sequence[Task]) -> None:
     """
     budget = lab.budget
     common = LoRAConfig(
-        gradient_accumulation_steps=1, lora_dropout=0.0, neftune_alpha=0.0, bf16=True,
+        gradient_accumulation_steps=1, lora_dropout=0.0, neftune_alpha=0.0, bf16=fast_bfloat16(lab.device),
         compile=pays(budget.lora_steps),
     )  # fmt: skip
     shared = replace(common, batch_size=budget.batch_size, max_steps=budget.multi_task_steps, learning_rate=1e-3)
@@ -184,7 +185,7 @@ def settings(lab: Lab, cell: Cell, steps: int) -> sft.SFTConfig | recon.ReconCon
     config = sft.SFTConfig(
         batch_size=lab.budget.batch_size, gradient_accumulation_steps=1, optimizer="muon", learning_rate=2e-3,
         warmup_fraction=0.05, embedding_noise=0.6, lora_dropout=0.0, neftune_alpha=0.0, max_steps=steps,
-        save_every=max(1, steps // 4), log_every=min(64, max(1, steps // 25)), bf16=True,
+        save_every=max(1, steps // 4), log_every=min(64, max(1, steps // 25)), bf16=fast_bfloat16(lab.device),
         compile=pays(steps),
     )  # fmt: skip
     return replace(config, **cell.settings)
