@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from hyperlora.base import load_base
+from hyperlora.devices import fast_bfloat16
 from training.mini.splits import split_of
 from training.mini.suite import TextTask
 from training.parts.batches import collate, encode_all
@@ -93,12 +94,6 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> MistralForC
     return model
 
 
-def fast_bfloat16() -> bool:
-    """Whether bfloat16 is faster here than float32: a CPU without instructions for it takes fifty times as long."""
-    has = torch.cpu.get_capabilities()
-    return torch.cuda.is_available() or bool(has.get("avx512_bf16") or has.get("amx_bf16"))
-
-
 class FreshBatches(IterableDataset):
     """Endless batches of new examples, the same for the same seed; sorted by length within a window of batches."""
 
@@ -161,7 +156,7 @@ def train_base(
             output_dir=str(checkpoints),
             max_steps=steps,
             max_grad_norm=1.0,
-            bf16=fast_bfloat16(),
+            bf16=fast_bfloat16("cuda" if torch.cuda.is_available() else "cpu"),
             use_cpu=not torch.cuda.is_available(),
             save_steps=500,
             save_total_limit=2,
