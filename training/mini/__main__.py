@@ -51,7 +51,7 @@ SHAPED_BY = {  # a stage: the options that it depends on, and all that follow it
     "base": ("init", "base_steps"),
     "multi_task": ("lora_steps",),
     HYPERLORA: ("hyperlora_steps",),
-    "evaluation": ("instruction_induction",),
+    "evaluation": ("instruction_induction", "seeds"),
 }
 SHIPPED_DESCRIPTIONS = 2500  # what the notice needs; with all of them a checkpoint would be over 10 MB
 
@@ -71,6 +71,7 @@ class Options:
     base_steps: int = option(14000, "optimizer steps of the base model", least=1)
     hyperlora_steps: int = option(8000, "optimizer steps of the hypernetwork", least=1)
     lora_steps: int = option(200, "optimizer steps of the multi-task LoRA and of the tasks' own", least=1)
+    seeds: int = option(3, "evaluation seeds; each draws its own examples and descriptions", least=1)
     examples: int = option(400, "training examples a task for the adapters", least=1)
     until: str = option("assets", "the last stage to run")
 
@@ -181,7 +182,7 @@ def run_evaluation(options: Options, work: Path) -> None:
     if options.instruction_induction:
         splits["instruction induction"] = induction_tasks(options.instruction_induction)
     hyperloras = {"HyperLoRA M": HyperLoRA.from_pretrained(work / HYPERLORA)}
-    settings = evaluate.Settings(examples=3, descriptions=2, seeds=3)
+    settings = evaluate.Settings(examples=3, descriptions=2, seeds=options.seeds)
     rows = evaluate.evaluate(
         adapted, tokenizer, splits, splits["trained tasks"], hyperloras, load_adapters(work / "loras"), settings
     )

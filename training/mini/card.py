@@ -8,6 +8,9 @@ from training.mini.suite import EVAL_WORDINGS, TRAIN_WORDINGS, suite
 from training.parts.kinds import UNSEEN
 from training.parts.results import mean_by_task, read_results, summary_table
 
+ORACLE = """ "oracle" is a task's own LoRA, on a training split that nothing else saw; it exists for {oracles} trained
+tasks and for all new combinations. Those {oracles} are all that "Arrow routing" and "nearest task's LoRA", where
+listed, can choose among."""
 CARD = """---
 license: apache-2.0
 library_name: hyperlora
@@ -39,14 +42,12 @@ description in front, so that prompting it is a fair opponent.
 
 ## Results
 
-Exact match on test inputs, mean over tasks ± standard deviation over three evaluation seeds ({examples} inputs and
+Exact match on test inputs, mean over tasks{spread} ({examples} inputs and
 {descriptions} descriptions a task and seed). "seen" are training descriptions, "unseen" are not; on held-out tasks
 all are unseen. "blind descriptions" are {blind} of the trained tasks, and the unseen descriptions there were written
 from examples alone, by a writer who had not read the suite's: unseen ones of the suite are held-out templates of the
 same hand, so they say less about people's own words. "retrieval" is its adapter of the nearest training
-description. "oracle" is a task's own LoRA, on a training split that nothing else saw; it exists for {oracles} trained
-tasks and for all new combinations. Those {oracles} are all that "Arrow routing" and "nearest task's LoRA", where
-listed, can choose among.
+description.{oracle}
 
 {table}
 HyperLoRA, unseen descriptions of trained tasks: {below} of {tasks} tasks score under 0.5.
@@ -93,7 +94,8 @@ def write_card(path: Path, work: Path) -> None:
         unseen=EVAL_WORDINGS,
         examples=settings["examples"],
         descriptions=settings["descriptions"],
-        oracles=len(oracles),
+        oracle=ORACLE.format(oracles=len(oracles)) if oracles else "",
+        spread=f" ± standard deviation over {settings['seeds']} evaluation seeds" if settings["seeds"] > 1 else "",
         table=summary_table(rows),
         below=sum(score < 0.5 for score in trained.values()),
         tasks=len(trained),

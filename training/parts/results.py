@@ -134,10 +134,12 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
 
 
 def summary_table(rows: Sequence[Mapping], metric: str = "score") -> str:
-    """Methods and kinds of description down, splits across; mean over tasks ± spread over seeds."""
+    """Methods and kinds of description down, splits across; mean over tasks ± spread over several seeds."""
+    several = len({row["seed"] for row in rows}) > 1
     cells: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     for entry in summary(rows, metric):
-        cells[entry["method"], entry["kind"]][entry["split"]] = f"{entry['mean']:.2f} ± {entry['spread']:.2f}"
+        spread = f" ± {entry['spread']:.2f}" if several else ""
+        cells[entry["method"], entry["kind"]][entry["split"]] = f"{entry['mean']:.2f}{spread}"
     splits = list(dict.fromkeys(split for own in cells.values() for split in own))
     lines = [[*cell, *(own.get(split, "") for split in splits)] for cell, own in cells.items()]
     return table(["method", "description", *splits], lines)
