@@ -12,6 +12,7 @@ from torch import Tensor
 from hyperlora.base import find_device
 from hyperlora.errors import UserError
 from hyperlora.presets import asset_or_hub, get_preset
+from training.parts.results import table
 
 # Sixteen tasks for the mini model, each with a message.
 TASKS = {
@@ -132,8 +133,5 @@ def difference(a: Tensor, b: Tensor) -> float:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A Markdown table; all columns but the first are numbers."""
-    print(f"| {' | '.join(columns)} |")
-    print(f"| --- |{' ---: |' * (len(columns) - 1)}")
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
+    """A Markdown table."""
+    print(table(columns, rows), end="")

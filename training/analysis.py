@@ -13,21 +13,16 @@ Relative performance is a score divided by that of the task's own LoRA. Where th
 left out and named. A figure whose inputs are not given is not drawn.
 """
 
-import io
-import json
 import math
 import random
 import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure  # without pyplot: draws by Agg, and needs no display
 from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_score
 from torch import Tensor
@@ -37,31 +32,26 @@ from hyperlora.base import Precision, load_base, precision
 from hyperlora.config import HyperLoRAConfig, read_json
 from hyperlora.embedder import LAST_TOKEN, MINILM, load_embedder
 from hyperlora.errors import UserError
-from hyperlora.files import write_atomic, writing
 from hyperlora.generator import CONFIG, HyperLoRA
 from hyperlora.lora import Adapter
 from training.parts.digest import base_digest, digest, value_digest
+from training.parts.figures import (
+    MAX_TARGETS,
+    OUTPUTS,
+    axes_of,
+    draw_activations,
+    draw_against_descriptions,
+    draw_against_error,
+    means_text,
+    number_text,
+    r_text,
+    save_figure,
+)
 from training.parts.kinds import NO_DESCRIPTION, SEEN, UNSEEN, pick_descriptions
 from training.parts.options import option, parse, run
 from training.parts.results import MAX_FILE_BYTES, ORACLE, means, read_results, write_results
 from training.parts.scoring import Trial, fitting, score
 from training.tasks import Task, descriptions_of, load_tasks
-
-MAX_TARGETS = 49  # as many as there are pairs of a colour and a marker
-
-# Okabe and Ito's palette, which the colour-blind tell apart, without its yellow, faint on white
-BLUE, VERMILLION = "#0072B2", "#D55E00"
-COLOURS = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "os^DvPX"
-GREY = "#777777"
-
-# What a pair of LoRAs is compared by -> its name and its axis
-MEASURES = {
-    "factors": ("A and B", "cosine of A and B"),
-    "delta": ("ΔW", "cosine of ΔW"),
-    "performance": ("relative performance", "score / own LoRA's score"),
-}
-OUTPUTS = {"task_encoder": "task encoder", "last_block": "last block"}
 
 
 def pearson(x: Sequence[float], y: Sequence[float]) -> float | None:
@@ -126,30 +116,6 @@ def _read_recon(path: Path) -> tuple[float, list[str]]:
     if not good or not all(isinstance(t, dict) and isinstance(t.get("task"), str) for t in targets):
         raise UserError(f'{path} must hold "error" and "targets" as training.recon writes them: run it to its end.')
     return error, [target["task"] for target in targets]
-
-
-def draw_against_error(data: dict) -> Figure:
-    """A line a head over its instances; the numbers are how many tasks each was trained on."""
-    figure = Figure(figsize=(6, 4.2), layout="constrained")
-    axes = figure.subplots()
-    axes.axhline(1, color=GREY, linewidth=1, linestyle="--", label="the tasks' own LoRAs")
-    heads = sorted({instance["head"] for instance in data["instances"]})
-    for i, head in enumerate(heads):
-        own = sorted((x for x in data["instances"] if x["head"] == head), key=lambda x: x["error"])
-        points = [(x["error"], x["relative_performance"]) for x in own]
-        axes.plot(*zip(*points, strict=True), color=COLOURS[i], marker=MARKERS[i], label=f"HyperLoRA {head}")
-        for instance, point in zip(own, points, strict=True):
-            number = f"{instance['trained_tasks']}"
-            axes.annotate(number, point, (0, 6), textcoords="offset points", ha="center", fontsize=8)
-    axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
-    axes.margins(y=0.1)
-    axes.set_ylim(0, 1.08 * max(axes.get_ylim()[1], 1.0))  # room for the numbers
-    axes.set_xlabel("mean absolute error of an element of A and B, in training")
-    metric = {"score": "exact match", "rouge_l": "ROUGE-L"}[data["metric"]]
-    axes.set_ylabel(f"{metric} / own LoRA's {metric}")
-    axes.set_title(f"{_r(data['r'])}, mean over {len(data['tasks'])} tasks; numbers: tasks trained on", fontsize=10)
-    axes.legend(fontsize=8)
-    return figure
 
 
 # ---- Figures 4 and 10 ----
@@ -310,64 +276,14 @@ def against_descriptions(points: Sequence[dict], measures: Sequence[str]) -> dic
     not defined is None and not in the mean.
     """
     targets = list(dict.fromkeys(point["target"] for point in points))
-    r = {measure: {target: pearson(*_axes(points, target, measure)) for target in targets} for measure in measures}
+    r = {measure: {target: pearson(*axes_of(points, target, measure)) for target in targets} for measure in measures}
     known = {measure: [value for value in r[measure].values() if value is not None] for measure in measures}
     return {
         "r": r,
         "mean_r": {measure: statistics.fmean(values) if values else None for measure, values in known.items()},
-        "left_out": {m: [target for target in targets if not _axes(points, target, m)[0]] for m in measures},
+        "left_out": {m: [target for target in targets if not axes_of(points, target, m)[0]] for m in measures},
         "points": [{key: p[key] for key in ("target", "lora", "descriptions", *measures)} for p in points],
     }
-
-
-def _axes(points: Sequence[dict], target: str, measure: str) -> tuple[list[float], list[float]]:
-    found = [p for p in points if p["target"] == target and p[measure] is not None]
-    return [p["descriptions"] for p in found], [p[measure] for p in found]
-
-
-def draw_against_descriptions(data: dict) -> Figure:
-    """A panel a measure and target, five in a row, all of a measure at one scale; a point is one task's LoRA."""
-    r, points = data["r"], data["points"]
-    targets = list(next(iter(r.values())))
-    columns = min(5, len(targets))
-    depth = -(-len(targets) // columns)
-    size = (max(5.5, 2.4 * columns + 0.6), 2.3 * depth * len(r) + 1)
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(depth * len(r), columns, squeeze=False)
-    x_range = _range([point["descriptions"] for point in points])
-    for i, measure in enumerate(r):
-        y_range = _range([point[measure] for point in points if point[measure] is not None])
-        panels = grid[i * depth : (i + 1) * depth].flatten()
-        for panel in panels[len(targets) :]:
-            panel.remove()
-        for j, (panel, target) in enumerate(zip(panels, targets, strict=False)):
-            x, y = _axes(points, target, measure)
-            panel.scatter(x, y, s=8, alpha=0.6, linewidths=0, color=(VERMILLION if measure == "performance" else BLUE))
-            if r[measure][target] is not None:
-                slope, start = np.polyfit(x, y, 1)
-                panel.plot(x_range, [start + slope * end for end in x_range], color=GREY, linewidth=1)
-            panel.set(xlim=x_range, ylim=y_range)
-            panel.tick_params(labelsize=7, labelleft=j % columns == 0)
-            panel.set_title(f"{_short(target)}\n{_r(r[measure][target]) if x else 'not defined'}", fontsize=8)
-            if j % columns == 0:
-                panel.set_ylabel(MEASURES[measure][1], fontsize=8)
-    figure.supxlabel("cosine of the tasks' mean description embeddings", fontsize=9)
-    figure.suptitle(_means(data), fontsize=10)
-    return figure
-
-
-def _means(data: dict) -> str:
-    """Each measure's mean r, and over how many targets."""
-    counts = {measure: sum(value is not None for value in r.values()) for measure, r in data["r"].items()}
-    parts = [f"{MEASURES[m][0]} {_number(v)} ({counts[m]} targets)" for m, v in data["mean_r"].items()]
-    return f"mean r: {', '.join(parts)}"
-
-
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    """The values' ends with some room."""
-    low, high = min(values, default=0.0), max(values, default=1.0)
-    room = 0.05 * (high - low) or 0.05
-    return low - room, high + room
 
 
 # ---- Figure 5 ----
@@ -421,55 +337,13 @@ def _tsne(output: Tensor, perplexity: float, seed: int) -> list[list[float]]:
     return [[float(x), float(y)] for x, y in placed]
 
 
-def draw_activations(data: dict) -> Figure:
-    """Task encoder on the left, last block on the right; every task its own colour and marker."""
-    tasks = list(dict.fromkeys(point["task"] for point in data["points"]))
-    figure = Figure(figsize=(9.5, 4), layout="constrained")
-    panels: Sequence[Axes] = figure.subplots(1, 2)
-    for panel, (name, title) in zip(panels, OUTPUTS.items(), strict=True):
-        for i, task in enumerate(tasks):
-            places = [point[name] for point in data["points"] if point["task"] == task]
-            # markers go on a step further each time that the colours are through
-            marker = MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
-            panel.scatter(
-                *zip(*places, strict=True), s=36, color=COLOURS[i % len(COLOURS)], marker=marker, label=_short(task)
-            )
-        panel.set(xticks=[], yticks=[], xlabel="t-SNE 1 (no unit)", ylabel="t-SNE 2 (no unit)")
-        panel.set_title(f"{title}, silhouette of tasks {_number(data['silhouette'][name])}", fontsize=10)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
-    return figure
-
-
 # ---- the command ----
-
-
-def _number(value: float | None) -> str:
-    return "not defined" if value is None else f"{value:.2f}"
-
-
-def _r(value: float | None) -> str:
-    return f"r = {value:.2f}" if value is not None else "r not defined"
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 26 else f"{name[:25]}…"
 
 
 def _spread(tasks: Sequence[Task], count: int) -> list[Task]:
     """At most `count` of the tasks, evenly over their order."""
     count = min(count, len(tasks))
     return [tasks[i * len(tasks) // count] for i in range(count)]
-
-
-def save(output: str | Path, name: str, data: Mapping, figure: Figure) -> None:
-    """OUTPUT/NAME.png and OUTPUT/NAME.json, the data."""
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=150)
-    text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    for suffix, content in (("json", text.encode()), ("png", image.getvalue())):
-        path = Path(output) / f"{name}.{suffix}"
-        with writing(path, "free some space and run it again"):
-            write_atomic(path, content)
 
 
 @dataclass(kw_only=True)
@@ -508,9 +382,9 @@ def main(argv: list[str] | None = None) -> None:
     measured = bool(options.recon and options.results)
     if measured:
         data = against_error(options.recon, options.results, options.metric)
-        save(output, "figure-3", data, draw_against_error(data))
+        save_figure(output, "figure-3", data, draw_against_error(data))
         _name_left_out("Figure 3", data["left_out"])
-        print(f"Figure 3: {_r(data['r'])} over {len(data['instances'])} hypernetworks.", flush=True)
+        print(f"Figure 3: {r_text(data['r'])} over {len(data['instances'])} hypernetworks.", flush=True)
     else:
         missing.append("Figure 3 needs --recon and --results.")
 
@@ -530,8 +404,8 @@ def main(argv: list[str] | None = None) -> None:
 
     if probes and reads:
         data = activations(hyperlora, _spread(targets, options.targets), tasks, options.descriptions, options.seed)
-        save(output, "figure-5", data, draw_activations(data))
-        parts = ", ".join(f"{OUTPUTS[name]} {_number(value)}" for name, value in data["silhouette"].items())
+        save_figure(output, "figure-5", data, draw_activations(data))
+        parts = ", ".join(f"{OUTPUTS[name]} {number_text(value)}" for name, value in data["silhouette"].items())
         print(f"Figure 5: silhouette of the tasks: {parts}.", flush=True)
     elif probes:
         missing.append(f"Figure 5 needs a hypernetwork that reads descriptions; {options.hyperlora} numbers its tasks.")
@@ -579,8 +453,8 @@ def _compare(
     upper_and_lower = ["factors"] if rows is None else ["factors", "performance"]
     for name, measures in (("figure-4", upper_and_lower), ("figure-10", ["delta"])):
         data = against_descriptions(points, measures)
-        save(options.output, name, data, draw_against_descriptions(data))
-        print(f"{name.replace('-', ' ').capitalize()}: {_means(data)}.", flush=True)
+        save_figure(options.output, name, data, draw_against_descriptions(data))
+        print(f"{name.replace('-', ' ').capitalize()}: {means_text(data)}.", flush=True)
         if "performance" in measures:
             _name_left_out("Figure 4", data["left_out"]["performance"])
     return [] if rows is not None else ["The lower half of Figure 4, relative performance, needs --base or --scores."]

@@ -1,5 +1,7 @@
 """The ten benchmarks of the paper's tables, through lm-eval, for every way to adapt the base.
 
+How well it answers, that is; how fast, and with how much memory, is what the folder `benchmarks/` measures.
+
 python -m training.benchmarks --base DIR [--hyperlora DIR ..] [--adapters DIR --tasks DIR] --output FILE
 
 A benchmark fills its batches by itself, so its adapters are measured one after another. All prompts go through the

@@ -1,4 +1,6 @@
-"""Plain LoRAs: one a task (Eq. 1), one for all tasks (Eq. 2), and their elementwise average.
+"""Train plain LoRAs: one a task (Eq. 1), one for all tasks (Eq. 2), and their elementwise average.
+
+What a LoRA is, and PEFT's files, are in `hyperlora/lora.py`.
 
 Many are trained in one run, each row of a batch with its own A and B, so that a hundred cost little more than the rows
 they need. Nothing passes from one to another: each has its own data order, gradient clipping and Adam state.

@@ -44,6 +44,13 @@ from training.parts.cells import QUICK, Budget, Cell, cells
 from training.parts.claims import HELD_OUT, TRAINED, Claim, claims, ending, scores, seeds_of
 from training.parts.compile import has_compiler
 from training.parts.digest import base_digest, digest, value_digest
+from training.parts.figures import (
+    draw_activations,
+    draw_against_descriptions,
+    draw_against_error,
+    draw_bars,
+    save_figure,
+)
 from training.parts.kinds import KINDS, NO_DESCRIPTION, UNSEEN
 from training.parts.library import Library, pack
 from training.parts.options import option, parse, run
@@ -286,17 +293,6 @@ def measure_table_2(lab: Lab) -> list[dict]:
     return evaluate.evaluate(lab.adapted, lab.tokenizer, splits, lab.tasks, hyperloras, adapters, settings)
 
 
-def draw_bars(values: Mapping[str, float], label: str) -> Figure:
-    figure = Figure(figsize=(5.5, 3.6), layout="constrained")
-    axes = figure.subplots()
-    drawn = axes.bar(list(values), [100 * value for value in values.values()], color=analysis.BLUE, width=0.6)
-    axes.bar_label(drawn, fmt="%.1f", fontsize=8)
-    axes.margins(y=0.1)
-    axes.set_xlabel(label)
-    axes.set_ylabel("exact match on held-out tasks, per cent")
-    return figure
-
-
 def draw_figures(lab: Lab, all_cells: Sequence[Cell], found: Mapping[str, list[dict]], report: Path) -> dict[str, dict]:
     """Write the figures; gives their data. One that cannot be drawn has instead {"missing": why}."""
     budget, data = lab.budget, {}
@@ -333,12 +329,12 @@ def draw_figures(lab: Lab, all_cells: Sequence[Cell], found: Mapping[str, list[d
         ),
         "figure-3": (
             lambda: analysis.against_error(folders, [folder / "results.json" for folder in folders]),
-            analysis.draw_against_error,
+            draw_against_error,
         ),
-        "figure-4": (lambda: compared(["factors", "performance"]), analysis.draw_against_descriptions),
-        "figure-5": (figure_5, analysis.draw_activations),
+        "figure-4": (lambda: compared(["factors", "performance"]), draw_against_descriptions),
+        "figure-5": (figure_5, draw_activations),
         "figure-6": (lambda: bars(offsets), lambda values: draw_bars(values, "offset")),
-        "figure-10": (lambda: compared(["delta"]), analysis.draw_against_descriptions),
+        "figure-10": (lambda: compared(["delta"]), draw_against_descriptions),
         "figure-12": (
             lambda: bars(described | {f"up to {budget.descriptions}": full}),
             lambda values: draw_bars(values, "descriptions of a task in training"),
@@ -347,7 +343,7 @@ def draw_figures(lab: Lab, all_cells: Sequence[Cell], found: Mapping[str, list[d
     for name, (measure, draw) in drawings.items():
         try:
             data[name] = measure()
-            analysis.save(report, name, data[name], draw(data[name]))
+            save_figure(report, name, data[name], draw(data[name]))
         except UserError as error:
             data[name] = {"missing": str(error)}
     return data
