@@ -40,6 +40,7 @@ from hyperlora.lora import Adapter
 from training import analysis, evaluate, recon, sft
 from training.lora import LoRAConfig, train_loras
 from training.parts.adapters import TARGET_MODULES, average, load_adapters, read_index, save_adapters
+from training.parts.baselines import generate
 from training.parts.cells import QUICK, Budget, Cell, cells
 from training.parts.claims import HELD_OUT, TRAINED, Claim, claims, ending, scores, seeds_of
 from training.parts.compile import has_compiler
@@ -51,12 +52,12 @@ from training.parts.figures import (
     draw_bars,
     save_figure,
 )
-from training.parts.kinds import KINDS, NO_DESCRIPTION, UNSEEN
+from training.parts.kinds import KINDS, NO_DESCRIPTION, UNSEEN, pick_descriptions
 from training.parts.library import Library, pack
 from training.parts.options import option, parse, run
 from training.parts.report import write_report
 from training.parts.results import ORACLE, read_results, write_results
-from training.parts.scoring import Trial, fitting
+from training.parts.scoring import Trial, fitting, score
 from training.parts.trainer import checkpoint_step, last_checkpoint
 from training.tasks import Task, load_tasks
 
@@ -261,8 +262,8 @@ def measure_cell(lab: Lab, cell: Cell) -> list[dict]:
                 continue
             if reads:
                 for kind in KINDS if split == TRAINED else (UNSEEN,):
-                    texts = evaluate.pick_descriptions(task, kind, lab.of(cell), lab.budget.draws, draw)
-                    made = evaluate.generate(hyperlora, texts) if texts else []
+                    texts = pick_descriptions(task, kind, lab.of(cell), lab.budget.draws, draw)
+                    made = generate(hyperlora, texts) if texts else []
                     trials += [(method, split, replace(plain, kind=kind, adapter=adapter)) for adapter in made]
             else:
                 made = hyperlora.generate(embeddings=torch.eye(len(numbers))[[numbers.index(task.name)]])
@@ -270,7 +271,7 @@ def measure_cell(lab: Lab, cell: Cell) -> list[dict]:
             if split == TRAINED:
                 own = Adapter.from_pretrained(lab.loras / task.name)
                 trials.append((ORACLE, split, replace(plain, adapter=own)))
-    scores = evaluate.score(lab.adapted, lab.tokenizer, [trial for *_, trial in trials])
+    scores = score(lab.adapted, lab.tokenizer, [trial for *_, trial in trials])
     cell_rows = defaultdict(list)
     for (method, split, trial), value in zip(trials, scores, strict=True):
         cell_rows[method, split, trial.kind, trial.task.name, len(trial.examples)].append(value)
