@@ -4,9 +4,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
-from transformers.utils import logging as bars
-
 
 @contextmanager
 def quietly() -> Iterator[None]:
@@ -14,6 +11,9 @@ def quietly() -> Iterator[None]:
 
     Nor does bitsandbytes say, when it is first imported, that it does without a kernel that this CPU could have.
     """
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging as bars  # takes seconds to import
+
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     shown, hub = bars.is_progress_bar_enabled(), not are_progress_bars_disabled()
     bars.disable_progress_bar()  # the Hub's too

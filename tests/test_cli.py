@@ -219,11 +219,12 @@ def test_with_none_named_a_script_gets_the_mini_model(large, capsys, type_in, ti
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_closed_streams(closed, tiny_base, tiny_hyperlora):
+def test_closed_streams(closed, tiny_base, tiny_hyperlora, tmp_path):
     """As a service starts it; an input that is closed holds no line."""
     models = f"--base {tiny_base} --hyperlora {tiny_hyperlora}"
-    command = f"echo one two | {sys.executable} -m hyperlora chat 'Reverse the words.' {models} {closed}"
-    result = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True)
+    (tmp_path / "line").write_text("one two\n")
+    command = f"{sys.executable} -m hyperlora chat 'Reverse the words.' {models} < {tmp_path / 'line'} {closed}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert result.returncode == 0 and "Traceback" not in result.stderr
     assert result.stdout.count("\n") == (closed == "2>&-")
 

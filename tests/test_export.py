@@ -70,7 +70,7 @@ def test_the_cards_python_answers_as_the_pipeline_does(
         pipe.tokenizer.chat_template = template
     message = with_description(adapter.description, "one two three", adapter.prompt_style)
     archive = export_zip(adapter, tmp_path / "a.zip", template)
-    assert run_card(archive, tmp_path) == pipe.chat(message, adapter=adapter) + "\n"
+    assert run_card(archive, tmp_path) == pipe.chat(message, adapter=adapter, max_new_tokens=512) + "\n"
     pipe.close()
 
 

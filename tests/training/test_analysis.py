@@ -210,7 +210,7 @@ def test_r_is_of_each_target_and_only_of_the_points_that_have_the_measure():
     assert against_descriptions(points, ["delta"])["mean_r"] == {"delta": None}  # constant
 
 
-def test_every_lora_is_scored_on_the_targets_once(loras, tasks, tmp_path, monkeypatch):
+def test_every_lora_is_scored_on_the_targets_once(adapted, loras, tasks, tmp_path, monkeypatch):
     """A stand-in for the base, whose scores tell LoRA, task and examples; killed after two LoRAs and gone on with."""
     path, loaded, load = tmp_path / "scores.json", [], Adapter.from_pretrained
 
@@ -230,8 +230,8 @@ def test_every_lora_is_scored_on_the_targets_once(loras, tasks, tmp_path, monkey
     monkeypatch.setattr(analysis, "base_digest", lambda model: "the base")
     monkeypatch.setattr(analysis, "fitting", lambda _, __, task, examples: examples)
     with pytest.raises(KeyboardInterrupt):
-        cross_scores(None, None, tasks[1:], tasks, loras, path, examples=4)
-    rows = cross_scores(None, None, tasks[1:], tasks, loras, path, examples=4)
+        cross_scores(adapted, None, tasks[1:], tasks, loras, path, examples=4)
+    rows = cross_scores(adapted, None, tasks[1:], tasks, loras, path, examples=4)
     assert loaded == ["second", "both", "first", "first"]
     kept, settings = read_results(path)
     assert sorted(kept, key=str) == sorted(rows, key=str) and settings == {"examples": 4}
@@ -244,7 +244,7 @@ def test_every_lora_is_scored_on_the_targets_once(loras, tasks, tmp_path, monkey
     }
     assert len(rows) == 6 and {(r["method"], r["task"]): r["score"] for r in rows} == expected
     load(loras / "both").scaled(2.0).save_pretrained(loras / "both")  # trained again
-    again = cross_scores(None, None, tasks[1:], tasks, loras, path, examples=4)
+    again = cross_scores(adapted, None, tasks[1:], tasks, loras, path, examples=4)
     assert loaded[4:] == ["both"] and len(again) == 6
     changed = {row["method"] for row in again if row not in rows}
     assert changed == {"LoRA of both", "oracle LoRA"}

@@ -139,7 +139,7 @@ def test_a_hypernetwork_that_was_trained_with_the_description_in_the_prompt_is_m
         config = SFTConfig(prompt_style=style, offset="none")
         hyperlora = build(adapted, tokenizer, tasks, config, embedder=embedder)
         found = benchmarks.methods(make_benchmark("letters"), ["Pick one."], {"HyperLoRA M": hyperlora}, {})
-        ours = {method: runs for method, runs, _ in found if "HyperLoRA" in method}
+        ours = {method: runs for method, runs, *_ in found if "HyperLoRA" in method}
         shown[style] = {method: [(run.description, run.style) for run in runs] for method, runs in ours.items()}
     prompted = [("Pick one.", "description_input")]
     assert shown["input"] == {"HyperLoRA M": [("Pick one.", "input")], "HyperLoRA M, prompted": prompted}
