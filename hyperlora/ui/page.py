@@ -60,7 +60,14 @@ RESTORE = """(...values) => {
     return Object.values(window.restored).map((value, i) => value ?? values[i]);
 }"""
 DESCRIBED = "() => window.restored.describe ?? null"
-SCROLL = "() => setTimeout(() => document.querySelector('#shelf label.selected')?.scrollIntoView({block: 'nearest'}))"
+# The selected row of a long shelf is in view; the window itself stays where it is.
+SCROLL = """() => {
+    setTimeout(() => {
+        const top = window.scrollY;
+        document.querySelector("#shelf label.selected")?.scrollIntoView({block: "nearest"});
+        window.scrollTo(window.scrollX, top);
+    }, 100);
+}"""
 log = logging.getLogger(__name__)
 
 
@@ -170,7 +177,8 @@ def build_page(model: Model) -> gr.Blocks:
             "turns": kept_turns,
         }
         restored = demo.load(None, [*kept.values()], [*kept.values()], js=RESTORE % json.dumps([*kept]))
-        restored.success(on.show, [shelf, kept_shelf, kept_turns], [shelf, chat, retry, undo, clear], **raw, **quick)
+        seen = [shelf, chat, retry, undo, clear]
+        restored.success(on.show, [shelf, kept_shelf, kept_turns], seen, **raw, **quick).success(None, js=SCROLL)
         for name, component in kept.items():
             component.change(None, component, None, js=KEEP % name)
 
