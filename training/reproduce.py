@@ -43,7 +43,7 @@ from training.parts.adapters import TARGET_MODULES, average, load_adapters, read
 from training.parts.baselines import generate
 from training.parts.cells import QUICK, Budget, Cell, cells
 from training.parts.claims import HELD_OUT, TRAINED, Claim, claims, ending, scores, seeds_of
-from training.parts.compile import has_compiler
+from training.parts.compile import pays
 from training.parts.digest import base_digest, digest, value_digest
 from training.parts.figures import (
     draw_activations,
@@ -110,11 +110,6 @@ def once(path: Path, options: Mapping, make: Callable[[], Mapping]) -> dict:
     with writing(path, "free some space and start again"):
         write_atomic(path, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
     return data
-
-
-def pays(steps: int) -> bool:
-    """Whether so many steps are worth the minute or two that it takes to compile the base's layers."""
-    return steps >= 100 and has_compiler()
 
 
 # ---- plain LoRAs ----

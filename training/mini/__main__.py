@@ -31,6 +31,7 @@ from training.mini.notice import measure_threshold
 from training.mini.splits import examples
 from training.mini.suite import suite
 from training.parts.adapters import TARGET_MODULES, load_adapters, save_adapters
+from training.parts.compile import pays
 from training.parts.digest import value_digest
 from training.parts.kinds import random_strings
 from training.parts.options import option, parse, run
@@ -101,7 +102,12 @@ def train_multi_task(options: Options, work: Path) -> None:
     adapted, tokenizer = adapted_base(work)
     groups = {"multi_task": tasks_of(work, "trained")}
     config = LoRAConfig(
-        batch_size=64, gradient_accumulation_steps=1, max_steps=options.lora_steps, learning_rate=1e-3, neftune_alpha=0
+        batch_size=64,
+        gradient_accumulation_steps=1,
+        max_steps=options.lora_steps,
+        learning_rate=1e-3,
+        neftune_alpha=0,
+        compile=pays(options.lora_steps),
     )
     save_adapters(work / "loras", train_loras(adapted, tokenizer, groups, config), groups)
 
@@ -133,6 +139,7 @@ def train_hyperlora(options: Options, work: Path) -> None:
         save_every=500,
         eval_every=1000,
         eval_batches=16,
+        compile=pays(options.hyperlora_steps),
     )
     init = HyperLoRA.from_pretrained(Path(options.init) / HYPERLORA) if options.init else None
     offset = load_adapters(work / "loras")["multi_task"] if init is None else None

@@ -27,7 +27,7 @@ from hyperlora.devices import fast_bfloat16
 from training.mini.splits import split_of
 from training.mini.suite import TextTask
 from training.parts.batches import collate, encode_all
-from training.parts.compile import has_compiler
+from training.parts.compile import pays
 from training.parts.loss import mean_loss, training_mode
 from training.parts.muon import MuonAdamW
 from training.parts.trainer import BatchTrainer, checkpoint_step, last_checkpoint
@@ -172,6 +172,6 @@ def train_base(
             get_wsd_schedule(optimizer, num_warmup_steps=100, num_decay_steps=steps * 2 // 5, num_training_steps=steps),
         ),
     )
-    with training_mode(model, compiled=has_compiler()):
+    with training_mode(model, compiled=pays(steps)):
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     model.to(torch.bfloat16).save_pretrained(folder)

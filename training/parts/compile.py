@@ -19,6 +19,11 @@ def has_compiler() -> bool:
     return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
+def pays(steps: int) -> bool:
+    """Whether so many steps are worth the minute or two that compiling takes, and there is a compiler."""
+    return steps >= 100 and has_compiler()
+
+
 def layers_to_compile(model: PreTrainedModel) -> list[nn.Module]:
     """Those that transformers names. `UserError` where there is none, as in a base that is split over processes, or no
     compiler.
