@@ -384,9 +384,10 @@ def test_generate_pressed_twice_makes_both_and_selects_the_last(
     page: Page, pipe: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with held(pipe, monkeypatch) as go:
-        for text in ("The first of two.", "The second of two."):
+        for order, text in enumerate(("The first of two.", "The second of two."), start=1):
             page.locator("#description textarea").fill(text)
             page.locator("#description textarea").press("Enter")
+            page.wait_for_function("(order) => window.order === order", arg=order)  # no one types on within a moment
         page.locator("#description textarea").fill("Not pressed.")
         send(page, "one two")
         expect(page.get_by_role("button", name="Waiting for the adapter…")).to_be_visible()
