@@ -119,7 +119,6 @@ class Pipeline:
         chat = check_messages(messages)
         if not self.multi_turn:
             chat = [message for message in chat[:-1] if message["role"] == "system"] + chat[-1:]
-        chat[-1]["content"] = chat[-1]["content"].strip()
         if adapter is not None and (self.describe if describe is None else describe):
             if adapter.description is None and describe:
                 raise UserError(NO_DESCRIPTION)

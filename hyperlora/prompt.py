@@ -83,7 +83,8 @@ def use_trained_template(tokenizer: PreTrainedTokenizerBase, *configs: HyperLoRA
 
 
 def with_description(description: str | None, message: str, style: PromptStyle = "description_input") -> str:
-    """The user's message with the description, where there is one, before it as in prompts of that style."""
+    """The user's message, stripped, with the description, where there is one, before it as in prompts of that style."""
+    message = message.strip()
     if description is None or style == "input":
         return message
     return f"{description}\n{message}" if style == "description_input" else f"{description}\n\n{message}"
@@ -121,22 +122,27 @@ def format_prompt(tokenizer: PreTrainedTokenizerBase, messages: str | list[Messa
 def encode_chats(tokenizer: PreTrainedTokenizerBase, chats: Sequence[list[Message]]) -> list[list[int]]:
     """Chats -> token ids through the chat template, up to where the answer starts if the last message is the user's.
 
-    A system message that the template refuses, leaves out or writes only in part goes in front of the user's message
-    that follows it. Control tokens that a message spells out ("</s>") are read as plain text: the ids are those of
+    Space around a user's message is nobody's to read. A system message that the template refuses, leaves out or writes
+    only in part goes in front of the user's message that follows it. Control tokens that a message spells out ("</s>") are read as plain text: the ids are those of
     `apply_chat_template` with `sanitize_control_tokens`, which transformers has since 5.20. Raises `UserError` where
     there is no chat template, or it does not take the messages.
     """
     controls, texts = control_tokens(tokenizer), []
     for chat in chats:
-        chat = [message | {"content": _mark(message["content"], controls)} for message in chat]
         try:
-            texts.append(apply_template(tokenizer, _fold_system(tokenizer, chat)))
+            texts.append(apply_template(tokenizer, _fold_system(tokenizer, mark_chat(chat, controls))))
         except UserError:
             raise
         except Exception as error:  # a template refuses what it does not know, as two messages of one role in a row
             reason = first_line(error)
             raise UserError(f"The base model's chat template does not take these messages ({reason}).") from error
-    return _encode(tokenizer, texts)
+    return encode_marked(tokenizer, texts)
+
+
+def mark_chat(chat: list[Message], controls: Sequence[str]) -> list[Message]:
+    """The chat as a template takes it: the user's messages stripped, control tokens marked as in `mark`."""
+    texts = (message["content"].strip() if message["role"] == "user" else message["content"] for message in chat)
+    return [message | {"content": mark(text, controls)} for message, text in zip(chat, texts, strict=True)]
 
 
 def encode_answers(
@@ -167,7 +173,7 @@ def encode_answers(
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Texts -> token ids, with none that the tokenizer adds by itself; control tokens are read as in `encode_chats`."""
     controls = control_tokens(tokenizer)
-    return _encode(tokenizer, [_mark(text, controls) for text in texts])
+    return encode_marked(tokenizer, [mark(text, controls) for text in texts])
 
 
 def apply_template(tokenizer: PreTrainedTokenizerBase, chat: list[Message]) -> str:
@@ -221,21 +227,21 @@ def _literals(template: str) -> str:
     return "\0".join(token.value for token in tokens if token.type in ("data", "string"))
 
 
-def _mark(text: str, controls: Sequence[str]) -> str:
-    """The text with START and END around each control token that it spells out."""
+def mark(text: str, controls: Sequence[str]) -> str:
+    """The text with START and END around each of the `control_tokens` that it spells out: `encode_marked` reads it."""
     text = text.replace(START, "").replace(END, "")
     found = "|".join(re.escape(token) for token in controls if token in text)  # few: the expression is slow
     return re.sub(found, rf"{START}\g<0>{END}", text) if found else text
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Texts with marks -> token ids, what is marked read as plain text."""
+def encode_marked(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Texts with marks -> token ids, what is marked read as plain text; none that the tokenizer adds by itself."""
     plain = [text for text in texts if not MARKED.search(text)]
     rows = iter(tokenizer(plain, add_special_tokens=False).input_ids if plain else ())
-    return [_encode_marked(tokenizer, text) if MARKED.search(text) else next(rows) for text in texts]
+    return [_encode_pieces(tokenizer, text) if MARKED.search(text) else next(rows) for text in texts]
 
 
-def _encode_marked(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def _encode_pieces(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     first, *pieces = MARKED.split(text)  # text, control token, text, ...; None for a mark that a template tore off
     added = tokenizer.added_tokens_encoder
     newline = tokenizer.encode("\n", add_special_tokens=False)

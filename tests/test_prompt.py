@@ -155,15 +155,32 @@ def test_an_answer_follows_the_prompt_as_in_training(characters, base, answer):
 @pytest.mark.parametrize(
     ("base", "written"),
     [
-        (MISTRAL, "\n\n a \n [/INST]"),
-        (LLAMA, "user<|end_header_id|>\n\na<|eot_id|>"),
-        (GEMMA, "<start_of_turn>user\na<end_of_turn>"),
+        (MISTRAL, "\n\na  b [/INST]"),
+        (LLAMA, "user<|end_header_id|>\n\na  b<|eot_id|>"),
+        (GEMMA, "<start_of_turn>user\na  b<end_of_turn>"),
     ],
 )
-def test_spaces_around_a_message_stay_or_go_as_in_training(characters, base, written):
+def test_space_around_a_users_message_is_not_read_whatever_the_template(characters, base, written):
     bos, eos, *control = CONTROL[base]
     tokenizer = characters(bos, eos, TRAINED[base], *control)
-    assert written in tokenizer.decode(format_prompt(tokenizer, " a \n"))
+    assert written in tokenizer.decode(format_prompt(tokenizer, " a  b \n"))
+
+
+@pytest.mark.parametrize("style", [None, "description_input", "definition_input"])
+@pytest.mark.parametrize("message", [" one two", "one two \n", "\t one two\r\n\n", "one two"])
+def test_nor_is_it_anywhere_else(tokenizer, message, style):
+    """In training, evaluation and earlier turns, alone or behind a description."""
+
+    def user(text: str) -> dict[str, str]:
+        text = text if style is None else with_description("Say it.", text, style)
+        return {"role": "user", "content": text}
+
+    answer = {"role": "assistant", "content": " 2"}
+    loose, bare = ([user(text), answer, user(text)] for text in (message, "one two"))
+    assert encode_chats(tokenizer, [loose]) == encode_chats(tokenizer, [bare])
+    assert encode_answers(tokenizer, [loose[:2]]) == encode_answers(tokenizer, [bare[:2]])
+    prompt = tokenizer.decode(encode_chats(tokenizer, [loose])[0])
+    assert prompt.count("one two [/INST]") == 2 and "[/INST]  2</s>" in prompt
 
 
 def test_a_base_without_a_public_hypernetwork_has_no_such_template():
@@ -445,7 +462,7 @@ def test_the_ids_are_those_of_transformers(kind):
             chats.append([{"role": "system", "content": answer}, {"role": "user", "content": first}])
         for chat in chats:
             theirs = tokenizer.apply_chat_template(
-                chat,
+                [m | {"content": m["content"].strip()} if m["role"] == "user" else m for m in chat],
                 sanitize_control_tokens=True,
                 add_generation_prompt=chat[-1]["role"] == "user",
                 enable_thinking=False,

@@ -26,7 +26,7 @@ from hyperlora.config import PromptStyle, read_json
 from hyperlora.errors import UserError, first_line
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
-from hyperlora.prompt import apply_template, with_description
+from hyperlora.prompt import apply_template, control_tokens, encode_marked, mark, mark_chat, with_description
 from hyperlora.text import check_text
 from training.parts.arrow import Arrow
 from training.parts.baselines import NearestLoRA
@@ -95,11 +95,9 @@ class AdaptedLM(HFLM or object):
     def __init__(self, adapted: AdaptedModel, tokenizer, batch_size: int = 8):
         if HFLM is None:
             raise UserError("The benchmarks need lm-eval: pip install --group eval.")
-        if not tokenizer.chat_template:
-            raise UserError("The base model's tokenizer has no chat template: use an instruction-tuned base model.")
+        self.before_answer, self.controls = _before_answer(tokenizer), control_tokens(tokenizer)
         super().__init__(pretrained=adapted.model, tokenizer=tokenizer, batch_size=batch_size, enable_thinking=False)
         self.adapted, self.slot, self.description, self.style = adapted, None, None, "input"
-        self.before_answer = _before_answer(tokenizer)
 
     @contextmanager
     def use(
@@ -131,11 +129,24 @@ class AdaptedLM(HFLM or object):
             text = with_description(self.description, chat_history[0]["content"], self.style)
             first = chat_history[0] | {"content": text}
             chat_history = [first, *chat_history[1:]]
-        return super().apply_chat_template(chat_history, add_generation_prompt)
+        return super().apply_chat_template(mark_chat(chat_history, self.controls), add_generation_prompt)
 
     def _encode_pair(self, context: str, continuation: str):
         # lm-eval puts a choice right behind the prompt; the template that the adapters know may put a space between
-        return super()._encode_pair(context, self.before_answer + continuation)
+        return super()._encode_pair(context, self.before_answer + mark(continuation, self.controls))
+
+    # Control tokens that a question or a choice spells out are text, as in chat and training.
+
+    def tok_encode(self, string, add_special_tokens=None, left_truncate_len=None, **kwargs) -> list[int]:
+        [ids] = encode_marked(self.tokenizer, [string])
+        return ids[-left_truncate_len:] if left_truncate_len else ids
+
+    def tok_batch_encode(
+        self, strings, padding_side="left", left_truncate_len=None, truncation=False
+    ) -> tuple[Tensor, Tensor]:
+        rows = [self.tok_encode(string, left_truncate_len=left_truncate_len) for string in strings]
+        batch = self.tokenizer.pad({"input_ids": rows}, padding_side=padding_side, return_tensors="pt")
+        return batch["input_ids"], batch["attention_mask"]
 
 
 def _before_answer(tokenizer) -> str:

@@ -34,6 +34,7 @@ from hyperlora.embedder import load_embedder
 from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
+from hyperlora.prompt import own_template
 from training.parts.batches import IGNORE, Batches, encode_tasks, row_length
 from training.parts.digest import base_digest, tensor_digest
 from training.parts.loss import answer_loss, check_trainable, training_mode
@@ -146,7 +147,7 @@ def build(
         offset=config.offset,
         base_model=base_model,
         base_revision=base_revision,
-        chat_template=tokenizer.chat_template,
+        chat_template=own_template(tokenizer),
     )
     if offset is not None:
         hyperlora.set_offset(offset)

@@ -16,6 +16,7 @@ from hyperlora.prompt import TRAINED
 from training import benchmarks
 from training.benchmarks import BENCHMARKS, AdaptedLM, Benchmark, choose, main, run_benchmark
 from training.parts.adapters import save_adapters
+from training.parts.batches import IGNORE, encode
 from training.parts.results import read_results
 from training.sft import SFTConfig, build
 
@@ -129,6 +130,20 @@ def test_prompts_are_those_of_training_with_one_beginning(adapted, tokenizer):
     assert prompt.count(tokenizer.bos_token_id) == 1 and tokenizer.decode(choice) == " a"
     batch, _ = lm.tok_batch_encode([context])
     assert batch[0].tolist() == prompt
+
+
+@pytest.mark.parametrize("text", ["</s>", " a </s> b", "[/INST] x</s>[INST]\n", "<s></s><unk>"])
+def test_control_tokens_in_questions_and_choices_are_read_as_in_training(adapted, tokenizer, text):
+    lm = AdaptedLM(adapted, tokenizer)
+    row = encode(tokenizer, text, text, f"Say {text}.")
+    with lm.use(description=f"Say {text}."):
+        context = lm.apply_chat_template([{"role": "user", "content": text}])
+    prompt, choice = lm._encode_pair(context, text)
+    assert prompt + choice == row["input_ids"][:-1] and choice == [i for i in row["labels"] if i != IGNORE][:-1]
+    batch, mask = lm.tok_batch_encode([context, "b"])
+    assert batch[0].tolist() == prompt and mask[1].tolist() == [0] * (len(prompt) - 1) + [1]
+    cut, _ = lm.tok_batch_encode([context], left_truncate_len=3)
+    assert cut[0].tolist() == prompt[-3:]
 
 
 def test_a_hypernetwork_that_was_trained_with_the_description_in_the_prompt_is_measured_so(
