@@ -11,16 +11,11 @@ def quietly() -> Iterator[None]:
 
     Nor does bitsandbytes say, when it is first imported, that it does without a kernel that this CPU could have.
     """
-    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging as bars  # takes seconds to import
 
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    shown, hub = bars.is_progress_bar_enabled(), not are_progress_bars_disabled()
-    bars.disable_progress_bar()  # the Hub's too
-    if hub:
-        enable_progress_bars()
+    before = bars.set_tqdm_hook(lambda make, args, options: make(*args, **options | {"disable": True}))
     try:
         yield
     finally:
-        if shown:
-            bars.enable_progress_bar()
+        bars.set_tqdm_hook(before)

@@ -197,6 +197,13 @@ def test_the_saved_hyperlora_generates_the_same_adapters(adapted, tokenizer, tas
     assert loaded.config.chat_template == tokenizer.chat_template
 
 
+@pytest.mark.parametrize("others", [{}, {"tool_use": "t"}, {"rag": "r", "tool_use": "t"}])
+def test_of_named_chat_templates_the_default_is_stored(adapted, tokenizer, tasks, embedder, monkeypatch, others):
+    own = tokenizer.chat_template
+    monkeypatch.setattr(tokenizer, "chat_template", others | {"default": own})
+    assert build(adapted, tokenizer, tasks, SFTConfig(offset="none"), embedder=embedder).config.chat_template == own
+
+
 def test_the_command_line_trains_head_s_with_task_ids(tasks, tiny_base, tmp_path):
     for task in tasks:
         task.save(tmp_path / "tasks")
