@@ -1,14 +1,18 @@
 """What an installed copy gets: the same pins everywhere, and a wheel that carries the bundled model."""
 
+import ast
 import os
+import re
 import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +67,30 @@ def test_torch_has_one_version_everywhere() -> None:
 def test_bitsandbytes_is_asked_for_where_it_has_a_wheel(platform: str, machine: str, there: bool) -> None:
     [bits] = [each for each in PINNED if each.name == "bitsandbytes"]
     assert bits.marker.evaluate({"sys_platform": platform, "platform_machine": machine}) is there
+
+
+def imported(path: Path) -> set[str]:
+    """The packages that a module imports, wherever in it."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    return {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "hyperlora").rglob("*.py")), ids=lambda path: path.stem)
+def test_all_that_is_imported_is_declared(path: Path) -> None:
+    """Also what comes with another dependency today; bitsandbytes is asked for by name where few bits are wanted."""
+    page = UI if path.parent.name == "ui" else []
+    declared, homes = {canonicalize_name(each.name) for each in (*NEEDED, *page)}, packages_distributions()
+    for name in imported(path) - {"hyperlora", "bitsandbytes"}:
+        assert declared & {canonicalize_name(home) for home in homes[name]}, name
+
+
+def test_the_readme_says_why_each_dependency_is_there() -> None:
+    table = (ROOT / "README.md").read_text().partition("## Dependencies")[2]
+    grouped = [Requirement(line) for lines in PROJECT["dependency-groups"].values() for line in lines]
+    for each in (*NEEDED, *UI, *PINNED, *grouped):
+        assert re.search(rf"^\|[^|]*\b{each.name}\b", table, re.MULTILINE), each.name
 
 
 def test_what_the_groups_pin_is_nowhere_else() -> None:
