@@ -152,8 +152,9 @@ class ChatStream:
             return
         self._read = True
         # Text is made here, in the reader's thread, not in the engine's.
-        reason, pending = "stopped", []
+        reason, pending, shown = "stopped", [], []
         decoder, tokenizer = DecodeStream(skip_special_tokens=True), self._tokenizer
+        backend = getattr(tokenizer, "backend_tokenizer", None)
         try:
             while not isinstance(item := self._next(), str):
                 if isinstance(item, Exception):
@@ -161,15 +162,15 @@ class ChatStream:
                     raise item
                 pending.append(item)
                 try:
-                    piece = decoder.step(tokenizer.backend_tokenizer, item)
+                    piece = decoder.step(backend, item) if backend else _piece(tokenizer, shown, pending)
                 except Exception:  # after bytes that are no text, and then a token that is
                     piece = tokenizer.decode(pending, skip_special_tokens=True)
                     decoder = DecodeStream([item], skip_special_tokens=True)
                 if piece is not None:
-                    pending.clear()
+                    shown, pending = pending, []
                     self.text += piece
                     yield piece
-            if piece := tokenizer.decode(pending, skip_special_tokens=True):  # a character that never ended
+            if piece := _piece(tokenizer, shown, pending, last=True):  # a character that never ended
                 self.text += piece
                 yield piece
             reason = item
@@ -179,6 +180,15 @@ class ChatStream:
 
     def _next(self) -> int | str | Exception:
         return self._queue.get() if os.getpid() == self._pid else UserError(FORKED)
+
+
+def _piece(tokenizer: PreTrainedTokenizerBase, shown: list[int], new: list[int], last: bool = False) -> str | None:
+    """What `DecodeStream` gives, for tokenizers that it does not know: the text of the tokens `new` behind those of the
+    piece before; None where that is nothing yet or, but for the `last`, ends within a character."""
+    before, text = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (shown, shown + new))
+    if not text.startswith(before):  # after bytes that are no text
+        before, text = "", tokenizer.decode(new, skip_special_tokens=True)
+    return None if text == before or (text.endswith("\N{REPLACEMENT CHARACTER}") and not last) else text[len(before) :]
 
 
 @dataclass(eq=False)

@@ -132,6 +132,8 @@ def consider(
     `device` "auto" is the GPU with the most free memory, and the CPU where there is none or the base is small.
     `reachable` False: the Hub is known not to answer.
     """
+    if pair == Pair(PRESETS["mini"]) and device in ("auto", "cpu") and quantize is None:  # known without torch
+        return Choice(pair, dtype=dtype or "float32")
     shape = _shape(pair, reachable)
     small = shape is not None and shape.parameters < SMALL
     place = device_named("cpu" if small and device == "auto" else device)

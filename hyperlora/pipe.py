@@ -2,6 +2,7 @@
 
 import hashlib
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, overload
 
@@ -169,6 +170,8 @@ def pipeline(
         if preset is None:
             raise UserError("Name a preset, or give both base and hyperlora.")
         chosen = get_preset(preset)
+        if base is not None or hyperlora is not None:  # its words are of the two together
+            chosen = replace(chosen, summary="", description="")
         if base is None:
             base, base_revision = asset_or_hub(chosen.base), chosen.base_revision
         if hyperlora is None:

@@ -16,7 +16,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,7 +33,7 @@ import app
 import hyperlora
 from hyperlora.errors import UserError
 from hyperlora.hub import Cancelled
-from hyperlora.presets import PRESETS, Preset
+from hyperlora.presets import PRESETS, Preset, assets_dir
 from hyperlora.ui.handlers import SKIP, Handlers, about, bubbles, progress
 from hyperlora.ui.model import MAX_ADAPTERS, Model
 from hyperlora.ui.page import build_page, launch
@@ -573,7 +573,7 @@ def test_the_page_waits_for_the_model_and_says_when_each_message_stands_alone(
     assert "The model is still loading" in loading.generate(f"1 {REVERSE}", "")[0]
     with pytest.warns(UserWarning, match="The model is still loading"):
         assert Visitor(loading).hear(loading.send("", 1, False, "", "one", SimpleNamespace(session_hash="a"))) == [SKIP]
-    assert asyncio.run(Handlers(model).ready())[3:5] == ("tiny-base answers.", "")
+    assert asyncio.run(Handlers(model).ready())[3:5] == (about(model.pipe), "")
     monkeypatch.setattr(model.pipe, "multi_turn", False)
     _, button, _, _, line, describe, timer = asyncio.run(Handlers(model).ready())
     assert button.value == "Generate"
@@ -591,6 +591,33 @@ def test_the_page_says_which_model_answers_and_what_it_can_do(
     name = "The mini model" if preset.name == "mini" else preset.base.split("/")[1].removesuffix("-v0.2")
     assert line.lower().startswith(f"{name} answers".lower()) and len(line) < 70
     assert "cannot" in more or "adds no knowledge" in more
+
+
+@pytest.mark.parametrize("options", ["", "--preset mini", "--preset mini --device cpu", "--preset mini --yes"])
+def test_the_page_of_the_mini_model_opens_before_torch_is_imported(options: str) -> None:
+    """Which takes seconds: all of `app.main` up to where the page is there."""
+    code = (
+        "import sys, app\n"
+        "from hyperlora.arguments import choose, named\n"
+        "args = app.parse_arguments(sys.argv[1:])\n"
+        "choice = choose(args) if named(args) else None\n"
+        "from hyperlora.ui.model import Model\n"
+        "from hyperlora.ui.page import build_page\n"
+        "build_page(Model(lambda: None))\n"
+        "print(choice and choice.pair.title, 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *options.split()], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["mini" if options else "None", "False"], done.stderr
+
+
+@pytest.mark.parametrize("own", [["base"], ["hyperlora-M"], ["base", "hyperlora-M"]], ids="+".join)
+def test_the_page_says_nothing_of_a_preset_that_is_not_whole(own: list[str], tmp_path: Path) -> None:
+    """What the preset says is of its base and its hypernetwork together."""
+    copies = {name: shutil.copytree(assets_dir() / "mini" / name, tmp_path / f"my-{name}") for name in own}
+    with closing(hyperlora.pipeline("mini", base=copies.get("base"), hyperlora=copies.get("hyperlora-M"))) as pipe:
+        base, network = (f"my-{name}" if name in own else name for name in ("base", "hyperlora-M"))
+        assert about(pipe) == f"{base} answers; adapters come from {network}."
+        assert pipe.multi_turn == (len(own) == 2)  # but its base's manners stay
 
 
 def test_the_description_is_in_the_prompt_from_the_start_where_it_was_in_training(

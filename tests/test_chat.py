@@ -15,6 +15,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoTokenizer,
+    ByT5Tokenizer,
     Gemma2Config,
     Gemma2ForCausalLM,
     GenerationConfig,
@@ -732,6 +733,24 @@ def test_bytes_that_are_no_text_end_no_answer(tokens):
     ids = tokenizer.convert_tokens_to_ids(tokens)
     pieces = list(stream_of(tokenizer, ids))
     assert "".join(pieces) == tokenizer.decode(ids) and "\ufffd" in "".join(pieces)
+
+
+@pytest.mark.parametrize("text", ["the naïve 🙂 cat", "日本語", "end 🙂", "e\u0301🏳️‍🌈" * 9])
+@pytest.mark.parametrize("make", [bytewise, sentencepiece, ByT5Tokenizer])
+def test_a_tokenizer_of_another_library_is_streamed_as_well(make, text):
+    """Token by token, none in two halves, with the spaces that a token has among others."""
+    tokenizer = make()
+    if make is sentencepiece:
+        cuts = [f"<0x{byte:02X}>" for byte in text.replace(" ", "").encode()]
+        ids = tokenizer.convert_tokens_to_ids(["▁the", *cuts, "▁cat", "s", "▁", "e"])
+    else:
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+    pieces = list(stream_of(SimpleNamespace(decode=tokenizer.decode), ids))
+    assert "".join(pieces) == tokenizer.decode(ids) and not any("\ufffd" in piece for piece in pieces)
+    assert len(pieces) >= len(set(text))
+    half = tokenizer.encode("a", add_special_tokens=False) + tokenizer.encode("🙂", add_special_tokens=False)[:-1]
+    whole = "".join(stream_of(SimpleNamespace(decode=tokenizer.decode), half))
+    assert whole == tokenizer.decode(half)
 
 
 @pytest.mark.parametrize("kind", ["bytes", "tiny", "mini"])

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gradio as gr
@@ -62,8 +63,9 @@ def one_line(description: object) -> str:
 
 def about(pipe: "Pipeline") -> str:
     """Which model answers, what it can do and what not: a line of HTML that opens to more."""
-    if pipe.preset is None:
-        return f"{escape((pipe.base_name or '').rstrip('/').rpartition('/')[2])} answers."
+    if pipe.preset is None or not pipe.preset.summary:
+        base, hyperlora = pipe.adapted.model.name_or_path, pipe.hyperlora.name
+        return escape(f"{Path(base).name} answers; adapters come from {hyperlora}.")
     line, more = escape(pipe.preset.summary), escape(pipe.preset.description)
     return f"<details><summary>{line}</summary><p>{more}</p></details>"
 

@@ -32,7 +32,7 @@ from training.mini.splits import examples
 from training.mini.suite import suite
 from training.parts.adapters import TARGET_MODULES, load_adapters, save_adapters
 from training.parts.compile import pays
-from training.parts.digest import value_digest
+from training.parts.digest import digest, value_digest
 from training.parts.kinds import random_strings
 from training.parts.options import option, parse, run
 from training.parts.requests import everyday_requests
@@ -49,10 +49,10 @@ ORACLES = (
 HYPERLORA = "hyperlora-M"
 SHAPED_BY = {  # a stage: the options that it depends on, and all that follow it
     "tasks": ("examples",),
-    "base": ("init", "base_steps"),
+    "base": ("content of init", "base_steps"),
     "multi_task": ("lora_steps",),
     HYPERLORA: ("hyperlora_steps",),
-    "evaluation": ("instruction_induction", "seeds"),
+    "evaluation": ("content of instruction_induction", "seeds"),
 }
 SHIPPED_DESCRIPTIONS = 2500  # what the notice needs; with all of them a checkpoint would be over 10 MB
 
@@ -232,12 +232,15 @@ def main(argv: list[str] | None = None) -> None:
     log, every = work / "stages.json", stages(options, work)
     if options.until not in every:
         raise UserError(f"There is no stage {options.until!r}; there are {', '.join(every)}.")
-    if options.instruction_induction:  # before hours of training
-        induction_tasks(options.instruction_induction)
     done = read_json(log) if log.exists() else {}
-    shaped = {"tasks of the suite": suite_digest()}
+    shaped, given = {"tasks of the suite": suite_digest()}, asdict(options) | contents(options)
+    if options.init and "assets" in done and Path(options.init).resolve() == Path(options.assets).resolve():
+        print(
+            f"--init {options.init} holds what this build made of it: go on from that in another --output.", flush=True
+        )
+        given["content of init"] = done["base"]["shaped by"].get("content of init")
     for name, stage in every.items():
-        shaped |= {option: getattr(options, option) for option in SHAPED_BY.get(name, ())}
+        shaped |= {option: given[option] for option in SHAPED_BY.get(name, ())}
         entry = done.get(name, {})
         check_same(work, name, entry.get("shaped by", {}), shaped)
         if "minutes" not in entry:
@@ -250,6 +253,17 @@ def main(argv: list[str] | None = None) -> None:
             write_atomic(log, (json.dumps(done, indent=1) + "\n").encode())
         if name == options.until:
             break
+
+
+def contents(options: Options) -> dict[str, str | None]:
+    """What the folders that are read hold, in short; `UserError` for one that cannot be read."""
+    init, induction = options.init, options.instruction_induction
+    return {
+        "content of init": digest(Path(init) / "base", Path(init) / HYPERLORA) if init else None,
+        "content of instruction_induction": value_digest([asdict(task) for task in induction_tasks(induction)])
+        if induction
+        else None,
+    }
 
 
 def suite_digest() -> str:

@@ -1,4 +1,4 @@
-"""The base model of the mini preset: a small Mistral, one token a character, trained from scratch on the suite.
+"""The base model of the mini preset: a small Mistral, one token a character, trained on the suite.
 
 Half of its examples have a training description in front of the input, half the input alone.
 """

@@ -11,6 +11,10 @@ from training.parts.results import mean_by_task, read_results, summary_table
 ORACLE = """ "oracle" is a task's own LoRA, on a training split that nothing else saw; it exists for {oracles} trained
 tasks and for all new combinations. Those {oracles} are all that "Arrow routing" and "nearest task's LoRA", where
 listed, can choose among."""
+FROM_SCRATCH = """Both were trained from scratch: the base for {base_steps:,} steps, the hypernetwork for
+{hyperlora_steps:,}."""
+FROM_EARLIER = """Both went on from an earlier model of the same form: the base for {base_steps:,} steps, the
+hypernetwork for {hyperlora_steps:,}, each with a new optimizer."""
 CARD = """---
 license: apache-2.0
 library_name: hyperlora
@@ -20,10 +24,11 @@ tags: [hypernetwork, lora]
 
 # HyperLoRA mini
 
-A character-level `MistralForCausalLM` of {parameters:.1f} million parameters, trained from scratch, and a
-hypernetwork (head M) that turns a sentence into a rank-8 LoRA adapter for it. It is there so that a machine without a
-GPU, a hub or an account can do all that the large model does. It knows operations on text (letters, words, lists,
-numbers, a little grammar), not the world, and it answers each message on its own.
+A character-level `MistralForCausalLM` of {parameters:.1f} million parameters and a hypernetwork (head M)
+that turns a sentence into a rank-8 LoRA adapter for it. It is there so that a machine without a GPU, a hub or an
+account can do all that the large model does. It knows operations on text (letters, words, lists, numbers, a little
+grammar), not the world, and it answers each message on its own.
+{start}
 
 ## What it was trained on
 
@@ -70,11 +75,14 @@ Made by `python -m training.mini`.
 
 
 def write_card(path: Path, work: Path) -> None:
-    """Write the card from the results and times in the work folder."""
+    """Write the card from the results in the work folder, and from what its stages were shaped by."""
     from safetensors import safe_open
 
     rows, settings = read_results(work / "results.json")
     notice = json.loads((work / "notice.json").read_text())
+    stages = json.loads((work / "stages.json").read_text())
+    shaped = stages["hyperlora-M"]["shaped by"]
+    start = FROM_EARLIER if shaped["content of init"] else FROM_SCRATCH
     groups = [task.group for task in suite()]
     trained = mean_by_task(rows, "trained tasks", UNSEEN, "HyperLoRA M")
     table_rows = {}
@@ -86,6 +94,7 @@ def write_card(path: Path, work: Path) -> None:
     oracles = {row["task"] for row in rows if row["method"] == "oracle LoRA" and row["split"] == "trained tasks"}
     text = CARD.format(
         parameters=parameters / 1e6,
+        start=start.format(**shaped),
         blind=len(blind_descriptions()),
         trained=groups.count("trained"),
         combinations=groups.count("combination"),
