@@ -180,14 +180,13 @@ class AdaptedModel:
         self._pinned.discard(slot)
 
     @contextmanager
-    def use(self, slots: Sequence[int | None], strengths: Sequence[float] | None = None) -> Iterator[None]:
-        """Inside, row i of every batch has the adapter of `slots[i]` (None: the base alone), times `strengths[i]`.
+    def use(self, slots: Sequence[int | None]) -> Iterator[None]:
+        """Inside, row i of every batch has the adapter of `slots[i]`; None: the base alone.
 
         A and B are gathered by row once, here; rows that all have one adapter share a plain matmul. Raises `UserError`
         where a slot is empty and, inside, where a batch has another number of rows.
         """
-        batch = self._gather(slots, [1.0] * len(slots) if strengths is None else strengths)
-        with self._entered(batch):
+        with self._entered(self._gather(slots)):
             self._in_use = set(slots)
             try:
                 yield
@@ -195,31 +194,26 @@ class AdaptedModel:
                 self._in_use = set()
 
     @torch.no_grad()
-    def _gather(self, slots: Sequence[int | None], strengths: Sequence[float]) -> _Batch | None:
-        if len(strengths) != len(slots):
-            raise UserError(f"There are {len(slots)} rows and {len(strengths)} strengths; give one strength a row.")
+    def _gather(self, slots: Sequence[int | None]) -> _Batch | None:
         for slot in set(slots) - {None}:
             if slot not in self._slots:
                 raise UserError(f"Adapter slot {slot} is empty; load the adapter again.")
             self._slots.move_to_end(slot)
         rows = [row for row, slot in enumerate(slots) if slot is not None]
-        chosen = [(slots[row], strengths[row]) for row in rows]
-        if not chosen:
+        if not rows:
             return None
-        if shared := len(set(chosen)) == 1:
-            chosen = chosen[:1]
-        adapters = [self._slots[slot] for slot, _ in chosen]
-        scales = [adapter.scale * strength for adapter, (_, strength) in zip(adapters, chosen, strict=True)]
+        shared = len({slots[row] for row in rows}) == 1
+        adapters = [self._slots[slots[row]] for row in (rows[:1] if shared else rows)]
         rank = max(adapter.rank for adapter in adapters)
         dtype = reduce(torch.promote_types, {A.dtype for adapter in adapters for A, _ in adapter.weights.values()})
         if self._sites[0].device.type == "cuda":  # so that no token waits for a cast
             dtype = self.model.dtype
         factors = {}
         for module in self.target_modules:
-            pairs = [adapter.weights[module] for adapter in adapters]
+            triples = [(*adapter.weights[module], adapter.scale) for adapter in adapters]
             # Lower ranks are filled up with zeros; the copies lie in the order that the forward reads: layer, row.
-            A = [_filled(A, (0, 0, 0, rank - A.shape[1])).to(dtype) for A, _ in pairs]
-            B = [_filled(B * k, (0, rank - B.shape[2])).to(dtype) for (_, B), k in zip(pairs, scales, strict=True)]
+            A = [_filled(A, (0, 0, 0, rank - A.shape[1])).to(dtype) for A, _, _ in triples]
+            B = [_filled(B * scale, (0, rank - B.shape[2])).to(dtype) for _, B, scale in triples]
             factors[module] = (A[0], B[0]) if shared else (torch.stack(A, dim=1), torch.stack(B, dim=1))
         return self._batch(len(slots), rows, factors)
 

@@ -228,14 +228,14 @@ def _fit(
         if shape is None:
             return dtype, bits, f"{title} in {words} on {device.name}"
         need = _need(widths, shape, bits or dtype, device.name)
-        if device.free is not None and need > device.free:
+        if need > device.free:
             continue
         if bits and find_spec("bitsandbytes") is None:
             raise UserError(
                 f"{title} in {words} on {device.name} needs a package that is not here: pip install bitsandbytes."
             )
-        free = "" if device.free is None else f" of the {gigabytes(device.free)} that are free"
-        return dtype, bits, f"{title} in {words} on {device.name} takes {gigabytes(need)}{free}"
+        free = f"{gigabytes(need)} of the {gigabytes(device.free)} that are free"
+        return dtype, bits, f"{title} in {words} on {device.name} takes {free}"
     raise TooLarge(
         f"{title} in {words} needs {gigabytes(need)} of memory, and {device.name} has {gigabytes(device.free)} free: "
         "close what else uses it, or take a larger one."

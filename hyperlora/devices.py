@@ -2,15 +2,17 @@
 
 from dataclasses import dataclass
 
+import psutil
+
 from hyperlora.errors import UserError
 
 
 @dataclass(frozen=True)
 class Device:
-    """Where a base model can run. `free`: bytes, None where nobody can say."""
+    """Where a base model can run. `free`: bytes."""
 
     name: str
-    free: float | None
+    free: float
     bfloat16: bool = True
 
 
@@ -37,7 +39,7 @@ def device_named(name: str) -> Device:
     Raises `UserError` where there is none.
     """
     if name == "cpu":
-        return Device("cpu", free_memory())
+        return Device("cpu", float(psutil.virtual_memory().available))
     found = gpus()
     if name == "auto":
         return found[0] if found else device_named("cpu")
@@ -67,12 +69,3 @@ def _compiled_for(capability: tuple[int, int], architectures: list[str]) -> bool
         if (major, minor) <= capability and (kind == "compute" or major == capability[0]):
             return True
     return False
-
-
-def free_memory() -> float | None:
-    """Bytes of main memory that programs can still have; None where the system does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            return next((float(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:")), None)
-    except OSError:
-        return None

@@ -122,10 +122,10 @@ def format_prompt(tokenizer: PreTrainedTokenizerBase, messages: str | list[Messa
 def encode_chats(tokenizer: PreTrainedTokenizerBase, chats: Sequence[list[Message]]) -> list[list[int]]:
     """Chats -> token ids through the chat template, up to where the answer starts if the last message is the user's.
 
-    Space around a user's message is nobody's to read. A system message that the template refuses, leaves out or writes
-    only in part goes in front of the user's message that follows it. Control tokens that a message spells out ("</s>") are read as plain text: the ids are those of
-    `apply_chat_template` with `sanitize_control_tokens`, which transformers has since 5.20. Raises `UserError` where
-    there is no chat template, or it does not take the messages.
+    Space around a user's message is left out. A system message that the template refuses, leaves out or writes only in
+    part goes in front of the user's message that follows it. Control tokens that a message spells out ("</s>") are read
+    as plain text: the ids are those of `apply_chat_template` with `sanitize_control_tokens`, which transformers has
+    since 5.20. Raises `UserError` where there is no chat template, or it does not take the messages.
     """
     controls, texts = control_tokens(tokenizer), []
     for chat in chats:

@@ -37,11 +37,11 @@ def peft_logits(tiny_base, tmp_path):
     return logits
 
 
-def logits(adapted: AdaptedModel, slots=None, strengths=None, ids=IDS):
+def logits(adapted: AdaptedModel, slots=None, ids=IDS):
     with torch.no_grad():
         if slots is None:
             return adapted.model(ids).logits
-        with adapted.use(slots, strengths):
+        with adapted.use(slots):
             return adapted.model(ids).logits
 
 
@@ -83,21 +83,14 @@ def test_each_row_has_its_own_adapter_of_any_rank_or_none(adapted, make_adapter,
     assert_close(every_row[[0, 2, 3]], actual[[0, 2, 3]])
 
 
-def test_strengths_of_the_row_and_of_the_adapter_multiply(adapted, make_adapter, peft_logits):
+def test_each_row_has_the_strength_of_its_adapter(adapted, make_adapter, peft_logits):
     adapter = make_adapter(1)
-    slot = adapted.load(adapter.scaled(0.5))
-    actual = logits(adapted, [slot] * 4, [1.0, 3.0, 0.0, -1.0])
+    actual = logits(adapted, [adapted.load(adapter.scaled(strength)) for strength in (0.5, 1.5, 0.0, -0.5)])
     assert_close(actual[0:1], peft_logits(adapter.scaled(0.5), IDS[0:1]))
     assert_close(actual[1:2], peft_logits(adapter.scaled(1.5), IDS[1:2]))
     assert_close(actual[2], logits(adapted)[2])
     assert_close(actual[3:4], peft_logits(adapter.scaled(-0.5), IDS[3:4]))
-
-
-def test_changing_the_strength_alone(adapted, make_adapter, peft_logits):
-    adapter = make_adapter(1)
-    slot = adapted.load(adapter)
-    assert_close(logits(adapted, [slot] * 4, [1.0] * 4), peft_logits(adapter, IDS))
-    assert_close(logits(adapted, [slot] * 4, [0.25] * 4), peft_logits(adapter.scaled(0.25), IDS))
+    assert_close(logits(adapted, [adapted.load(adapter.scaled(0.25))] * 4), peft_logits(adapter.scaled(0.25), IDS))
 
 
 def test_an_adapter_of_some_of_the_targets(adapted, make_adapter, peft_logits):
@@ -207,8 +200,6 @@ def test_another_number_of_rows_is_an_error(adapted, make_adapter):
     for slots in ([a, b], [a, a], [a], [a, None]):  # one row would broadcast
         with pytest.raises(UserError, match="4 rows"):
             logits(adapted, slots)
-    with pytest.raises(UserError, match="strength"):
-        logits(adapted, [a] * 4, [1.0])
     with adapted.use([a]), pytest.raises(UserError, match="rows"):
         adapted.model.generate(IDS[:1], num_beams=2, max_new_tokens=2)
 

@@ -1,12 +1,13 @@
 """What the arguments name, and what is opened: that, or the mini model where nothing was named and something fails."""
 
 import argparse
+from types import SimpleNamespace
 
 import pytest
 import torch
 from huggingface_hub import errors
 
-from hyperlora import devices, hub
+from hyperlora import hub
 from hyperlora.__main__ import _parser
 from hyperlora.arguments import choose, named_pair, open_pipeline
 from hyperlora.choice import Choice, Pair
@@ -40,10 +41,10 @@ def test_the_options_fix_the_precision(online, gpu):
 
 def test_without_a_gpu_a_named_preset_runs_on_the_cpu_if_there_is_room(online, gpu, monkeypatch):
     gpu(None)
-    monkeypatch.setattr(devices, "free_memory", lambda: 32e9)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=32e9))
     chosen = choose(options("--preset", "mistral-7b"))
     assert (chosen.device, chosen.dtype, chosen.quantize) == ("cpu", "bfloat16", None)
-    monkeypatch.setattr(devices, "free_memory", lambda: 8e9)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=8e9))
     with pytest.raises(UserError, match=r"cpu has 8\.0 GB free"):
         choose(options("--preset", "mistral-7b"))
 

@@ -100,10 +100,10 @@ def test_a_model_to_go_on_from_is_known_by_its_content(begin, tmp_path: Path):
     assert begin(f"--init={two}", "--until=base") == []
     for part in ("base/config.json", "base/model.safetensors", f"{build.HYPERLORA}/hyperlora.safetensors"):
         (two / part).write_text("another")
-        with pytest.raises(UserError, match="has the stage base with content of init .* take another --output"):
+        with pytest.raises(UserError, match=r"has the stage base with content of init .* take another --output"):
             begin(f"--init={two}")
         (two / part).write_text(part)
-    with pytest.raises(UserError, match="nowhere.* cannot be read"):
+    with pytest.raises(UserError, match=r"nowhere.* cannot be read"):
         begin("--init=nowhere")
     assert begin(f"--init={two}")[0] == "multi_task"
 
