@@ -130,6 +130,23 @@ def write_atomic(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def cache_folder(name: str) -> Path:
+    """Where in the user's cache, beside the Hub's, something of ours is kept; nothing is written yet."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_ASSETS_CACHE) / "hyperlora" / name
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Inside, no other process or thread makes `path`; it waits until that is done. Its folder is made."""
+    from huggingface_hub.utils import WeakFileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(path.with_name(f".{path.name}.lock")):
+        yield
+
+
 @contextmanager
 def writing(path: Path, advice: str) -> Iterator[None]:
     """Inside, what fails to write (a full disk, no permission) raises `UserError` with the path and the advice."""
