@@ -1,6 +1,7 @@
 """GGUF files as base models: read with transformers, dequantised, and kept as a folder that `load_base` reads."""
 
 import hashlib
+import json
 import math
 import mmap
 import os
@@ -9,15 +10,17 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from tokenizers import pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
@@ -25,12 +28,13 @@ from transformers import (
 from hyperlora import smollm2
 from hyperlora.config import MAX_LAYERS
 from hyperlora.errors import UserError, first_line
-from hyperlora.files import cache_folder, locked, writing
+from hyperlora.files import cache_folder, locked, safetensors_bytes, write_atomic, writing
 from hyperlora.memory import BaseShape
 from hyperlora.prompt import apply_template, own_template
 from hyperlora.quiet import quietly
 
 FORMAT = 1  # of the folder: another number converts again
+SHARD = 10**9  # bytes of weights that are in memory at a time
 LARGE = 1e9  # weights from which the folder is in bfloat16, in which such models run
 # A file that claims more is none that anybody uses: the largest vocabularies take 20 MB.
 MAX_HEADER, MAX_KEYS, MAX_TENSORS, MAX_DIMENSIONS, MAX_KEPT = 2**26, 2**14, 2**17, 4, 1024
@@ -53,8 +57,7 @@ class Header:
     """What a GGUF file says before its tensors. Of a long array `fields` holds the length alone."""
 
     fields: Mapping[str, Any]
-    tensors: Mapping[str, tuple[tuple[int, ...], int, int]]
-    """Name -> (shape in the order of PyTorch, number of the ggml type, place in the file)."""
+    tensors: Mapping[str, "Tensor"]
 
     @property
     def architecture(self) -> str:
@@ -62,7 +65,23 @@ class Header:
 
     @property
     def weights(self) -> int:
-        return sum(math.prod(shape) for shape, _, _ in self.tensors.values())
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+
+
+class Tensor(NamedTuple):
+    """Where a tensor lies in the file. `shape`: in the order of PyTorch; `kind`: the number of the ggml type."""
+
+    shape: tuple[int, ...]
+    kind: int
+    start: int
+    size: int
+
+    def read(self, path: Path) -> np.ndarray:
+        """Its values, dequantised to float32."""
+        from gguf import GGMLQuantizationType, dequantize
+
+        data = np.fromfile(path, np.uint8, self.size, offset=self.start).reshape(*self.shape[:-1], -1)
+        return dequantize(data, GGMLQuantizationType(self.kind))
 
 
 class _Reader:
@@ -164,10 +183,12 @@ def _read_header(path: Path, data: mmap.mmap) -> Header:
     if type(alignment) is not int or not 1 <= alignment <= 2**20:
         raise UserError(f"{path} is damaged (general.alignment is {alignment!r}): {WHOLE}.")
     start = -(-reader.place // alignment) * alignment
+    tensors = {}
     for name, (shape, kind, offset) in found.items():
-        if start + offset + _bytes(path, name, shape, kind) > len(data):
+        tensors[name] = Tensor(shape, kind, start + offset, _bytes(path, name, shape, kind))
+        if tensors[name].start + tensors[name].size > len(data):
             raise UserError(f"{path} is cut off before the end of {name[:80]}: {WHOLE}.")
-    return Header(fields, {name: (shape, kind, start + offset) for name, (shape, kind, offset) in found.items()})
+    return Header(fields, tensors)
 
 
 def _bytes(path: Path, name: str, shape: tuple[int, ...], kind: int) -> int:
@@ -177,7 +198,7 @@ def _bytes(path: Path, name: str, shape: tuple[int, ...], kind: int) -> int:
     try:
         kind = GGMLQuantizationType(kind)
         block, size = GGML_QUANT_SIZES[kind]
-        dequantize(np.zeros({0: 4, 1: 2}.get(kind, size), np.uint8).view({0: "<f4", 1: "<f2"}.get(kind, "u1")), kind)
+        dequantize(np.zeros(size, np.uint8), kind)
     except (KeyError, ValueError, NotImplementedError) as error:
         raise UserError(
             f"{path} holds {name[:80]} quantised as {getattr(kind, 'name', f'type {kind}')}, which is not read: take a "
@@ -257,9 +278,8 @@ def _scaling(path: Path, header: Header, theta: float, head_dim: int) -> dict[st
     if any(name.startswith("rope_factors") for name in header.tensors):
         way = "longrope"
     if way == "none" and (tensor := header.tensors.get("rope_freqs.weight")):
-        shape, number, place = tensor
-        if shape == (head_dim // 2,) and number == 0:
-            factors = np.fromfile(path, "<f4", head_dim // 2, offset=place)
+        if tensor.shape == (head_dim // 2,):
+            factors = tensor.read(path)
             # Llama 3.1's way: slow waves are stretched by the factor, fast ones are not, those between in part.
             turns = 8192 * theta ** (-2 * np.arange(head_dim // 2) / head_dim) / (2 * math.pi)
             factor = float(factors.max())
@@ -292,8 +312,8 @@ def kept(sha256: str) -> Path:
 def converted(path: str | Path) -> Path:
     """The model of a GGUF file as a folder in the user's cache: safetensors, dequantised; made once for each content.
 
-    Weights are in float32, from 1e9 of them on in bfloat16. While it is made they are all in memory. The same file
-    gives the same bytes. Raises `UserError` as `read_header` does, and where the file does not fit its own header, its
+    Weights are in float32, from 1e9 of them on in bfloat16. The same file gives the same
+    bytes. Raises `UserError` as `read_header` does, and where the file does not fit its own header, its
     chat template fails, or the folder cannot be written.
     """
     path = Path(path).expanduser()
@@ -321,44 +341,67 @@ def converted(path: str | Path) -> Path:
 
 def _convert(path: Path, header: Header, config: dict[str, Any], folder: Path) -> None:
     """Write the model, its tokenizer and its settings into the folder."""
-    from huggingface_hub import save_torch_state_dict
-
-    alone = folder / "alone"  # beside the file may lie an adapter, or another tokenizer's settings
-    alone.mkdir()
     try:
-        _link(path.resolve(), alone / "model.gguf")
-        source = {"gguf_file": "model.gguf", "local_files_only": True}
-        try:
-            settings = AutoConfig.for_model(**config)
-            dtype = torch.float32 if header.weights < LARGE else torch.bfloat16
-            model, report = AutoModelForCausalLM.from_pretrained(
-                alone, config=settings, dtype=dtype, output_loading_info=True, **source
-            )
-            tokenizer = _tokenizer(alone, source, header)
-        except (MemoryError, UserError):
-            raise
-        except Exception as error:  # a header says what it likes
-            raise UserError(f"{path} is damaged, or not as transformers reads it ({first_line(error)}).") from error
-        if wrong := sorted(report["missing_keys"]) or sorted(str(key) for key in report["mismatched_keys"]):
-            raise UserError(f"{path} does not fit its own header: {wrong[0]} is missing or misshapen.")
-        _check_template(path, tokenizer)
-        settings.architectures, settings.dtype = [type(model).__name__], dtype
-        save_torch_state_dict(
-            model.state_dict(),
-            folder,
-            filename_pattern="model{suffix}.safetensors",
-            shared_tensors_to_discard=["lm_head.weight"] if settings.tie_word_embeddings else None,
-        )
-    finally:
-        shutil.rmtree(alone)
+        settings = AutoConfig.for_model(**config)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(settings)
+        tokenizer = _tokenizer(path, header, folder)
+    except Exception as error:  # a header says what it likes
+        raise UserError(f"{path} is damaged, or not as transformers reads it ({first_line(error)}).") from error
+    _check_template(path, tokenizer)
+    settings.architectures = [type(model).__name__]
+    settings.dtype = torch.float32 if header.weights < LARGE else torch.bfloat16
+    _write_weights(path, header, settings, model.to(settings.dtype).state_dict(), folder)
     settings.save_pretrained(folder)
     ends = {name: getattr(settings, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     GenerationConfig(**ends).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def _tokenizer(folder: Path, source: Mapping[str, Any], header: Header) -> PreTrainedTokenizerBase:
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, **source)
+def _write_weights(
+    path: Path, header: Header, settings: PreTrainedConfig, state: dict[str, torch.Tensor], folder: Path
+) -> None:
+    """The model's tensors, named and laid out as in `state`, into shards, of which one is in memory at a time."""
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+    [kind] = [kind for kind, name in MODEL_ARCH_NAMES.items() if name == header.architecture]
+    names = get_tensor_name_map(kind, settings.num_hidden_layers)
+    state = {
+        name: empty for name, empty in state.items() if name != "lm_head.weight" or not settings.tie_word_embeddings
+    }
+
+    def read(name: str) -> torch.Tensor:
+        stem, _, suffix = name.rpartition(".")
+        tensor = header.tensors.get(f"{names.get_name(stem)}.{suffix}")
+        if tensor is None or tensor.shape != tuple(state[name].shape):
+            raise UserError(f"{path} does not fit its own header: {name} is missing or misshapen.")
+        values = torch.from_numpy(tensor.read(path))
+        if header.architecture == "llama" and (part := stem.rpartition(".")[2]) in ("q_proj", "k_proj"):
+            # Its two halves of a head are interleaved there.
+            heads = settings.num_attention_heads if part == "q_proj" else settings.num_key_value_heads
+            values = values.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+        elif header.architecture.startswith("gemma") and stem.endswith("norm"):
+            values = values - 1  # which the model adds
+        return values.to(settings.dtype)
+
+    shards = split_torch_state_dict_into_shards(
+        state, filename_pattern="model{suffix}.safetensors", max_shard_size=SHARD
+    )
+    for file, inside in shards.filename_to_tensors.items():
+        write_atomic(folder / file, safetensors_bytes({name: read(name) for name in inside}))
+    if shards.is_sharded:
+        index = {"metadata": shards.metadata, "weight_map": dict(sorted(shards.tensor_to_filename.items()))}
+        write_atomic(folder / "model.safetensors.index.json", json.dumps(index, indent=2).encode())
+
+
+def _tokenizer(path: Path, header: Header, folder: Path) -> PreTrainedTokenizerBase:
+    alone = folder / "alone"  # beside the file may lie another tokenizer's settings
+    alone.mkdir()
+    try:
+        _link(path.resolve(), alone / "model.gguf")
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(alone, gguf_file="model.gguf", local_files_only=True)
+    finally:
+        shutil.rmtree(alone)
     for name in ("is_local", "local_files_only"):
         tokenizer.init_kwargs.pop(name, None)
     if header.fields.get("tokenizer.ggml.pre") == "smollm":  # digits one by one, which transformers leaves out
