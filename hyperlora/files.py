@@ -1,6 +1,7 @@
 """Folders here or on the Hub, safetensors read with their shapes checked first, and writes that are whole or absent."""
 
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -135,6 +136,12 @@ def cache_folder(name: str) -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_ASSETS_CACHE) / "hyperlora" / name
+
+
+def sha256_of(path: Path) -> str:
+    """The digest of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

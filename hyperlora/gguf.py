@@ -1,6 +1,5 @@
 """GGUF files as base models: read with transformers, dequantised, and kept as a folder that `load_base` reads."""
 
-import hashlib
 import json
 import math
 import mmap
@@ -28,7 +27,7 @@ from transformers import (
 from hyperlora import smollm2
 from hyperlora.config import MAX_LAYERS
 from hyperlora.errors import UserError, first_line
-from hyperlora.files import cache_folder, locked, safetensors_bytes, write_atomic, writing
+from hyperlora.files import cache_folder, locked, safetensors_bytes, sha256_of, write_atomic, writing
 from hyperlora.memory import BaseShape
 from hyperlora.prompt import apply_template, own_template
 from hyperlora.quiet import quietly
@@ -319,8 +318,7 @@ def converted(path: str | Path) -> Path:
     path = Path(path).expanduser()
     header = read_header(path)
     config = _config(path, header)
-    with open(path, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = sha256_of(path)
     folder = kept(sha256)
     if folder.is_dir():
         return folder
