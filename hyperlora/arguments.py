@@ -10,7 +10,6 @@ from hyperlora import hub, smollm2
 from hyperlora.choice import (
     BITS,
     DTYPES,
-    SMALL_PRESET,
     Choice,
     Pair,
     best_preset,
@@ -22,7 +21,7 @@ from hyperlora.choice import (
 from hyperlora.devices import device_named
 from hyperlora.errors import UserError
 from hyperlora.hub import gigabytes
-from hyperlora.presets import PRESETS, get_preset
+from hyperlora.presets import PRESETS, SMALL_PRESET, get_preset
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the bundled model's page opens before that
     from hyperlora.pipe import Pipeline

@@ -56,10 +56,10 @@ def load_base(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model, frozen and in evaluation mode, and its tokenizer, which pads with EOS if need be.
 
-    A folder is read without any network access, and a GGUF file as the folder that `hyperlora.gguf` makes of it; anything
+    A folder is read without any network access, a GGUF file as the folder that `hyperlora.gguf` makes of it; anything
     else is a Hub id, which `local_files_only` looks up in this machine's cache alone. Only safetensors are read and no
-    remote code is run. Each tensor goes from the file straight to where it stays, so that no weights are ever held twice.
-    On the CPU, in the dtype of the file, it stays in the file, from which the system reads what is used: replace a file
+    remote code is run. Each tensor goes from the file straight to where it stays, so that no weights are held twice. On
+    the CPU, in the dtype of the file, it stays in the file, from which the system reads what is used: replace a file
     that is in use by another (a download does), since one that is overwritten changes the model, and one that is cut
     short ends the process with SIGBUS.
 

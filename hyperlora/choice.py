@@ -10,7 +10,7 @@ from hyperlora.devices import Device, device_named, fast_bfloat16
 from hyperlora.errors import UserError
 from hyperlora.files import resolve_folder
 from hyperlora.hub import Repo, Report, gigabytes
-from hyperlora.presets import GTE_REVISION, PRESETS, Preset, asset_or_hub
+from hyperlora.presets import GTE_REVISION, PRESETS, SMALL_PRESET, Preset, asset_or_hub
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the bundled model's page opens before that
     from hyperlora.config import HyperLoRAConfig
@@ -22,7 +22,6 @@ TINY = 5e7  # weights under which it is in float32, also where bfloat16 is fast
 MARGIN = 1.05  # on the memory that is computed
 DTYPES = ("bfloat16", "float16", "float32")
 BITS = ("8bit", "4bit")
-SMALL_PRESET = "smollm2-135m"
 WORDS = {"8bit": "8 bits", "4bit": "4 bits"}
 
 

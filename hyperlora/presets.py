@@ -7,6 +7,7 @@ from hyperlora import smollm2
 from hyperlora.config import read_json
 from hyperlora.errors import UserError
 
+SMALL_PRESET = "smollm2-135m"  # runs anywhere
 TEXT_TO_LORA = "SakanaAI/text-to-lora"  # hypernetworks that the paper's authors trained
 TEXT_TO_LORA_REVISION = "6e571eda2188b216f027263cd28c99c0fdcf2fa3"
 GTE = "Alibaba-NLP/gte-large-en-v1.5"
@@ -87,7 +88,7 @@ _PRESETS = (
         head_size=2048,
     ),
     Preset(
-        name="smollm2-135m",
+        name=SMALL_PRESET,
         summary="SmolLM2, 135 million parameters: small, runs anywhere; a GPU gets Mistral-7B.",
         description=(
             "SmolLM2-135M-Instruct answers, with a hypernetwork that comes with HyperLoRA and was trained on everyday "
