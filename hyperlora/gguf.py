@@ -225,11 +225,16 @@ def _config(path: Path, header: Header) -> dict[str, Any]:
 
     if fields.get(f"{kind}.expert_count"):
         raise UserError(f"{path} is a mixture of experts; only dense models can be adapted.")
+    table, tokens = tensors.get("token_embd.weight"), fields.get("tokenizer.ggml.tokens")
+    if type(tokens) is list:
+        tokens = len(tokens)
+    if table is None or type(tokens) is not int or not 0 < tokens <= table.shape[0]:  # rows beyond them are padding
+        raise UserError(f"{path} has no tokenizer, or none that fits: take a file with the whole model.")
     hidden, heads = number("embedding_length", int), number("attention.head_count", int)
     head_dim = number("attention.key_length", int, fields.get(f"{kind}.rope.dimension_count", hidden // heads))
     config = {
         "model_type": model_type,
-        "vocab_size": fields.get("tokenizer.ggml.tokens"),
+        "vocab_size": table.shape[0],
         "hidden_size": hidden,
         "intermediate_size": number("feed_forward_length", int),
         "num_hidden_layers": number("block_count", int),
@@ -243,8 +248,6 @@ def _config(path: Path, header: Header) -> dict[str, Any]:
         "eos_token_id": end_tokens(header),
         "pad_token_id": fields.get("tokenizer.ggml.padding_token_id"),
     }
-    if config["vocab_size"] is None:
-        raise UserError(f"{path} has no tokenizer: take a file with the whole model.")
     rope = {"rope_type": "default", "rope_theta": number("rope.freq_base", float, 10000.0)}
     scaled = rope | _scaling(path, header, rope["rope_theta"], head_dim)
     config["rope_parameters"] = scaled
@@ -281,7 +284,7 @@ def _scaling(path: Path, header: Header, theta: float, head_dim: int) -> dict[st
             factors = tensor.read(path)
             # Llama 3.1's way: slow waves are stretched by the factor, fast ones are not, those between in part.
             turns = 8192 * theta ** (-2 * np.arange(head_dim // 2) / head_dim) / (2 * math.pi)
-            factor = float(factors.max())
+            factor = float(f"{factors.max():.4g}")
             fast = np.clip((turns - 1) / 3, 0, 1)
             if np.allclose(factors, 1 / ((1 - fast) / factor + fast), rtol=1e-3):
                 given = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}

@@ -16,7 +16,7 @@ from hyperlora.config import HyperLoRAConfig
 from hyperlora.devices import fast_bfloat16
 from hyperlora.embedder import load_embedder
 from hyperlora.errors import UserError
-from hyperlora.files import resolve_folder
+from hyperlora.files import cache_folder, resolve_folder
 from hyperlora.generator import CONFIG, DESCRIPTIONS, WEIGHTS, HyperLoRA
 from hyperlora.lora import Adapter
 from hyperlora.presets import Preset, asset_or_hub, base_path, get_preset
@@ -254,15 +254,13 @@ def _open(
 
 def _kept(files: list[Path], base: str) -> Path:
     """Where in the user's cache the native form of these files for that base is kept; nothing is written yet."""
-    from huggingface_hub import constants
-
     facts = [base]
     for file in files:
         if file.is_file():
             real = file.resolve()  # in the Hub's cache, named by what it holds
             facts += [str(real), str(real.stat().st_size), str(real.stat().st_mtime_ns)]
     key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
-    return Path(constants.HF_ASSETS_CACHE) / "hyperlora" / "settled" / key
+    return cache_folder("settled") / key
 
 
 def _is_path(name: str) -> bool:

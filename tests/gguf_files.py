@@ -16,8 +16,24 @@ TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 TEXT = ["The capital of France is Paris.", "one two three four", "What is the plural of the word window?"] * 5
-SIZES = {  # rows that blocks of 32 fit into, and as many tokens as the tokenizer has
-    "vocab_size": 320,
+
+
+@lru_cache
+def byte_level() -> Tokenizer:
+    """A BPE over bytes, in GPT-2's way, of some 300 tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXT, trainer)
+    return tokenizer
+
+
+SIZES = {  # rows that blocks of 32 fit into, and a row for each token
+    "vocab_size": byte_level().get_vocab_size(),
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
@@ -28,20 +44,6 @@ SIZES = {  # rows that blocks of 32 fit into, and as many tokens as the tokenize
     "eos_token_id": 2,
     "pad_token_id": 2,
 }
-
-
-@lru_cache
-def byte_level() -> Tokenizer:
-    """A BPE over bytes, in GPT-2's way, of 320 tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=SIZES["vocab_size"], special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(TEXT, trainer)
-    return tokenizer
 
 
 def write_gguf(

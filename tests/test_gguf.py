@@ -116,6 +116,13 @@ def test_the_tokenizer_is_the_files(llama, tmp_path):
     assert format_prompt(tokenizer, "Hi.").count(1) == 2
 
 
+def test_a_table_may_have_rows_that_are_no_tokens(tmp_path):
+    model = random_model(LlamaConfig(**SIZES | {"vocab_size": 352}, **HEADS))
+    ours, tokenizer = load_base(write_gguf(tmp_path / "model.gguf", model))
+    torch.testing.assert_close(logits(ours), logits(model), rtol=0, atol=1e-5)
+    assert len(tokenizer) == SIZES["vocab_size"] < ours.config.vocab_size == 352
+
+
 def test_digits_are_read_one_by_one_where_the_file_says_so(llama, tmp_path):
     _, tokenizer = load_base(write_gguf(tmp_path / "model.gguf", llama, tokenizer__ggml__pre="smollm"))
     assert tokenizer.convert_ids_to_tokens(tokenizer.encode("a  12")) == ["a", "Ġ", "Ġ", "1", "2"]
@@ -254,7 +261,7 @@ def test_a_file_without_a_template_is_a_base_for_who_brings_one(llama, tmp_path)
 
 
 def test_a_file_that_lacks_what_a_model_needs(llama, tmp_path):
-    refused(write_gguf(tmp_path / "a.gguf", llama, skip=("tokenizer",)), "has no tokenizer")
+    refused(write_gguf(tmp_path / "a.gguf", llama, skip=("tokenizer",)), "has no tokenizer, or none that fits")
     refused(write_gguf(tmp_path / "b.gguf", llama, skip=("llama.block_count",)), "no number .* as llama.block_count")
     skipped = write_gguf(tmp_path / "c.gguf", llama, skip=("blk.1.ffn_up.weight",))
     refused(skipped, "is damaged .it holds fewer weights than its header describes")
@@ -292,11 +299,11 @@ def test_counts_that_no_file_has(tmp_path):
 
 
 def test_any_bytes_are_a_model_or_one_sentence(llama, tmp_path):
-    """A thousand headers with a byte or two changed."""
+    """Hundreds of headers with a byte or two changed."""
     whole = bytearray(write_gguf(tmp_path / "whole.gguf", llama, quantization="Q4_0").read_bytes())
     header = whole.index(b"output_norm.weight")
     draw, file, failed = random.Random(0), tmp_path / "model.gguf", 0
-    for _ in range(1000):
+    for _ in range(300):
         changed = bytearray(whole)
         for _ in range(draw.choice((1, 2))):
             changed[draw.choice((draw.randrange(header), draw.randrange(800)))] = draw.choice((0, 1, 127, 255))
@@ -305,7 +312,7 @@ def test_any_bytes_are_a_model_or_one_sentence(llama, tmp_path):
             gguf.read_config(file)
         except UserError as error:
             failed += "\n" not in str(error)
-    assert failed > 100
+    assert failed > 30
 
 
 # ---- the real one ----
