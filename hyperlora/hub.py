@@ -98,7 +98,7 @@ def download(repos: Iterable[Repo], report: Report) -> None:
         report(furthest)
 
     for repo in repos:
-        bar = _silent_bar(add)
+        bar = silent_bar(add)
         try:
             resolve_folder(repo.name, repo.revision, list(repo.patterns), bar=bar)
         except UserError as error:
@@ -138,7 +138,7 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size < 1e11 else f"{size / 1e9:.0f} GB"
 
 
-def _silent_bar(report: Report) -> type["tqdm"]:
+def silent_bar(report: Report) -> type["tqdm"]:
     """A progress bar that draws nothing and tells `report` how far the bars of bytes are: the furthest counts, since
     the library has one for what came through the network and one for what is on the disk."""
     from tqdm import tqdm

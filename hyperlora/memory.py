@@ -99,15 +99,20 @@ class BaseShape:
         return cls(layers, hidden, intermediate, heads, kv_heads, head_dim, vocab, tied, norms)
 
     @classmethod
-    def from_folder(cls, folder: str | Path) -> "BaseShape":
-        """The shape of the model in a folder, of which only config.json is read."""
-        return cls.from_config(read_json(Path(folder) / "config.json"))
+    def from_path(cls, path: str | Path) -> "BaseShape":
+        """The shape of the model in a folder, of which only config.json is read, or in a GGUF file, its header."""
+        if Path(path).is_file():
+            from hyperlora.gguf import read_config
+
+            return cls.from_config(read_config(path))
+        return cls.from_config(read_json(Path(path) / "config.json"))
 
 
 SHAPES = {
     "mistral-7b": BaseShape(32, 4096, 14336, 32, 8, 128, 32000),
     "llama-3.1-8b": BaseShape(32, 4096, 14336, 32, 8, 128, 128256),
     "gemma-2-2b": BaseShape(26, 2304, 9216, 8, 4, 256, 256000, tied=True, norms=4),
+    "smollm2-135m": BaseShape(30, 576, 1536, 9, 3, 64, 49152, tied=True),
 }
 
 

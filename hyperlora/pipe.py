@@ -9,16 +9,18 @@ from typing import Literal, overload
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from hyperlora import smollm2
 from hyperlora.adapted import AdaptedModel
 from hyperlora.base import DeviceMap, device_of, find_device, load_base
 from hyperlora.chat import ChatEngine, ChatStream, one_thread
 from hyperlora.config import HyperLoRAConfig
+from hyperlora.devices import fast_bfloat16
 from hyperlora.embedder import load_embedder
 from hyperlora.errors import UserError
-from hyperlora.files import resolve_folder
+from hyperlora.files import cache_folder, resolve_folder
 from hyperlora.generator import CONFIG, DESCRIPTIONS, WEIGHTS, HyperLoRA
 from hyperlora.lora import Adapter
-from hyperlora.presets import Preset, asset_or_hub, get_preset
+from hyperlora.presets import Preset, asset_or_hub, base_path, get_preset
 from hyperlora.prompt import Message, check_messages, use_trained_template, with_description
 
 Chat = str | list[Message]
@@ -157,13 +159,15 @@ def pipeline(
     embedder_device: str = "cpu",
     local_files_only: bool = False,
 ) -> Pipeline:
-    """Load a preset, or any pair of `base` and `hyperlora` (folders or Hub ids); one of the two replaces the preset's.
+    """Load a preset, or any pair of `base` and `hyperlora`; one of the two replaces the preset's.
+
+    Both are folders or Hub ids, the base may be a GGUF file too.
 
     `hyperlora` may also be a folder in the public text-to-lora format. `device`, `quantize`, `device_map`, `attention`
-    and `local_files_only` are those of `load_base`; so is `dtype`, where None is float32 on the CPU and bfloat16 on a
-    GPU or in few bits. The hypernetwork computes where the base's embeddings do, a description's encoder on
-    `embedder_device`. Raises `UserError` where a file is missing or damaged, where an option is not possible here, or
-    where the two do not belong together.
+    and `local_files_only` are those of `load_base`; so is `dtype`, where None is bfloat16 on a GPU or in few bits, and
+    float32 on the CPU (not for SmolLM2 on one that has instructions for bfloat16). The hypernetwork computes where the
+    base's embeddings do, a description's encoder on `embedder_device`. Raises `UserError` where a file is missing or
+    damaged, where an option is not possible here, or where the two do not belong together.
     """
     chosen, subfolder = None, None
     if base is None or hyperlora is None:
@@ -173,13 +177,14 @@ def pipeline(
         if base is not None or hyperlora is not None:  # its words are of the two together
             chosen = replace(chosen, summary="", description="")
         if base is None:
-            base, base_revision = asset_or_hub(chosen.base), chosen.base_revision
+            base, base_revision = base_path(chosen.name, local_files_only), chosen.base_revision
         if hyperlora is None:
             hyperlora, hyperlora_revision = asset_or_hub(chosen.hyperlora), chosen.hyperlora_revision
             subfolder = chosen.hyperlora_subfolder
     if dtype is None:
         whole = device_map is None and quantize is None and find_device(device).type == "cpu"
-        dtype = torch.float32 if whole else torch.bfloat16
+        fast = chosen is not None and chosen.base == smollm2.NAME and fast_bfloat16("cpu")
+        dtype = torch.float32 if whole and not fast else torch.bfloat16
     embedder_device = str(find_device(embedder_device))
     with one_thread():
         generator, kept = _open(hyperlora, subfolder, hyperlora_revision, f"{base}@{base_revision}", local_files_only)
@@ -251,15 +256,13 @@ def _open(
 
 def _kept(files: list[Path], base: str) -> Path:
     """Where in the user's cache the native form of these files for that base is kept; nothing is written yet."""
-    from huggingface_hub import constants
-
     facts = [base]
     for file in files:
         if file.is_file():
             real = file.resolve()  # in the Hub's cache, named by what it holds
             facts += [str(real), str(real.stat().st_size), str(real.stat().st_mtime_ns)]
     key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
-    return Path(constants.HF_ASSETS_CACHE) / "hyperlora" / "settled" / key
+    return cache_folder("settled") / key
 
 
 def _is_path(name: str) -> bool:

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from hyperlora import smollm2
 from hyperlora.config import read_json
 from hyperlora.errors import UserError
 
+SMALL_PRESET = "smollm2-135m"  # runs anywhere
 TEXT_TO_LORA = "SakanaAI/text-to-lora"  # hypernetworks that the paper's authors trained
 TEXT_TO_LORA_REVISION = "6e571eda2188b216f027263cd28c99c0fdcf2fa3"
 GTE = "Alibaba-NLP/gte-large-en-v1.5"
@@ -14,7 +16,8 @@ GTE_REVISION = "104333d6af6f97649377c2afbde10a7704870c7b"
 
 @dataclass(frozen=True)
 class Preset:
-    """What `hyperlora.pipeline(name)` loads. `base` and `hyperlora` are folders in `assets/`, or Hub ids."""
+    """What `hyperlora.pipeline(name)` loads. `base` and `hyperlora` are folders in `assets/`, or Hub ids; the base
+    SmolLM2 is a package's, which goes by its name on the Hub."""
 
     name: str
     description: str
@@ -85,6 +88,17 @@ _PRESETS = (
         head_size=2048,
     ),
     Preset(
+        name=SMALL_PRESET,
+        summary="SmolLM2, 135 million parameters: small, runs anywhere; a GPU gets Mistral-7B.",
+        description=(
+            "SmolLM2-135M-Instruct answers, with a hypernetwork that comes with HyperLoRA and was trained on everyday "
+            "requests in English: classify, rewrite, extract, translate, look up. It adds no knowledge to so small a "
+            "model, which is often wrong."
+        ),
+        base=smollm2.NAME,
+        hyperlora="smollm2/hyperlora-M",
+    ),
+    Preset(
         name="mini",
         summary="The mini model answers: it edits words, and knows no facts.",
         description=(
@@ -118,14 +132,30 @@ def assets_dir() -> Path:
 
 
 def asset_or_hub(path: str) -> str:
-    """A preset's path as `load_base` and `HyperLoRA.from_pretrained` take it: a folder in `assets/`, or a Hub id."""
-    bundled = path.startswith("mini/")
-    return str(assets_dir() / path) if bundled else path
+    """A preset's path as `load_base` and `HyperLoRA.from_pretrained` take it: a folder in `assets/`, or a Hub id.
+
+    Raises `UserError` where the folder is missing.
+    """
+    if not path.startswith(("mini/", "smollm2/")):
+        return path
+    folder = assets_dir() / path
+    if not folder.is_dir():
+        raise UserError(f"A bundled model (assets/{path}) is missing: install HyperLoRA again, or clone it again.")
+    return str(folder)
 
 
-def base_path(name: str) -> str:
-    """A preset's base model as transformers takes it: a folder where it is bundled, else a Hub id."""
-    return asset_or_hub(get_preset(name).base)
+def base_path(name: str, local_files_only: bool = False) -> str:
+    """A preset's base model, or a GGUF file's, as transformers takes it: a folder, or a Hub id.
+
+    The preset smollm2-135m's is fetched if need be, and like a GGUF file is converted into the user's cache. Raises
+    `UserError` where that cannot be.
+    """
+    if name not in PRESETS and (path := Path(name).expanduser()).is_file():
+        from hyperlora.gguf import converted
+
+        return str(converted(path))
+    base = get_preset(name).base
+    return str(smollm2.base_folder(local_files_only)) if base == smollm2.NAME else asset_or_hub(base)
 
 
 def load_examples() -> list[dict[str, str]]:

@@ -18,16 +18,25 @@ from huggingface_hub import errors
 from huggingface_hub.utils import filter_repo_objects
 from tokenizers import Tokenizer, decoders, models
 from tqdm import tqdm
-from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
-from hyperlora import choice, devices, hub
+from hyperlora import choice, devices, hub, presets, smollm2
+from hyperlora.base import load_base
 from hyperlora.chat import ChatStream
 from hyperlora.config import HyperLoRAConfig
 from hyperlora.devices import Device
 from hyperlora.embedder import SentenceEmbedder
+from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
-from hyperlora.presets import PRESETS
+from hyperlora.presets import PRESETS, SMALL_PRESET
 from hyperlora.prompt import format_prompt
 
 TARGETS = {"q_proj": (64, 64), "v_proj": (64, 32)}  # the tiny base's
@@ -226,6 +235,29 @@ def tiny_hyperlora(minilm: SentenceEmbedder, tmp_path_factory: pytest.TempPathFa
     return folder
 
 
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder in place of the one in the user's cache where HyperLoRA keeps what it makes."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_ASSETS_CACHE", str(tmp_path / "cache"))  # of other processes
+    return tmp_path / "cache" / "hyperlora"
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder() -> Path:
+    """The real SmolLM2-135M-Instruct as a folder, converted once and kept in the user's cache."""
+    try:
+        return smollm2.base_folder()
+    except UserError as error:
+        pytest.skip(f"SmolLM2 cannot be had: {error}")
+
+
+@pytest.fixture(scope="session")
+def smollm2_base(smollm2_folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The real SmolLM2-135M-Instruct in float32 and its tokenizer, loaded once: leave both as they are."""
+    return load_base(smollm2_folder)
+
+
 RESPONSE = SimpleNamespace(status_code=404, headers={}, request=None)
 
 
@@ -331,13 +363,32 @@ def gpu(monkeypatch):
 
     set_gpu(24)
     monkeypatch.setattr(choice, "find_spec", lambda name: object())  # bitsandbytes is installed
+    monkeypatch.setattr(choice, "fast_bfloat16", lambda device: device != "cpu")
     return set_gpu
 
 
 @pytest.fixture
-def online(fake_hub, monkeypatch):
-    """A Hub that has what the presets name, of which the user may read Mistral's and Gemma's."""
-    for preset in (preset for preset in PRESETS.values() if preset.name != "mini"):
+def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_hyperlora: Path) -> Callable[[float], None]:
+    """SmolLM2's package is installed, and a hypernetwork for it bundled; packaged(size): such a download brings it."""
+    assets, real = tmp_path / "assets", presets.assets_dir()
+    (assets / "smollm2").mkdir(parents=True)
+    for path in real.iterdir():
+        if path.name != "smollm2":
+            (assets / path.name).symlink_to(path)
+    (assets / "smollm2" / "hyperlora-M").symlink_to(tiny_hyperlora)
+    monkeypatch.setattr(presets, "assets_dir", lambda: assets)
+
+    def set_size(size: float) -> None:
+        monkeypatch.setattr(smollm2, "missing", lambda: size)
+
+    set_size(0.0)
+    return set_size
+
+
+@pytest.fixture
+def online(fake_hub, packaged, monkeypatch):
+    """A Hub that has what the presets name, of which the user may read Mistral's and Gemma's; SmolLM2 is here."""
+    for preset in (preset for preset in PRESETS.values() if preset.name not in (SMALL_PRESET, "mini")):
         files = {"config.json": 600, "tokenizer.json": 2e6, "pytorch_model-00001-of-00003.bin": 5e9}
         fake_hub.add(preset.base, files | dict.fromkeys(SHARDS, 4.8e9) | {"model.safetensors.index.json": INDEX})
         inside = preset.hyperlora_subfolder

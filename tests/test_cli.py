@@ -174,7 +174,8 @@ def large(monkeypatch, tiny_base, tiny_hyperlora):
         return Choice(Pair(PRESETS["tiny"]), why=f"The mini model. {reason}")
 
     monkeypatch.setattr("hyperlora.arguments.choose", lambda args: chosen)
-    monkeypatch.setattr("hyperlora.arguments.mini", mini)
+    for name in ("small", "mini"):
+        monkeypatch.setattr(f"hyperlora.arguments.{name}", mini)
     fetched = []
     monkeypatch.setattr(hub, "download", lambda repos, report: fetched.extend(repos))
     monkeypatch.setattr(hub, "check_disk", lambda size: 100e9)

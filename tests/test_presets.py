@@ -18,13 +18,19 @@ def test_mini_answers_each_message_on_its_own():
 
 
 def test_what_comes_from_the_hub_is_pinned_and_the_mini_model_is_the_last_resort():
-    *large, mini = presets.PRESETS.values()
-    assert mini.name == "mini"
+    *large, small, mini = presets.PRESETS.values()
+    assert (small.name, mini.name) == ("smollm2-135m", "mini")
     for preset in large:
         assert preset.name in SHAPES
         assert preset.hyperlora_subfolder.startswith("trained_t2l/")
         for revision in (preset.base_revision, preset.hyperlora_revision, preset.embedder_revision):
             assert re.fullmatch("[0-9a-f]{40}", revision)
+
+
+def test_smollm2_is_a_chat_model_whose_base_goes_by_its_name_on_the_hub():
+    small = presets.get_preset(presets.SMALL_PRESET)
+    assert small.multi_turn and small.base == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert small.summary.startswith("SmolLM2, 135 million parameters: small, runs anywhere")
 
 
 def test_assets_lie_beside_the_package_or_in_the_wheel(monkeypatch, tmp_path):
@@ -37,6 +43,9 @@ def test_assets_lie_beside_the_package_or_in_the_wheel(monkeypatch, tmp_path):
     checkout = tmp_path / "site-packages" / "assets"
     (checkout / "mini").mkdir(parents=True)
     assert presets.assets_dir() == checkout
+    with pytest.raises(UserError, match=r"A bundled model \(assets/mini/base\) is missing"):
+        presets.asset_or_hub("mini/base")
+    (checkout / "mini" / "base").mkdir()
     assert presets.asset_or_hub("mini/base") == str(checkout / "mini" / "base")
     assert presets.asset_or_hub("owner/model") == "owner/model"
 

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from huggingface_hub import constants
 from jinja2 import TemplateError
 from safetensors import safe_open
 from tokenizers import Tokenizer
@@ -23,10 +22,8 @@ SHARD = 8_200_000  # bytes: one of the two large matrices, and a layer
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_cache(own_cache: Path) -> None:
     """A hypernetwork in the public format is kept in the cache as a native one once it has been imported."""
-    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path))
-    monkeypatch.setenv("HF_ASSETS_CACHE", str(tmp_path))  # of the page's process
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,9 @@ BUS = 20e9  # bytes a second from the host's memory to a GPU
 class Options:
     """A run at paper scale (Table 7); a row is one example, a pass one forward."""
 
-    base: str = option("mistral-7b", f"{', '.join(SHAPES)}, or a folder or Hub id, of which config.json is read")
+    base: str = option(
+        "mistral-7b", f"{', '.join(SHAPES)}, a folder, GGUF file or Hub id, of which only the settings are read"
+    )
     base_dtype: Precision = option("bfloat16", "how the frozen base is held")
     head: Literal["L", "M", "S"] = option("M", "the hypernetwork's head")
     rank: int = option(8, "rank of the adapters", least=1)
@@ -104,9 +106,13 @@ def base_shape(name: str) -> BaseShape:
     """A named base, or one that lies in a folder or on the Hub. Raises `UserError` where there is none."""
     if name in SHAPES:
         return SHAPES[name]
-    if "/" not in name and not Path(name).is_dir():
-        raise UserError(f"There is no base {name!r}: give a folder, a Hub id, or one of {', '.join(SHAPES)}.")
-    return BaseShape.from_folder(resolve_folder(name, None, ["config.json"]))
+    if (path := Path(name).expanduser()).is_file():
+        return BaseShape.from_path(path)
+    if "/" not in name and not path.is_dir():
+        raise UserError(
+            f"There is no base {name!r}: give a folder, a GGUF file, a Hub id, or one of {', '.join(SHAPES)}."
+        )
+    return BaseShape.from_path(resolve_folder(name, None, ["config.json"]))
 
 
 def stages(options: Options) -> dict[str, Stage]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hyperlora.chat import ChatStream
     from hyperlora.pipe import Pipeline
 
-NO_ADAPTER, LOADING, INSTEAD = "No adapter", "Loading the model…", "Use the mini model instead"
+NO_ADAPTER, LOADING, INSTEAD = "No adapter", "Loading the model…", "Use a small model instead"
 # For the chat, the turns, the message box, Retry, Undo, Clear and who answers; what yields nothing would empty them.
 SKIP = (gr.skip(),) * 7
 # How an answer ended that is not whole.
@@ -142,7 +142,7 @@ class Handlers:
         self.model.answer(True)
 
     async def refuse(self) -> None:
-        """No download, or no more of it: the mini model."""
+        """No download, or no more of it: a smaller model."""
         self.model.answer(False)
 
     def show(self, chosen: object, kept_shelf: object, kept_turns: object) -> tuple:

@@ -32,8 +32,9 @@ class Model:
         self.download: tuple[float, float, float] | None = None
         """The one that runs: bytes so far, bytes in all (0 at first), seconds since it began."""
         self._answered = threading.Event()
-        self._wanted = True
-        self._began: float | None = None
+        self._refused: float | None = None
+        """The size of the download that is not wanted any more; 0 for the next one."""
+        self._began = 0.0
         self._pipe: Pipeline | None = None
         self._load = load
         self._adapters: OrderedDict[str, Future[Adapter]] = OrderedDict()
@@ -72,23 +73,27 @@ class Model:
         """Wait for a visitor's answer; `Cancelled` where it is no."""
         self.question = question
         self._answered.wait()
-        if not self._wanted:
+        if self.download is None:
+            self._refused = None  # it does not begin
             raise Cancelled
 
     def answer(self, yes: bool) -> None:
-        """A visitor's answer; no also ends a download that runs, and is final."""
-        if self.question is None and (yes or self.download is None):
-            return  # a page that is a moment late
+        """A visitor's answer; no also ends a download that runs."""
+        if self.question is None:
+            if yes or self.download is None:
+                return  # a page that is a moment late
+            self._refused = self.download[1]
         self.question = None
-        self._wanted = self._wanted and yes
-        self.download = (0.0, 0.0, 0.0) if self._wanted else None
+        self.download = (0.0, 0.0, 0.0) if yes else None
         self._answered.set()
 
     def report(self, done: float, size: float) -> None:
         """Bytes of the download so far and in all; `Cancelled` where it is not wanted any more."""
-        if not self._wanted:
+        if self._refused in (0.0, size):
+            self._refused = size
             raise Cancelled
-        self._began = self._began or time.monotonic()
+        if self.download is None or self.download[1] != size:
+            self._began = time.monotonic()
         self.download = (done, size, time.monotonic() - self._began) if done < size else None
 
     # ---- adapters ----

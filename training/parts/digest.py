@@ -46,6 +46,8 @@ def digest(*paths: str | Path) -> str:
 def base_digest(model: PreTrainedModel) -> str:
     """Of a base model's files, or its id and commit on the Hub."""
     name, revision = origin(model)
+    if name is not None and Path(name).is_file():  # GGUF
+        return digest(name)
     if name is None or not Path(name).is_dir():
         return f"{name}@{revision}"
     return digest(*(path for end in ("json", "jinja", "safetensors") for path in sorted(Path(name).glob(f"*.{end}"))))
