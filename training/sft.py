@@ -34,12 +34,13 @@ from hyperlora.embedder import load_embedder
 from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
-from training.parts.batches import IGNORE, Batches, encode_tasks, row_length
+from training.parts.batches import IGNORE, Batches, row_length
 from training.parts.digest import base_digest, tensor_digest
 from training.parts.loss import answer_loss, check_trainable, training_mode
 from training.parts.muon import MuonAdamW
 from training.parts.network import NetworkOptions, save, task_inputs, trained_descriptions, untrained
 from training.parts.options import option, parse, run
+from training.parts.rows import RowOptions, sources, task_weights
 from training.parts.trainer import (
     BatchTrainer,
     KeepBest,
@@ -62,7 +63,7 @@ SHAPE = (  # what a hypernetwork and the one that it goes on from have in common
 
 
 @dataclass
-class SFTConfig(NetworkOptions):
+class SFTConfig(NetworkOptions, RowOptions):
     """The adapters' shape, and the second column of Table 7."""
 
     rank: int = option(8, "rank r of the adapters", least=1)
@@ -144,6 +145,7 @@ def build(
         alpha=config.alpha,
         use_rslora=config.use_rslora,
         offset=config.offset,
+        prompt_style=config.prompt_style,
         base_model=base_model,
         base_revision=base_revision,
         chat_template=tokenizer.chat_template,
@@ -306,15 +308,15 @@ def train(
     arguments._n_gpu = min(arguments.n_gpu, 1)  # without a launcher the Trainer would copy the model to every GPU
     process, processes = arguments.process_index, arguments.world_size
     longest = row_length(adapted.model, config.longest)
-    sources = encode_tasks(tokenizer, tasks, longest, config.prompt_style, say=process == 0)
+    examples, rows = sources(tokenizer, tasks, config, longest, say=process == 0)
     step_rows = config.batch_size * accumulation * processes
-    steps = config.max_steps or math.ceil(config.epochs * sum(map(len, sources)) / step_rows)
+    steps = config.max_steps or math.ceil(config.epochs * sum(map(len, examples)) / step_rows)
     arguments.max_steps, arguments.warmup_steps = steps, round(config.warmup_fraction * steps)
     if config.schedule == "constant":
         arguments.lr_scheduler_type = SchedulerType.WARMUP_STABLE_DECAY
         arguments.lr_scheduler_kwargs = {"num_decay_steps": math.ceil(steps / 10), "decay_type": "linear"}
     batches = Batches(
-        sources,
+        examples,
         choices,
         config.batch_size,
         pad,
@@ -322,6 +324,8 @@ def train(
         passes=accumulation,
         process=process,
         processes=processes,
+        weights=task_weights(tasks, config.shares),
+        rows=rows,
     )
     checkpoint = last_checkpoint(checkpoints, resume and process == 0)
     if checkpoint and not resume:
@@ -335,12 +339,13 @@ def train(
 
     validation = None
     if checked:
-        tests = encode_tasks(tokenizer, checked, longest, config.prompt_style, "test", say=process == 0)
+        shown = [replace(task, descriptions=task.eval_descriptions) for task in checked]
+        tests, rows = sources(tokenizer, shown, config, longest, "test", say=process == 0)
         unseen, unseen_choices = task_inputs(hyperlora, checked, "eval_descriptions")
         unseen_choices = [[len(inputs) + i for i in part] for part in unseen_choices]
         inputs = torch.cat([inputs, unseen])
         count = math.ceil(config.eval_batches / processes) * processes  # as many in each process
-        drawn = itertools.islice(Batches(tests, unseen_choices, config.batch_size, pad), count)
+        drawn = itertools.islice(Batches(tests, unseen_choices, config.batch_size, pad, rows=rows), count)
         validation = list(drawn)[process::processes]
 
     optimizers = None, None
