@@ -3,7 +3,7 @@
 python -m training.sft --tasks DIR --base DIR --output DIR [--offset_adapter DIR] [--held_out DIR --eval_every N]
 accelerate launch --num_processes N -m training.sft --device cuda ... does the same with N GPUs.
 
-OUTPUT gets the trained HyperLoRA, OUTPUT/best the one with the lowest validation loss so far, both as
+OUTPUT gets the trained HyperLoRA, at each checkpoint as far as it is, OUTPUT/best the one with the lowest validation loss so far, both as
 `HyperLoRA.from_pretrained` reads them; OUTPUT/checkpoints what `--resume` needs, optimizer and random states included.
 
 The loss of an optimizer step is the mean over all answer tokens of its batch_size x gradient_accumulation_steps x
@@ -44,6 +44,7 @@ from training.parts.rows import RowOptions, sources, task_weights
 from training.parts.trainer import (
     BatchTrainer,
     KeepBest,
+    KeepLast,
     Progress,
     check_report_to,
     check_settings,
@@ -163,6 +164,7 @@ def _go_on_from(hyperlora: HyperLoRA, init: HyperLoRA) -> None:
         mine, other = getattr(hyperlora.config, field.name), getattr(init.config, field.name)
         if field.name in SHAPE and mine != other:
             raise UserError(f"init was trained with {field.name} {other!r}, and this run has {mine!r}: use the same.")
+    hyperlora.config.trained_tokens = init.config.trained_tokens
     state = {name: tensor for name, tensor in init.state_dict().items() if name != "embeddings"}
     hyperlora.load_state_dict(state, strict=False)
 
@@ -211,9 +213,14 @@ class SFTModel(nn.Module):
     accepts_loss_kwargs = True  # the Trainer then passes `num_items_in_batch`
 
     def forward(
-        self, input_ids: Tensor, labels: Tensor, index: Tensor, num_items_in_batch: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        index: Tensor,
+        attention_mask: Tensor | None = None,
+        num_items_in_batch: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """input_ids, labels: [b, t]; index: [b] -> {"loss"}. Each description of the batch is generated once.
+        """input_ids, labels: [b, t]; index: [b] -> {"loss"}. The mask is not read (`Batches`). Each description of the batch is generated once.
 
         The loss is the mean over the batch's answer tokens or, with `num_items_in_batch`, the batch's part of the mean
         over so many: the step's, over all passes and processes; with `equal_rows` over its rows. Label smoothing and
@@ -294,7 +301,7 @@ def train(
         label_names=["labels"],
         remove_unused_columns=False,
         ignore_data_skip=True,  # the batches start where the checkpoint stopped
-        include_num_input_tokens_seen="all",
+        include_num_input_tokens_seen="non_padding",
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,  # they never change, and the task inputs are large
         disable_tqdm=True,
@@ -360,13 +367,19 @@ def train(
             scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
         )
         optimizers = optimizer, schedule
+    before_tokens = hyperlora.config.trained_tokens or 0
+
+    def keep(folder: Path) -> None:
+        hyperlora.config.trained_tokens = before_tokens + int(trainer.state.num_input_tokens_seen)
+        save(hyperlora, folder)
+
     trainer = BatchTrainer(
         SFTModel(hyperlora, adapted, inputs, config, step_rows),
         arguments,
         train_dataset=batches,
         eval_dataset=validation,
         optimizers=optimizers,
-        callbacks=[Progress(), KeepBest(lambda: save(hyperlora, output / "best"))],
+        callbacks=[Progress(), KeepBest(lambda: keep(output / "best")), KeepLast(lambda: keep(output))],
     )
     trainer.remove_callback(PrinterCallback)
     if processes > 1:
@@ -380,7 +393,7 @@ def train(
         adapted.lora_dropout = before
     hyperlora.eval().to("cpu")
     if process == 0:
-        save(hyperlora, output)
+        keep(output)
     return trainer.state.log_history
 
 

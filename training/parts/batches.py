@@ -131,7 +131,8 @@ class Batches(IterableDataset):
     process: whose batches these are. start: the number of this process's first batch.
     Within a window of steps the draws are sorted by length; then the steps are shuffled, in an order that depends
     on (seed, window) only through the window, so that the streams of several seeds stay alike in length.
-    Yields {"input_ids" [b, t], "labels" [b, t], "index" [b]}, all int64.
+    Yields {"input_ids" [b, t], "labels" [b, t], "index" [b], "attention_mask" [b, t]}, all int64; by the last, which
+    no model needs, the Trainer counts tokens.
     """
 
     def __init__(
@@ -190,5 +191,7 @@ class Batches(IterableDataset):
             for pairs in self._window(number)[skip:]:
                 batch = collate([row for row, _ in pairs], self.pad_token_id)
                 batch["index"] = torch.tensor([choice for _, choice in pairs])
+                lengths = torch.tensor([len(row["input_ids"]) for row, _ in pairs])
+                batch["attention_mask"] = (torch.arange(batch["labels"].shape[1]) < lengths[:, None]).long()
                 yield batch
             number, skip = number + 1, 0

@@ -41,13 +41,7 @@ def task_weights(tasks: Sequence[Task], shares: str) -> list[float]:
 
     Raises `UserError` where that is not a list of groups and their parts.
     """
-    parts = {}
-    for item in filter(None, shares.split(",")):
-        group, _, share = item.partition("=")
-        try:
-            parts[group.strip()] = float(share)
-        except ValueError:
-            raise UserError(f"shares is {shares!r}, but must be as text=0.15,open=0.2.") from None
+    parts = parse_shares(shares)
     counts = {group: sum(task.group == group for task in tasks) for group in parts}
     if missing := [group for group, count in counts.items() if not count]:
         raise UserError(f"shares names the group {missing[0]!r}, and no task is of it.")
@@ -58,6 +52,18 @@ def task_weights(tasks: Sequence[Task], shares: str) -> list[float]:
             f"shares is {shares!r}: the parts must be from 0 to 1 and at most 1 together, or 1 for all groups."
         )
     return [parts[t.group] / counts[t.group] if t.group in parts else max(left, 0) / others for t in tasks]
+
+
+def parse_shares(text: str) -> dict[str, float]:
+    """`text=0.15,open=0.2` -> each group's part; `UserError` where it is not of that form."""
+    parts = {}
+    for item in filter(None, text.split(",")):
+        group, _, share = item.partition("=")
+        try:
+            parts[group.strip()] = float(share)
+        except ValueError:
+            raise UserError(f"shares is {text!r}, but must be of the form text=0.15,open=0.2.") from None
+    return parts
 
 
 @dataclass(frozen=True)
