@@ -3,8 +3,9 @@
 python -m training.sft --tasks DIR --base DIR --output DIR [--offset_adapter DIR] [--held_out DIR --eval_every N]
 accelerate launch --num_processes N -m training.sft --device cuda ... does the same with N GPUs.
 
-OUTPUT gets the trained HyperLoRA, at each checkpoint as far as it is, OUTPUT/best the one with the lowest validation loss so far, both as
-`HyperLoRA.from_pretrained` reads them; OUTPUT/checkpoints what `--resume` needs, optimizer and random states included.
+OUTPUT gets the trained HyperLoRA, at each checkpoint as far as it is, and OUTPUT/best the one with the lowest
+validation loss so far, both as `HyperLoRA.from_pretrained` reads them; OUTPUT/checkpoints what `--resume` needs,
+optimizer and random states included.
 
 The loss of an optimizer step is the mean over all answer tokens of its batch_size x gradient_accumulation_steps x
 processes rows, and those rows depend on that product alone: a step is the same however it is cut, up to rounding.
@@ -220,9 +221,9 @@ class SFTModel(nn.Module):
         attention_mask: Tensor | None = None,
         num_items_in_batch: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """input_ids, labels: [b, t]; index: [b] -> {"loss"}. The mask is not read (`Batches`). Each description of the batch is generated once.
+        """input_ids, labels: [b, t]; index: [b] -> {"loss"}. Each description of the batch is generated once.
 
-        The loss is the mean over the batch's answer tokens or, with `num_items_in_batch`, the batch's part of the mean
+        The mask is not read (see `Batches`). The loss is the mean over the batch's answer tokens or, with `num_items_in_batch`, the batch's part of the mean
         over so many: the step's, over all passes and processes; with `equal_rows` over its rows. Label smoothing and
         the squares of the weights are a training's alone.
         """

@@ -14,6 +14,7 @@ from hyperlora.errors import UserError
 from hyperlora.prompt import encode_answers, encode_chats, with_description
 from training.tasks import Example, Task, descriptions_of
 
+ROOM = 8  # tokens more than there are bytes, at the edges of texts
 IGNORE = -100  # the label of tokens that carry no loss
 Encoded = dict[str, list[int]]  # {"input_ids": [t], "labels": [t]}
 Draw = tuple[int, int, float]  # task, example, and where among the task's descriptions, from 0 to 1
@@ -73,30 +74,36 @@ def encode_tasks(
     Raises `UserError` where a task is left without any.
     """
     encoded = [encode_task(tokenizer, task, prompt_style, split) for task in tasks]
-    return _within(longest, tasks, encoded, encoded, say)
+    return _within(longest, tasks, [[len(row["input_ids"]) for row in rows] for rows in encoded], encoded, say)
 
 
 def fitting_examples(
     tokenizer, tasks: Sequence[Task], longest: int, split: str = "train", say: bool = True
 ) -> list[list[Example]]:
     """Each task's examples whose row with the input alone has at most `longest` tokens; else as `encode_tasks`."""
-    encoded = [encode_task(tokenizer, task, "input", split) for task in tasks]
-    return _within(longest, tasks, encoded, [getattr(task, split) for task in tasks], say)
+    items = [getattr(task, split) for task in tasks]
+    template = len(encode(tokenizer, "", "")["input_ids"]) + ROOM
+    sizes = [[template + len((e["input"] + e["output"]).encode()) for e in own] for own in items]
+    for own, of in zip(items, sizes, strict=True):  # a token has a byte at least: most need not be counted
+        long = [i for i, size in enumerate(of) if size > longest]
+        for i, row in zip(long, encode_all(tokenizer, [own[i] for i in long]), strict=True):
+            of[i] = len(row["input_ids"])
+    return _within(longest, tasks, sizes, items, say)
 
 
-def _within(longest: int, tasks: Sequence[Task], encoded: list[list[Encoded]], items: list[list], say: bool) -> list:
-    """Those `items` of each task whose row in `encoded` has at most `longest` tokens."""
+def _within(longest: int, tasks: Sequence[Task], sizes: list[list[int]], items: list[list], say: bool) -> list[list]:
+    """Those `items` of each task whose size is at most `longest` tokens."""
     kept = [
-        [item for item, row in zip(own, rows, strict=True) if len(row["input_ids"]) <= longest]
-        for own, rows in zip(items, encoded, strict=True)
+        [item for item, size in zip(own, of, strict=True) if size <= longest]
+        for own, of in zip(items, sizes, strict=True)
     ]
-    for task, before, after in zip(tasks, encoded, kept, strict=True):
+    for task, before, after in zip(tasks, items, kept, strict=True):
         if before and not after:
             raise UserError(
                 f"All examples of the task {task.name!r} are longer than {longest} tokens: take it away, or raise "
                 "--longest where the base model takes more."
             )
-    whole, left = (sum(map(len, rows)) for rows in (encoded, kept))
+    whole, left = (sum(map(len, rows)) for rows in (items, kept))
     if say and left < whole:
         print(f"Left out {whole - left} of {whole} examples, which are longer than {longest} tokens.", flush=True)
     return kept

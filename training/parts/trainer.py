@@ -136,7 +136,7 @@ def check_settings(folder: Path, settings: dict, resumed: bool, main_process: bo
 class Progress(TrainerCallback):
     """A bar on a terminal, and a line a log: loss, speed and time left.
 
-    The speed is in tokens/s (all processes included, padding not) where the Trainer counts tokens, otherwise in steps/s.
+    The speed is in tokens/s (all processes included, padding not) where the Trainer counts tokens, else in steps/s.
     """
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:

@@ -47,7 +47,7 @@ def collect(
     open_requests: str | Path | None = None,
     instruction_induction: str | Path | None = None,
     research: bool = False,
-    suite_examples: int = 400,
+    suite_examples: int = 200,
 ) -> Collection:
     """All tasks of a build.
 
