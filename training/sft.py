@@ -223,9 +223,9 @@ class SFTModel(nn.Module):
     ) -> dict[str, Tensor]:
         """input_ids, labels: [b, t]; index: [b] -> {"loss"}. Each description of the batch is generated once.
 
-        The mask is not read (see `Batches`). The loss is the mean over the batch's answer tokens or, with `num_items_in_batch`, the batch's part of the mean
-        over so many: the step's, over all passes and processes; with `equal_rows` over its rows. Label smoothing and
-        the squares of the weights are a training's alone.
+        The mask is not read (see `Batches`). The loss is the mean over the batch's answer tokens or, with
+        `num_items_in_batch`, the batch's part of the mean over so many: the step's, over all passes and processes; with
+        `equal_rows` over its rows. Label smoothing and the squares of the weights are a training's alone.
         """
         config = self.config
         unique, rows = index.unique(return_inverse=True)
