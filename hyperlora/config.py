@@ -18,7 +18,7 @@ from hyperlora.text import check_text
 Head = Literal["L", "M", "S", "R"]
 TaskInput = Literal["text", "one_hot", "learned"]
 Offset = Literal["none", "factors", "delta"]
-PromptStyle = Literal["input", "description_input", "definition_input"]
+PromptStyle = Literal["input", "description_input", "definition_input", "either"]
 RankEmbedding = Literal["plain", "through_mlp2"]
 
 # Far above any real model, and low enough that a damaged file cannot ask for absurd memory.
@@ -115,8 +115,12 @@ class HyperLoRAConfig:
     chat_template: str | None = _text(default=None)
     """The template that the adapters were trained with; None: the base model's own."""
     prompt_style: PromptStyle = "input"
-    """What the prompts in training held: the input alone, the description on the line before it, or, as in the public
-    implementation, a definition of the task, a blank line and the input."""
+    """What the prompts in training held: the input alone, the description on the line before it, either of the two, or,
+    as in the public implementation, a definition of the task, a blank line and the input."""
+    describe: bool = True
+    """Prompt style `either`: whether chats hold the description where they do not say, as measured after training."""
+    trained_tokens: int | None = _number(0, 2**62, default=None)
+    """The tokens of the rows that it was trained on, of all its runs by `training.sft` together."""
     notice_threshold: float | int | None = _number(-1, 1, default=None)
     """Cosine to the nearest training description under which a notice is shown; None: never."""
 
@@ -146,6 +150,13 @@ class HyperLoRAConfig:
     def scale(self) -> float:
         """What ΔW = scale · B A is scaled by: alpha / √rank with rsLoRA, alpha / rank without."""
         return lora_scale(self.alpha, self.rank, self.use_rslora)
+
+    @property
+    def chat_style(self) -> PromptStyle:
+        """How a chat that does not say holds the description: as in training or, for `either`, as `describe` says."""
+        if self.prompt_style != "either":
+            return self.prompt_style
+        return "description_input" if self.describe else "input"
 
     @property
     def head_start(self) -> Literal["zero", "peft"]:

@@ -217,7 +217,7 @@ class HyperLoRA(nn.Module):
             description=text,
             base_model=self.config.base_model,
             base_revision=self.config.base_revision,
-            prompt_style=self.config.prompt_style,
+            prompt_style=self.config.chat_style,
             hyperlora=self.name,
             nearest=nearest,
             notice=NOTICE if far else None,

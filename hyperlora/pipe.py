@@ -48,8 +48,8 @@ class Pipeline:
         self.preset = preset
         self.base_name = hyperlora.config.base_model or base_name
         self.multi_turn = preset.multi_turn if preset else True
-        self.describe = hyperlora.config.prompt_style != "input"
-        self._style = hyperlora.config.prompt_style if self.describe else "description_input"
+        self.describe = hyperlora.config.chat_style != "input"
+        self._style = hyperlora.config.chat_style if self.describe else "description_input"
         self.engine = ChatEngine(adapted, tokenizer)
 
     @overload

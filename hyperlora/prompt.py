@@ -87,7 +87,7 @@ def with_description(description: str | None, message: str, style: PromptStyle =
     message = message.strip()
     if description is None or style == "input":
         return message
-    return f"{description}\n{message}" if style == "description_input" else f"{description}\n\n{message}"
+    return f"{description}\n\n{message}" if style == "definition_input" else f"{description}\n{message}"
 
 
 def check_messages(messages: str | list[Message]) -> list[Message]:

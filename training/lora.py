@@ -21,23 +21,24 @@ from torch import Tensor
 
 from hyperlora.adapted import AdaptedModel
 from hyperlora.base import Precision, load_base, origin, precision
-from hyperlora.config import MAX_RANK, PromptStyle, lora_scale
+from hyperlora.config import MAX_RANK, lora_scale
 from hyperlora.errors import UserError
 from hyperlora.files import check_writable
 from hyperlora.hypernetwork import Factors
 from hyperlora.lora import Adapter
 from training.parts.adapters import average, form, load_adapters, read_index, read_settings, save_adapters
-from training.parts.batches import IGNORE, Batches, Encoded, encode_tasks, row_length
+from training.parts.batches import IGNORE, Batches, row_length
 from training.parts.digest import base_digest
 from training.parts.loss import answer_loss, training_mode
 from training.parts.options import option, parse, run
+from training.parts.rows import RowOptions, Rows, sources, task_weights
 from training.tasks import Task, load_tasks
 
 FREE = ("gradient_checkpointing", "compile", "loras_at_once", "log_every")  # what a resumed run may have otherwise
 
 
 @dataclass
-class LoRAConfig:
+class LoRAConfig(RowOptions):
     """Figure 7 and the first column of Table 7."""
 
     rank: int = option(8, "rank r of every adapter", least=1, most=MAX_RANK)
@@ -69,7 +70,6 @@ def train_loras(
     tokenizer,
     groups: Mapping[str, Sequence[Task]],
     config: LoRAConfig | None = None,
-    prompt_style: PromptStyle = "input",
 ) -> dict[str, Adapter]:
     """Train one LoRA a group, on its tasks' `train` examples, tasks drawn evenly; group name -> adapter.
 
@@ -79,7 +79,10 @@ def train_loras(
     config = config or LoRAConfig()
     names = list(groups)
     longest = row_length(adapted.model, config.longest)
-    data = {name: encode_tasks(tokenizer, tasks, longest, prompt_style) for name, tasks in _examples(groups).items()}
+    data = {
+        name: (*sources(tokenizer, tasks, config, longest), task_weights(tasks, config.shares))
+        for name, tasks in _examples(groups).items()
+    }
     adapters = {}
     base_model, base_revision = origin(adapted.model)
     adapted.lora_dropout, before = config.lora_dropout, adapted.lora_dropout
@@ -100,7 +103,7 @@ def train_loras(
                         lora_dropout=config.lora_dropout,
                         base_model=base_model,
                         base_revision=base_revision,
-                        prompt_style=prompt_style,
+                        prompt_style=config.prompt_style,
                     )
     finally:
         adapted.lora_dropout = before
@@ -121,7 +124,6 @@ def _settings(adapted: AdaptedModel, tasks: Sequence[Task], options: "Options") 
     read = options.prompt_style != "input"
     content = json.dumps([[task.name, task.descriptions if read else None, task.train] for task in tasks])
     return settings | {
-        "prompt_style": options.prompt_style,
         "target modules": ", ".join(adapted.target_modules),
         "base_dtype": options.base_dtype,
         "content of the base": base_digest(adapted.model),
@@ -156,21 +158,23 @@ def _check_resumed(folder: Path, adapted: AdaptedModel, config: "Options", now: 
 
 
 def _train_together(
-    adapted: AdaptedModel, data: dict[str, list[list[Encoded]]], config: LoRAConfig, pad: int
+    adapted: AdaptedModel, data: dict[str, tuple[list, Rows | None, list[float]]], config: LoRAConfig, pad: int
 ) -> Factors:
     """Train one adapter for each entry of `data`; A [n, layers, r, d_in] and B [n, layers, d_out, r] a module."""
     n, accumulation = len(data), config.gradient_accumulation_steps
     device = adapted.model.get_input_embeddings().weight.device
     size = config.batch_size * accumulation
-    own = [config.max_steps or math.ceil(config.epochs * sum(map(len, of)) / size) for of in data.values()]
+    own = [
+        config.max_steps or math.ceil(config.epochs * sum(map(len, examples)) / size) for examples, *_ in data.values()
+    ]
     steps = max(own)
     seeds = [config.seed + zlib.crc32(name.encode()) for name in data]  # the same in any company
     weights = _start(adapted, seeds, config.rank, device)
     parameters = [tensor.requires_grad_() for pair in weights.values() for tensor in pair]
     optimizer = torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True)
     streams = [
-        iter(Batches(sources, [[i]] * len(sources), config.batch_size, pad, seed))
-        for i, (sources, seed) in enumerate(zip(data.values(), seeds, strict=True))
+        iter(Batches(examples, [[i]] * len(examples), config.batch_size, pad, seed, weights=often, rows=rows))
+        for i, ((examples, rows, often), seed) in enumerate(zip(data.values(), seeds, strict=True))
     ]
     scale = lora_scale(config.alpha, config.rank, config.use_rslora)
     started, total, counted = time.perf_counter(), torch.zeros(n, device=device), 0
@@ -254,7 +258,6 @@ class Options(LoRAConfig):
     output: str = option(help="folder for the adapters")
     kind: Literal["task", "multi_task"] = option("task", "one LoRA a task, with their average, or one for all tasks")
     target_modules: str = option("q_proj,v_proj", "names of the adapted linears, with commas between")
-    prompt_style: Literal["input", "description_input"] = option("input", "whether prompts hold a description too")
     base_dtype: Precision = option("float32", "how the frozen base is held")
     resume: bool = option(False, "leave the LoRAs that the output folder has, and train the others")
     device: str = option("cpu", "cpu, cuda, ...")
@@ -284,7 +287,7 @@ def main(argv: list[str] | None = None) -> None:
             _check_resumed(Path(options.output) / name, adapted, options, every[name], made.get(name))
     for first in range(0, len(left), options.loras_at_once):  # each part is on the disk before the next begins
         part = {name: groups[name] for name in left[first : first + options.loras_at_once]}
-        trained = train_loras(adapted, tokenizer, part, options, options.prompt_style)
+        trained = train_loras(adapted, tokenizer, part, options)
         save_adapters(options.output, trained, part, {name: every[name] for name in part})
     if options.kind == "task":
         averaged = set(read_index(options.output).get("average", []))

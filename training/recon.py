@@ -55,6 +55,9 @@ Loss = Literal["factors", "delta"]
 class ReconConfig(NetworkOptions):
     """The hypernetwork's shape, and the third column of Table 7. Rank, layers and modules are the library's."""
 
+    prompt_style: Literal["input", "description_input"] = option(
+        "input", "what the prompts of the LoRAs' training held"
+    )
     loss: Literal["factors", "delta"] = option(
         "factors", "L1 on the z-scores of A and B (App. D), or Frobenius distance of dW (App. E)"
     )
@@ -112,6 +115,7 @@ def build(
         alpha=library.alpha,
         use_rslora=library.use_rslora,
         z_score=True,
+        prompt_style=config.prompt_style,
         base_model=library.base_model,
         base_revision=library.base_revision,
     )

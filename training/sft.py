@@ -3,8 +3,9 @@
 python -m training.sft --tasks DIR --base DIR --output DIR [--offset_adapter DIR] [--held_out DIR --eval_every N]
 accelerate launch --num_processes N -m training.sft --device cuda ... does the same with N GPUs.
 
-OUTPUT gets the trained HyperLoRA, OUTPUT/best the one with the lowest validation loss so far, both as
-`HyperLoRA.from_pretrained` reads them; OUTPUT/checkpoints what `--resume` needs, optimizer and random states included.
+OUTPUT gets the trained HyperLoRA, at each checkpoint as far as it is, and OUTPUT/best the one with the lowest
+validation loss so far, both as `HyperLoRA.from_pretrained` reads them; OUTPUT/checkpoints what `--resume` needs,
+optimizer and random states included.
 
 The loss of an optimizer step is the mean over all answer tokens of its batch_size x gradient_accumulation_steps x
 processes rows, and those rows depend on that product alone: a step is the same however it is cut, up to rounding.
@@ -35,15 +36,17 @@ from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
 from hyperlora.prompt import own_template
-from training.parts.batches import IGNORE, Batches, encode_tasks, row_length
+from training.parts.batches import IGNORE, Batches, row_length
 from training.parts.digest import base_digest, tensor_digest
 from training.parts.loss import answer_loss, check_trainable, training_mode
 from training.parts.muon import MuonAdamW
 from training.parts.network import NetworkOptions, save, task_inputs, trained_descriptions, untrained
 from training.parts.options import option, parse, run
+from training.parts.rows import RowOptions, sources, task_weights
 from training.parts.trainer import (
     BatchTrainer,
     KeepBest,
+    KeepLast,
     Progress,
     check_report_to,
     check_settings,
@@ -63,7 +66,7 @@ SHAPE = (  # what a hypernetwork and the one that it goes on from have in common
 
 
 @dataclass
-class SFTConfig(NetworkOptions):
+class SFTConfig(NetworkOptions, RowOptions):
     """The adapters' shape, and the second column of Table 7."""
 
     rank: int = option(8, "rank r of the adapters", least=1)
@@ -145,6 +148,7 @@ def build(
         alpha=config.alpha,
         use_rslora=config.use_rslora,
         offset=config.offset,
+        prompt_style=config.prompt_style,
         base_model=base_model,
         base_revision=base_revision,
         chat_template=own_template(tokenizer),
@@ -162,6 +166,7 @@ def _go_on_from(hyperlora: HyperLoRA, init: HyperLoRA) -> None:
         mine, other = getattr(hyperlora.config, field.name), getattr(init.config, field.name)
         if field.name in SHAPE and mine != other:
             raise UserError(f"init was trained with {field.name} {other!r}, and this run has {mine!r}: use the same.")
+    hyperlora.config.trained_tokens = init.config.trained_tokens
     state = {name: tensor for name, tensor in init.state_dict().items() if name != "embeddings"}
     hyperlora.load_state_dict(state, strict=False)
 
@@ -210,13 +215,18 @@ class SFTModel(nn.Module):
     accepts_loss_kwargs = True  # the Trainer then passes `num_items_in_batch`
 
     def forward(
-        self, input_ids: Tensor, labels: Tensor, index: Tensor, num_items_in_batch: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        index: Tensor,
+        attention_mask: Tensor | None = None,
+        num_items_in_batch: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """input_ids, labels: [b, t]; index: [b] -> {"loss"}. Each description of the batch is generated once.
 
-        The loss is the mean over the batch's answer tokens or, with `num_items_in_batch`, the batch's part of the mean
-        over so many: the step's, over all passes and processes; with `equal_rows` over its rows. Label smoothing and
-        the squares of the weights are a training's alone.
+        The mask is not read (see `Batches`). The loss is the mean over the batch's answer tokens or, with
+        `num_items_in_batch`, the batch's part of the mean over so many: the step's, over all passes and processes; with
+        `equal_rows` over its rows. Label smoothing and the squares of the weights are a training's alone.
         """
         config = self.config
         unique, rows = index.unique(return_inverse=True)
@@ -293,7 +303,7 @@ def train(
         label_names=["labels"],
         remove_unused_columns=False,
         ignore_data_skip=True,  # the batches start where the checkpoint stopped
-        include_num_input_tokens_seen="all",
+        include_num_input_tokens_seen="non_padding",
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,  # they never change, and the task inputs are large
         disable_tqdm=True,
@@ -307,15 +317,15 @@ def train(
     arguments._n_gpu = min(arguments.n_gpu, 1)  # without a launcher the Trainer would copy the model to every GPU
     process, processes = arguments.process_index, arguments.world_size
     longest = row_length(adapted.model, config.longest)
-    sources = encode_tasks(tokenizer, tasks, longest, config.prompt_style, say=process == 0)
+    examples, rows = sources(tokenizer, tasks, config, longest, say=process == 0)
     step_rows = config.batch_size * accumulation * processes
-    steps = config.max_steps or math.ceil(config.epochs * sum(map(len, sources)) / step_rows)
+    steps = config.max_steps or math.ceil(config.epochs * sum(map(len, examples)) / step_rows)
     arguments.max_steps, arguments.warmup_steps = steps, round(config.warmup_fraction * steps)
     if config.schedule == "constant":
         arguments.lr_scheduler_type = SchedulerType.WARMUP_STABLE_DECAY
         arguments.lr_scheduler_kwargs = {"num_decay_steps": math.ceil(steps / 10), "decay_type": "linear"}
     batches = Batches(
-        sources,
+        examples,
         choices,
         config.batch_size,
         pad,
@@ -323,6 +333,8 @@ def train(
         passes=accumulation,
         process=process,
         processes=processes,
+        weights=task_weights(tasks, config.shares),
+        rows=rows,
     )
     checkpoint = last_checkpoint(checkpoints, resume and process == 0)
     if checkpoint and not resume:
@@ -336,12 +348,13 @@ def train(
 
     validation = None
     if checked:
-        tests = encode_tasks(tokenizer, checked, longest, config.prompt_style, "test", say=process == 0)
+        shown = [replace(task, descriptions=task.eval_descriptions) for task in checked]
+        tests, rows = sources(tokenizer, shown, config, longest, "test", say=process == 0)
         unseen, unseen_choices = task_inputs(hyperlora, checked, "eval_descriptions")
         unseen_choices = [[len(inputs) + i for i in part] for part in unseen_choices]
         inputs = torch.cat([inputs, unseen])
         count = math.ceil(config.eval_batches / processes) * processes  # as many in each process
-        drawn = itertools.islice(Batches(tests, unseen_choices, config.batch_size, pad), count)
+        drawn = itertools.islice(Batches(tests, unseen_choices, config.batch_size, pad, rows=rows), count)
         validation = list(drawn)[process::processes]
 
     optimizers = None, None
@@ -356,13 +369,19 @@ def train(
             scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,
         )
         optimizers = optimizer, schedule
+    before_tokens = hyperlora.config.trained_tokens or 0
+
+    def keep(folder: Path) -> None:
+        hyperlora.config.trained_tokens = before_tokens + int(trainer.state.num_input_tokens_seen)
+        save(hyperlora, folder)
+
     trainer = BatchTrainer(
         SFTModel(hyperlora, adapted, inputs, config, step_rows),
         arguments,
         train_dataset=batches,
         eval_dataset=validation,
         optimizers=optimizers,
-        callbacks=[Progress(), KeepBest(lambda: save(hyperlora, output / "best"))],
+        callbacks=[Progress(), KeepBest(lambda: keep(output / "best")), KeepLast(lambda: keep(output))],
     )
     trainer.remove_callback(PrinterCallback)
     if processes > 1:
@@ -376,7 +395,7 @@ def train(
         adapted.lora_dropout = before
     hyperlora.eval().to("cpu")
     if process == 0:
-        save(hyperlora, output)
+        keep(output)
     return trainer.state.log_history
 
 

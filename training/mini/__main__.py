@@ -6,9 +6,7 @@ Stages: tasks, base (with its tokenizer), multi_task, hyperlora-M, oracles, noti
 A killed build goes on where it was: the long stages from their last checkpoint.
 """
 
-import json
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,25 +16,23 @@ import torch
 
 from hyperlora.adapted import AdaptedModel
 from hyperlora.base import load_base
-from hyperlora.config import read_json
-from hyperlora.errors import UserError
-from hyperlora.files import write_atomic
 from hyperlora.generator import HyperLoRA
 from training import evaluate, sft
 from training.lora import LoRAConfig, train_loras
 from training.mini.base import train_base
 from training.mini.blind import blind_descriptions, blind_tasks
 from training.mini.card import write_card
-from training.mini.notice import measure_threshold
 from training.mini.splits import examples
 from training.mini.suite import suite
 from training.parts.adapters import TARGET_MODULES, load_adapters, save_adapters
 from training.parts.compile import pays
 from training.parts.digest import digest, value_digest
 from training.parts.kinds import random_strings
+from training.parts.notice import add_notice, shipped
 from training.parts.options import option, parse, run
 from training.parts.requests import everyday_requests
 from training.parts.results import write_results
+from training.parts.stages import check_stage, read_stages, run_stages
 from training.tasks import Task, load_tasks
 
 FROM_INSTRUCTION_INDUCTION = (
@@ -54,7 +50,6 @@ SHAPED_BY = {  # a stage: the options that it depends on, and all that follow it
     HYPERLORA: ("hyperlora_steps",),
     "evaluation": ("content of instruction_induction", "seeds"),
 }
-SHIPPED_DESCRIPTIONS = 2500  # what the notice needs; with all of them a checkpoint would be over 10 MB
 
 
 @dataclass
@@ -148,15 +143,7 @@ def train_hyperlora(options: Options, work: Path) -> None:
     sft.train(hyperlora, adapted, tokenizer, tasks, config, work / HYPERLORA, resume=True)
 
 
-def with_fewer_descriptions(hyperlora: HyperLoRA) -> HyperLoRA:
-    """The same with a random part of its training descriptions, as shipped."""
-    count = len(hyperlora.descriptions)
-    kept = sorted(Random(0).sample(range(count), min(count, SHIPPED_DESCRIPTIONS)))
-    hyperlora.set_descriptions([hyperlora.descriptions[i] for i in kept], hyperlora.embeddings[kept])
-    return hyperlora
-
-
-def add_notice(options: Options, work: Path) -> None:
+def measure_notice(options: Options, work: Path) -> None:
     """Measure below which similarity a description is far from all trained ones, and store it in the checkpoint."""
     unseen = [
         text for group in ("trained", "combination") for t in tasks_of(work, group) for text in t.eval_descriptions
@@ -166,12 +153,7 @@ def add_notice(options: Options, work: Path) -> None:
         "everyday requests": [request.description for request in everyday_requests()],
         "random strings": random_strings(1000, Random(0)),
     }
-    shipped = with_fewer_descriptions(HyperLoRA.from_pretrained(work / HYPERLORA))
-    threshold, flagged = measure_threshold(shipped, unseen, others)
-    hyperlora = HyperLoRA.from_pretrained(work / HYPERLORA)
-    hyperlora.config.notice_threshold = threshold
-    hyperlora.save_pretrained(work / HYPERLORA)
-    (work / "notice.json").write_text(json.dumps({"threshold": threshold, "flagged": flagged}, indent=1) + "\n")
+    add_notice(work / HYPERLORA, unseen, others, work / "notice.json")
 
 
 def induction_tasks(folder: str) -> list[Task]:
@@ -203,7 +185,7 @@ def assemble(options: Options, work: Path) -> None:
     for file in (work / "base").iterdir():
         if file.is_file():
             shutil.copyfile(file, assets / "base" / file.name)
-    hyperlora = with_fewer_descriptions(HyperLoRA.from_pretrained(work / HYPERLORA))
+    hyperlora = shipped(HyperLoRA.from_pretrained(work / HYPERLORA))
     hyperlora.save_pretrained(assets / HYPERLORA, dtype=torch.bfloat16)
     shutil.copyfile(work / "results.json", assets / "results.json")
     write_card(assets / "README.md", work)
@@ -219,7 +201,7 @@ def stages(options: Options, work: Path) -> dict[str, Callable[[], None]]:
         "multi_task": lambda: train_multi_task(options, work),
         HYPERLORA: lambda: train_hyperlora(options, work),
         "oracles": lambda: train_oracles(options, work),
-        "notice": lambda: add_notice(options, work),
+        "notice": lambda: measure_notice(options, work),
         "evaluation": lambda: run_evaluation(options, work),
         "assets": lambda: assemble(options, work),
     }
@@ -229,30 +211,15 @@ def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv, __doc__)
     work = Path(options.output)
     work.mkdir(parents=True, exist_ok=True)
-    log, every = work / "stages.json", stages(options, work)
-    if options.until not in every:
-        raise UserError(f"There is no stage {options.until!r}; there are {', '.join(every)}.")
-    done = read_json(log) if log.exists() else {}
-    shaped, given = {"tasks of the suite": suite_digest()}, asdict(options) | contents(options)
+    every = stages(options, work)
+    check_stage(every, options.until)
+    given, done = asdict(options) | contents(options), read_stages(work)  # also before hours of training
     if options.init and "assets" in done and Path(options.init).resolve() == Path(options.assets).resolve():
         print(
             f"--init {options.init} holds what this build made of it: go on from that in another --output.", flush=True
         )
         given["content of init"] = done["base"]["shaped by"].get("content of init")
-    for name, stage in every.items():
-        shaped |= {option: given[option] for option in SHAPED_BY.get(name, ())}
-        entry = done.get(name, {})
-        check_same(work, name, entry.get("shaped by", {}), shaped)
-        if "minutes" not in entry:
-            print(f"Stage {name}", flush=True)
-            started = time.perf_counter()
-            done[name] = {"shaped by": dict(shaped)}  # what is begun is not gone on with otherwise either
-            write_atomic(log, (json.dumps(done, indent=1) + "\n").encode())
-            stage()
-            done[name]["minutes"] = round((time.perf_counter() - started) / 60, 1)
-            write_atomic(log, (json.dumps(done, indent=1) + "\n").encode())
-        if name == options.until:
-            break
+    run_stages(work, every, options.until, given, SHAPED_BY, {"tasks of the suite": suite_digest()})
 
 
 def contents(options: Options) -> dict[str, str | None]:
@@ -269,16 +236,6 @@ def contents(options: Options) -> dict[str, str | None]:
 def suite_digest() -> str:
     """Of what the suite's tasks are and how they are worded."""
     return value_digest([(task.name, task.group, task.descriptions, task.make(Random(0))) for task in suite()])
-
-
-def check_same(work: Path, stage: str, before: dict, now: dict) -> None:
-    """`UserError` where a stage that is done was another one's: what follows would be built on it."""
-    for name in before:
-        if before[name] != now.get(name):
-            raise UserError(
-                f"{work} has the stage {stage} with {name} {before[name]!r}, not {now.get(name)!r}: go on with the "
-                "same, or take another --output."
-            )
 
 
 if __name__ == "__main__":

@@ -1,36 +1,13 @@
 """What the mini suite's tasks get to read: words, sentences, lists and numbers, drawn at random."""
 
-import re
 from collections.abc import Callable
 from random import Random
 
+from training.parts.typed import END_MARKS, typed
+
 from . import words as w
 
-END_MARKS = ".!?"
 SHORT = ("I", "a", "is", "it", "in", "of", "on", "to", "we", "he", "my", "go", "no", "at", "as", "so", "do", "or")
-WORD_START = re.compile(r"(?<!\S)[a-z]")  # a lower-case letter that begins a word
-
-
-def typed(rng: Random, text: str, ends: bool = False) -> str:
-    """The text as somebody types it: a third begin with a capital, and with `ends` a fifth have an end mark.
-
-    Of those with a capital a few have one in every word, or capitals alone; some texts have a name in them.
-    """
-    kind = rng.random()
-    if kind < 0.02:
-        text = text.upper()
-    elif kind < 0.07:
-        text = WORD_START.sub(lambda m: m.group().upper(), text)
-    elif kind < 0.34:
-        text = text[0].upper() + text[1:]
-    if rng.random() < 0.08:
-        starts = [m.start() for m in WORD_START.finditer(text)]
-        if starts:
-            i = rng.choice(starts)
-            text = text[:i] + text[i].upper() + text[i + 1 :]
-    if ends and rng.random() < 0.2:
-        text += rng.choice("...!?")
-    return text
 
 
 def word(rng: Random) -> str:

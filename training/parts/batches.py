@@ -1,6 +1,8 @@
 """Examples as token ids with labels, and the batches that every stage of training reads."""
 
 from collections.abc import Iterator, Sequence
+from random import Random
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,8 +14,10 @@ from hyperlora.errors import UserError
 from hyperlora.prompt import encode_answers, encode_chats, with_description
 from training.tasks import Example, Task, descriptions_of
 
+ROOM = 8  # tokens more than there are bytes, at the edges of texts
 IGNORE = -100  # the label of tokens that carry no loss
 Encoded = dict[str, list[int]]  # {"input_ids": [t], "labels": [t]}
+Draw = tuple[int, int, float]  # task, example, and where among the task's descriptions, from 0 to 1
 
 
 def encode_prompts(tokenizer, texts: Sequence[str]) -> list[list[int]]:
@@ -35,10 +39,12 @@ def encode_all(
         [{"role": "user", "content": text}, {"role": "assistant", "content": e["output"]}]
         for text, e in zip(texts, examples, strict=True)
     ]
-    return [
-        {"input_ids": prompt + answer, "labels": [IGNORE] * len(prompt) + answer}
-        for prompt, answer in encode_answers(tokenizer, chats)
-    ]
+    return [labelled(*pair) for pair in encode_answers(tokenizer, chats)]
+
+
+def labelled(prompt: list[int], answer: list[int]) -> Encoded:
+    """The token ids of a prompt and of its answer, which alone is labelled."""
+    return {"input_ids": prompt + answer, "labels": [IGNORE] * len(prompt) + answer}
 
 
 def encode(tokenizer, input: str, output: str, description: str | None = None) -> Encoded:
@@ -68,14 +74,36 @@ def encode_tasks(
     Raises `UserError` where a task is left without any.
     """
     encoded = [encode_task(tokenizer, task, prompt_style, split) for task in tasks]
-    kept = [[row for row in rows if len(row["input_ids"]) <= longest] for rows in encoded]
-    for task, before, after in zip(tasks, encoded, kept, strict=True):
+    return _within(longest, tasks, [[len(row["input_ids"]) for row in rows] for rows in encoded], encoded, say)
+
+
+def fitting_examples(
+    tokenizer, tasks: Sequence[Task], longest: int, split: str = "train", say: bool = True
+) -> list[list[Example]]:
+    """Each task's examples whose row with the input alone has at most `longest` tokens; else as `encode_tasks`."""
+    items = [getattr(task, split) for task in tasks]
+    template = len(encode(tokenizer, "", "")["input_ids"]) + ROOM
+    sizes = [[template + len((e["input"] + e["output"]).encode()) for e in own] for own in items]
+    for own, of in zip(items, sizes, strict=True):  # a token has a byte at least: most need not be counted
+        long = [i for i, size in enumerate(of) if size > longest]
+        for i, row in zip(long, encode_all(tokenizer, [own[i] for i in long]), strict=True):
+            of[i] = len(row["input_ids"])
+    return _within(longest, tasks, sizes, items, say)
+
+
+def _within(longest: int, tasks: Sequence[Task], sizes: list[list[int]], items: list[list], say: bool) -> list[list]:
+    """Those `items` of each task whose size is at most `longest` tokens."""
+    kept = [
+        [item for item, size in zip(own, of, strict=True) if size <= longest]
+        for own, of in zip(items, sizes, strict=True)
+    ]
+    for task, before, after in zip(tasks, items, kept, strict=True):
         if before and not after:
             raise UserError(
                 f"All examples of the task {task.name!r} are longer than {longest} tokens: take it away, or raise "
                 "--longest where the base model takes more."
             )
-    whole, left = (sum(map(len, rows)) for rows in (encoded, kept))
+    whole, left = (sum(map(len, rows)) for rows in (items, kept))
     if say and left < whole:
         print(f"Left out {whole - left} of {whole} examples, which are longer than {longest} tokens.", flush=True)
     return kept
@@ -93,17 +121,25 @@ def collate(rows: Sequence[Encoded], pad_token_id: int) -> dict[str, Tensor]:
     return {"input_ids": ids, "labels": labels}
 
 
+class RowMaker(Protocol):
+    """Makes rows of draws, anew each time; training/parts/rows.py has one."""
+
+    def encode(self, draws: Sequence[Draw], random: Random) -> list[Encoded]: ...
+
+
 class Batches(IterableDataset):
     """Endless batches of like length, the same for the same seed, from any batch on.
 
-    sources: one list of encoded examples a task; tasks are drawn evenly, whatever their size.
+    sources: one list of encoded examples a task, or of what `rows` makes them of.
     choices: for each source the ids that a draw takes one of (descriptions, or an adapter): `index` of a batch.
+    weights: how often each source is drawn, in proportion; None: evenly, whatever its size.
     batch_size, passes, processes: an optimizer step is `passes` batches of `batch_size` rows in each of `processes`
     processes; what is drawn for it depends on their product alone, so that a step is the same however it is cut.
     process: whose batches these are. start: the number of this process's first batch.
     Within a window of steps the draws are sorted by length; then the steps are shuffled, in an order that depends
     on (seed, window) only through the window, so that the streams of several seeds stay alike in length.
-    Yields {"input_ids" [b, t], "labels" [b, t], "index" [b]}, all int64.
+    Yields {"input_ids" [b, t], "labels" [b, t], "index" [b], "attention_mask" [b, t]}, all int64; by the last, which
+    no model needs, the Trainer counts tokens.
     """
 
     def __init__(
@@ -118,6 +154,8 @@ class Batches(IterableDataset):
         passes: int = 1,
         process: int = 0,
         processes: int = 1,
+        weights: Sequence[float] | None = None,
+        rows: RowMaker | None = None,
     ):
         if not sources or not all(sources) or not all(len(c) for c in choices):
             raise UserError("There is a task without training examples or without descriptions.")
@@ -125,31 +163,42 @@ class Batches(IterableDataset):
         self.batch_size, self.pad_token_id = batch_size, pad_token_id
         self.seed, self.start, self.window = seed, start, window
         self.passes, self.process, self.processes = passes, process, processes
+        self.weights = torch.tensor([1.0] * len(sources) if weights is None else weights, dtype=torch.float64)
+        self.rows = rows
 
-    def _window(self, number: int) -> list[list[tuple[int, int, int]]]:
-        """This process's batches of one window: (source, example, choice) of each row."""
+    def _window(self, number: int) -> list[list[tuple[Encoded, int]]]:
+        """This process's batches of one window: each row with its choice."""
         random = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         size, n = self.batch_size, len(self.sources)
         parts = self.passes * self.processes  # batches of a step
         count = self.window * size * parts
-        rounds = [torch.randperm(n, generator=random) for _ in range(-(-count // n))]
+        # at even distances along the sources, each as long as its weight, so that each comes as often as it should
+        order = torch.randperm(n, generator=random)
+        ends = self.weights[order].cumsum(0)
+        points = (torch.arange(count) + torch.rand(1, generator=random, dtype=torch.float64)) * (ends[-1] / count)
+        chosen = order[torch.searchsorted(ends, points, right=True).clamp(max=n - 1)]
+        chosen = chosen[torch.randperm(count, generator=random)].tolist()
         # floats in float64: one draw serves lists of any length
         picks = torch.rand(count, 2, generator=random, dtype=torch.float64).tolist()
-        draws = []
-        for source, (p, q) in zip(torch.cat(rounds)[:count].tolist(), picks, strict=True):
-            options = self.choices[source]
-            draws.append((source, int(p * len(self.sources[source])), options[int(q * len(options))]))
-        draws.sort(key=lambda d: len(self.sources[d[0]][d[1]]["input_ids"]))
-        order = torch.randperm(self.window, generator=torch.Generator().manual_seed(number)).tolist()
+        draws = [(s, int(p * len(self.sources[s])), q) for s, (p, q) in zip(chosen, picks, strict=True)]
+        if self.rows is None:
+            rows = [self.sources[s][e] for s, e, _ in draws]
+        else:
+            rows = self.rows.encode(draws, Random(f"{self.seed} {number}"))
+        choices = [self.choices[s][int(q * len(self.choices[s]))] for s, _, q in draws]
+        made = sorted(zip(rows, choices, strict=True), key=lambda pair: len(pair[0]["input_ids"]))
+        steps = torch.randperm(self.window, generator=torch.Generator().manual_seed(number)).tolist()
         # the processes' batches of one pass lie side by side, so that none waits for another's longer rows
-        firsts = [i * parts + j for i in order for j in range(self.process, parts, self.processes)]
-        return [draws[first * size : (first + 1) * size] for first in firsts]
+        firsts = [i * parts + j for i in steps for j in range(self.process, parts, self.processes)]
+        return [made[first * size : (first + 1) * size] for first in firsts]
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         number, skip = divmod(self.start, self.window * self.passes)
         while True:
-            for draws in self._window(number)[skip:]:
-                batch = collate([self.sources[s][e] for s, e, _ in draws], self.pad_token_id)
-                batch["index"] = torch.tensor([choice for _, _, choice in draws])
+            for pairs in self._window(number)[skip:]:
+                batch = collate([row for row, _ in pairs], self.pad_token_id)
+                batch["index"] = torch.tensor([choice for _, choice in pairs])
+                lengths = torch.tensor([len(row["input_ids"]) for row, _ in pairs])
+                batch["attention_mask"] = (torch.arange(batch["labels"].shape[1]) < lengths[:, None]).long()
                 yield batch
             number, skip = number + 1, 0

@@ -14,23 +14,21 @@ from training.parts.compile import compiled_layers, layers_to_compile
 
 
 def answer_loss(model: PreTrainedModel, input_ids: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of each answer token, float32 [b, k]; 0 where there is no label (mean: `mean_loss`).
+    """Cross-entropy of each answer token, float32 [b, t - 1]; 0 where there is no label (mean: `mean_loss`).
 
     input_ids, labels: int64 [b, t], right-padded: causal attention never looks right, so no mask is needed. The model
-    computes its own logits, soft-caps and all, at the k positions before any row's answer token only. label_smoothing:
-    the part of each target that is spread over the whole vocabulary.
+    computes its own logits, soft-caps and all, at the places before an answer token only. label_smoothing: the part of
+    each target that is spread over the whole vocabulary.
     """
-    positions = (labels[:, 1:] != IGNORE).any(0).nonzero()[:, 0]
-    logits = model(input_ids=input_ids, logits_to_keep=positions, use_cache=False).logits.float()
-    targets = labels[:, positions + 1]
-    losses = cross_entropy(
-        logits.flatten(0, 1),
-        targets.flatten(),
-        ignore_index=IGNORE,
-        reduction="none",
-        label_smoothing=label_smoothing,
-    )
-    return losses.view_as(targets)
+    targets = labels[:, 1:]
+    asked = targets != IGNORE
+    head = model.get_output_embeddings().register_forward_pre_hook(lambda _, states: states[0][:, :-1][asked][None])
+    try:
+        logits = model(input_ids=input_ids, use_cache=False).logits[0].float()  # [answer tokens, vocabulary]
+    finally:
+        head.remove()
+    losses = cross_entropy(logits, targets[asked], reduction="none", label_smoothing=label_smoothing)
+    return losses.new_zeros(targets.shape).masked_scatter(asked, losses)
 
 
 def mean_loss(model: PreTrainedModel, input_ids: Tensor, labels: Tensor, tokens: Tensor | int | None = None) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hyperlora.config import HyperLoRAConfig
+from hyperlora.config import MAX_SIZE, HyperLoRAConfig
 from hyperlora.embedder import MINILM
 from hyperlora.files import writing
 from hyperlora.generator import HyperLoRA
@@ -25,10 +25,11 @@ class NetworkOptions:
     head: Literal["L", "M", "S"] = option("M", "L: A and B at once, M: one of them, S: one rank of one")
     task_input: Literal["text", "one_hot", "learned"] = option("text", "what stands for a task (Sec. 3.2)")
     learned_size: int = option(64, "size of a learned task vector", least=1)
+    latent_size: int = option(128, "width of the hypernetwork's blocks (Fig. 8)", least=4, most=MAX_SIZE)
+    head_size: int = option(512, "size of a head's input (Fig. 8)", least=1, most=MAX_SIZE)
     embedder: str = option(MINILM, "sentence encoder of the descriptions, or last_token for the base itself")
     dropout: float = option(0.05, "dropout in the hypernetwork (Fig. 8)", least=0, most=0.99)
     max_descriptions: int = option(128, "at most so many descriptions a task are trained on (App. G)", least=1)
-    prompt_style: Literal["input", "description_input"] = option("input", "whether prompts hold a description too")
     seed: int = option(0, "of the hypernetwork's start, the data and the noise", least=0)
 
 
@@ -49,7 +50,8 @@ def untrained(config: NetworkOptions, names: Sequence[str], descriptions: list[s
             task_names=None if text or len(set(names)) < count else list(names),  # a library may have a task twice
             dropout=config.dropout,
             embedder=config.embedder,
-            prompt_style=config.prompt_style,
+            latent_size=config.latent_size,
+            head_size=config.head_size,
             **shape,
         )
     )

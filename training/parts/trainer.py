@@ -136,7 +136,7 @@ def check_settings(folder: Path, settings: dict, resumed: bool, main_process: bo
 class Progress(TrainerCallback):
     """A bar on a terminal, and a line a log: loss, speed and time left.
 
-    The speed is in tokens/s (padding and all processes included) where the Trainer counts tokens, otherwise in steps/s.
+    The speed is in tokens/s (all processes included, padding not) where the Trainer counts tokens, else in steps/s.
     """
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
@@ -183,4 +183,15 @@ class KeepBest(TrainerCallback):
     def on_evaluate(self, args, state, control, metrics, **kwargs) -> None:
         # the Trainer sets `best_metric` after this
         if state.is_world_process_zero and (state.best_metric is None or metrics["eval_loss"] < state.best_metric):
+            self.save()
+
+
+class KeepLast(TrainerCallback):
+    """Calls `save` after each checkpoint."""
+
+    def __init__(self, save: Callable[[], None]):
+        self.save = save
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        if state.is_world_process_zero:
             self.save()

@@ -1,11 +1,15 @@
 """Below which similarity to every training description an adapter may not help (App. A.4)."""
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from random import Random
 
 import torch
 
 from hyperlora.generator import HyperLoRA
 
+SHIPPED = 2500  # descriptions: what the notice needs; with all of them a checkpoint would be over 10 MB
 FALSE_NOTICES = 0.05  # the part of descriptions of trained tasks that may get a notice
 
 
@@ -25,3 +29,20 @@ def measure_threshold(
     similarity |= {kind: nearest_similarity(hyperlora, texts) for kind, texts in others.items()}
     threshold = round(float(similarity["unseen"].quantile(FALSE_NOTICES)), 3)
     return threshold, {kind: round((found < threshold).float().mean().item(), 4) for kind, found in similarity.items()}
+
+
+def shipped(hyperlora: HyperLoRA) -> HyperLoRA:
+    """The same with a random part of its training descriptions, always the same: what comes along."""
+    count = len(hyperlora.descriptions)
+    kept = sorted(Random(0).sample(range(count), min(count, SHIPPED)))
+    hyperlora.set_descriptions([hyperlora.descriptions[i] for i in kept], hyperlora.embeddings[kept])
+    return hyperlora
+
+
+def add_notice(folder: Path, unseen: Sequence[str], others: Mapping[str, Sequence[str]], report: Path) -> None:
+    """Measure the threshold of a saved hypernetwork as shipped, and store it there; what it flags is in `report`."""
+    threshold, flagged = measure_threshold(shipped(HyperLoRA.from_pretrained(folder)), unseen, others)
+    hyperlora = HyperLoRA.from_pretrained(folder)
+    hyperlora.config.notice_threshold = threshold
+    hyperlora.save_pretrained(folder)
+    report.write_text(json.dumps({"threshold": threshold, "flagged": flagged}, indent=1) + "\n")
