@@ -20,7 +20,7 @@ def p_value(differences: Sequence[float]) -> float:
     All signs are tried where there are few enough of them, and otherwise `RESAMPLES`, always the same.
     """
     found = [difference for difference in differences if abs(difference) > TINY]  # the others change no sum
-    if not found:
+    if len(found) < 2:  # a sum of one has the same size under either sign
         return 1.0
     test = permutation_test((found,), np.sum, permutation_type="samples", n_resamples=RESAMPLES, rng=0)
     return float(test.pvalue)
