@@ -37,11 +37,15 @@ NAMED = 20  # broken files that are named one by one
 
 
 class Example(TypedDict):
-    """A question and its answer; `outputs`, where there are several, are all that are right, `output` the first."""
+    """A question and its answer; `outputs`, where there are several, are all that are right, `output` the first.
+
+    turns: messages and answers that came before, in evaluation alone; no task file has them.
+    """
 
     input: str
     output: str
     outputs: NotRequired[list[str]]
+    turns: NotRequired[list[tuple[str, str]]]
 
 
 @dataclass

@@ -20,14 +20,14 @@ from training.tasks import Task
 
 
 def test_any_accepted_output_is_right(adapted, tokenizer, monkeypatch):
-    monkeypatch.setattr(adapted.model, "generate", echo_first_words(tokenizer, 3))
+    monkeypatch.setattr("training.parts.scoring.decode", echo_first_words(tokenizer, 3))
     example = {"input": "abc or more", "output": "a", "outputs": ["a", "abc"]}
     assert score(adapted, tokenizer, [Trial(Task("t", ["Do it."]), [example])]) == [1]
 
 
 def test_rouge_l_reads_whole_answers(adapted, tokenizer, tasks, monkeypatch):
     """The answer "red or blue" against "red": too long for an exact match, 1 of 3 words right and 1 of 1 found."""
-    monkeypatch.setattr(adapted.model, "generate", echo_first_words(tokenizer, 11))
+    monkeypatch.setattr("training.parts.scoring.decode", echo_first_words(tokenizer, 11))
     task = Task("t", ["Do it."], test=[{"input": "red or blue or green", "output": "red"}])
     settings = Settings(examples=1, seeds=1, rouge_l=True, max_new_tokens=20)
     rows = evaluate(adapted, tokenizer, {"new": [task]}, tasks, {}, {}, settings)
@@ -126,7 +126,7 @@ def test_a_hypernetwork_is_measured_with_the_prompts_that_it_was_trained_with(
             torch.nn.init.normal_(head.weight, std=0.3)
         [adapter] = hyperlora.generate("Do third.")
         trial = Trial(task, test, UNSEEN, "Do third.", adapter, style="description_input")
-        [answers] = respond(adapted, tokenizer, [trial], max_new_tokens=8)
+        [answers] = respond(adapted, tokenizer, [trial], limit=lambda _: 8)
         task.test = [{"input": example["input"], "output": text} for example, text in zip(test, answers, strict=True)]
         rows = evaluate(adapted, tokenizer, {"new": [task]}, tasks, {"HyperLoRA M": hyperlora}, {}, settings)
         scores[style] = {row["method"]: row["score"] for row in rows if row["kind"] == UNSEEN}
@@ -189,6 +189,48 @@ def test_adapters_that_do_not_fit_in_memory_together_give_the_same_rows(
     assert evaluate(*arguments) == rows
 
 
+def test_what_was_trained_with_either_prompt_is_measured_with_both(
+    adapted, tokenizer, tasks, embedder, make_adapter, monkeypatch
+):
+    """Input alone with every kind of description, and with aligned ones in the prompt too."""
+    names = ["first", "second", "both", "multi_task", "average"]
+    adapters = {name: replace(make_adapter(i), prompt_style="either") for i, name in enumerate(names)}
+    hyperlora = build(adapted, tokenizer, tasks, SFTConfig(), make_adapter(1), embedder)
+    monkeypatch.setitem(hyperlora.config.__dict__, "prompt_style", "either")
+    asked = {}
+
+    def keep(adapted, tokenizer, trials, *_):
+        asked.update({(trial.style, trial.kind, id(trial.adapter)): trial for trial in trials})
+        return [["x"] * len(trial.examples) for trial in trials]
+
+    monkeypatch.setattr("training.evaluate.respond", keep)
+    rows = evaluate(adapted, tokenizer, {"all": tasks}, tasks, {"M": hyperlora}, adapters, Settings(1, 1, 1))
+    kinds = {method: {row["kind"] for row in rows if row["method"] == method} for method in {r["method"] for r in rows}}
+    plain = ["multi-task LoRA", "average LoRA", "Arrow routing", "oracle LoRA", "base", "base, few-shot"]
+    reading = ["nearest task's LoRA", "retrieval", "M"]
+    assert kinds == {method: {NO_DESCRIPTION} for method in [*plain, "majority label"]} | {
+        method: set(KINDS) for method in reading
+    } | {f"{method}, prompted": {SEEN, UNSEEN} for method in plain + reading}
+    own = {(style, kind) for style, kind, adapter in asked if adapter == id(adapters["first"])}
+    assert {("input", NO_DESCRIPTION), ("description_input", SEEN), ("description_input", UNSEEN)} <= own
+
+
+def test_the_majority_label_is_the_commonest_training_answer(adapted, tokenizer):
+    train = [{"input": str(i), "output": "yes" if i % 3 else "no"} for i in range(9)]
+    test = [{"input": "a", "output": "Yes"}, {"input": "b", "output": "no"}]
+    splits = {"new": [Task("t", ["Do."], train=train, test=test), Task("u", ["Do."], test=test)]}
+    for chat, right in ((True, 0.5), (False, 0)):
+        rows = evaluate(adapted, tokenizer, splits, [], {}, {}, Settings(seeds=1, chat=chat, max_new_tokens=4))
+        assert [(row["task"], row["score"]) for row in rows if row["method"] == "majority label"] == [("t", right)]
+        assert all(("contains" in row) == chat for row in rows)
+
+
+def test_some_kinds_of_description_may_be_left_out(adapted, tokenizer, tasks):
+    settings = Settings(1, 1, 1, kinds=[UNSEEN])
+    rows = evaluate(adapted, tokenizer, {"all": tasks}, tasks, {}, {}, settings)
+    assert {row["kind"] for row in rows} == {UNSEEN, NO_DESCRIPTION}
+
+
 def test_every_method_is_measured_where_it_can_be(adapted, tokenizer, tasks, embedder, make_adapter):
     hyperlora = build(adapted, tokenizer, tasks, SFTConfig(), make_adapter(1), embedder)
     held_out = [Task("third", ["Do third."], test=[{"input": "abc", "output": "c"}] * 3)]
@@ -243,11 +285,15 @@ def test_the_command_line_writes_the_results(
     assert settings["examples"] == 1
     found = {split: {row["method"] for row in rows if row["split"] == split} for split in ("trained tasks", "new")}
     assert found["new"] == {
-        "base", "base, prompted", "base, few-shot", "multi-task LoRA", "average LoRA", "Arrow routing",
+        "base", "base, prompted", "base, few-shot", "base, few-shot, prompted", "majority label",
+        "multi-task LoRA", "average LoRA", "Arrow routing",
         "nearest task's LoRA", "retrieval", "HyperLoRA M", "HyperLoRA M, prompted", "oracle LoRA",
     }  # fmt: skip
     assert found["trained tasks"] == found["new"] | {f"HyperLoRA M ({folders['numbers']})"}
     assert {row["task"] for row in rows if row["split"] == "new"} == {task.name for task in held_out}
+    monkeypatch.setattr("training.parts.scoring.decode", lambda *_, **__: pytest.fail("it was answered before"))
+    main([*command(**sources, output=tmp_path / "out.json", **few), "--rouge_l"])  # as after a kill
+    assert read_results(tmp_path / "out.json")[0] == rows
     report = (tmp_path / "out.md").read_text()
     assert report.startswith("Exact match, per cent") and "ROUGE-L, per cent" in report
     assert report.count("| *Zero-shot adaptation* |") == 2
@@ -262,6 +308,7 @@ def test_the_command_line_writes_the_results(
         ({"descriptions": -1}, "descriptions is -1, but must be at least 1"),
         ({"shots": -1}, "shots is -1, but must be at least 0"),
         ({"held_out": ["new", "old/new"]}, "two splits 'new'"),
+        ({"kinds": ["unseen", "new"]}, "no kind of description 'new'"),
         ({"tasks": "untested"}, 'None of these tasks has "test" examples'),
     ],
 )

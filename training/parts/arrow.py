@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from hyperlora.adapted import AdaptedModel
 from hyperlora.errors import UserError
 from hyperlora.lora import Adapter
+from training.parts.answers import weights_digest
+from training.parts.digest import value_digest
 
 
 def prototypes(A: Tensor, B: Tensor) -> Tensor:
@@ -48,6 +50,7 @@ class Arrow:
         if len(styles := {adapter.prompt_style for adapter in adapters}) > 1:
             raise UserError("Arrow routing needs adapters that were trained with the same prompt_style.")
         [self.prompt_style] = styles
+        self.digest = value_digest([top_k, temperature, *(weights_digest(adapter).hex() for adapter in adapters)])
         self.top_k, self.temperature = min(top_k, len(adapters)), temperature
         leading = {
             module: torch.stack([prototypes(*adapter.weights[module]) for adapter in adapters])

@@ -7,20 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-from scipy.stats import permutation_test
-
 from training.parts.kinds import NO_DESCRIPTION, OTHER, RANDOM, SEEN, UNSEEN
+from training.parts.paired import ALPHA, Scores, p_value
 from training.parts.results import MULTI_TASK, NEAREST, ORACLE, mean_by_task
 
 FLAT = 0.05  # flat is a loss whose line changes by less than this part of its fall over each of the last two fifths
 CLOSE = 0.05  # scores this near to each other count as equal
-ALPHA = 0.05  # a p below it decides
-RESAMPLES = 99_999
-TINY = 1e-12
 HELD_OUT, TRAINED = "held-out tasks", "trained tasks"
-
-Scores = dict[str, float]  # task -> exact match, 0 to 1
 
 
 def ending(losses: Sequence[tuple[int, float]], steps: int) -> dict:
@@ -70,27 +63,6 @@ def verdict(claim: Claim, trained: Mapping[str, Mapping]) -> str:
     if claim.held is None or not all(is_flat(trained[name]) for name in claim.cells):
         return "undecided"
     return "held" if claim.held else "did not hold"
-
-
-def p_value(differences: Sequence[float]) -> float:
-    """Two-sided p of a paired permutation test: how often the differences' mean is as far from 0 under random signs.
-
-    All signs are tried where there are few enough of them, and otherwise `RESAMPLES`, always the same.
-    """
-    found = [difference for difference in differences if abs(difference) > TINY]  # the others change no sum
-    if not found:
-        return 1.0
-    test = permutation_test((found,), np.sum, permutation_type="samples", n_resamples=RESAMPLES, rng=0)
-    return float(test.pvalue)
-
-
-def holm(values: Sequence[float]) -> list[float]:
-    """The p of several tests, corrected for their number by Holm's method."""
-    corrected, largest = [0.0] * len(values), 0.0
-    for rank, i in enumerate(sorted(range(len(values)), key=lambda i: values[i])):
-        largest = max(largest, min(1.0, (len(values) - rank) * values[i]))
-        corrected[i] = largest
-    return corrected
 
 
 def scores(

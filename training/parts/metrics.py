@@ -1,10 +1,14 @@
-"""How good an answer is against the outputs that its example accepts: exact match and ROUGE-L."""
+"""How good an answer is against the outputs that its example accepts: exact match, token F1, ROUGE-L."""
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from hyperlora.errors import UserError
+
+MARKS = " \t\r\n.!?\"'`\u201c\u201d\u2018\u2019«»*"  # around an answer they say nothing: end marks, quotes, bold type
 
 
 def accepted(example: Mapping[str, Any]) -> list[str]:
@@ -15,6 +19,56 @@ def accepted(example: Mapping[str, Any]) -> list[str]:
 def exact_match(answer: str, outputs: Sequence[str]) -> bool:
     """Whether the answer is one of the outputs, space around them aside."""
     return answer.strip() in {output.strip() for output in outputs}
+
+
+def same_answer(answer: str, outputs: Sequence[str], question: str = "") -> bool:
+    """Whether a person would read the answer as one of the outputs, for a chat model that was asked `question`.
+
+    Case is aside, and how much space there is, and the marks around the whole answer: . ! ? quotes and asterisks. But
+    where an output is a part of the question in another case or with other marks, those are what was asked for
+    ("overcome" -> "Overcome"), and only space around the answer is aside.
+    """
+    return any(
+        answer.strip() == output.strip()
+        or (plain(answer) == plain(output) and not (has(question, output) and output.strip() not in question))
+        for output in outputs
+    )
+
+
+def plain(text: str) -> str:
+    """In lower case, its words apart by one space, without marks around it; a text of marks alone stays."""
+    text = " ".join(text.casefold().split())
+    return text.strip(MARKS) or text
+
+
+def has(text: str, output: str) -> bool:
+    """Whether the output stands in the text as whole words, both as `plain` makes them."""
+    return re.search(rf"(?<!\w){re.escape(plain(output))}(?!\w)", plain(text)) is not None
+
+
+def contains(answer: str, outputs: Sequence[str]) -> bool:
+    """Whether one of the outputs is in the answer, as a talkative model gives it: whole words, case and marks aside."""
+    return any(has(answer, output) for output in outputs)
+
+
+def token_f1(answer: str, outputs: Sequence[str]) -> float:
+    """Token F1 of the nearest output, 0 to 1: the harmonic mean of the shares of the answer's words that the output
+    has, and of the output's that the answer has, each word as often as it is there.
+
+    Words are runs of letters and digits, in lower case, and every other sign but space is a word too, so that code and
+    emoji count. Unlike SQuAD's F1 it keeps articles.
+    """
+    given = Counter(_words(answer))
+    found = []
+    for output in outputs:
+        wanted = Counter(_words(output))
+        total = given.total() + wanted.total()
+        found.append(2 * (given & wanted).total() / total if total else 1.0)
+    return max(found)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+|[^\w\s]", text.casefold())
 
 
 def rouge_l(answer: str, outputs: Sequence[str]) -> float:

@@ -5,22 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hyperlora.files import write_atomic, writing
-from training.parts.claims import (
-    ALPHA,
-    CLOSE,
-    FLAT,
-    HELD_OUT,
-    TRAINED,
-    Claim,
-    compare,
-    holm,
-    is_flat,
-    p_value,
-    scores,
-    seeds_of,
-    verdict,
-)  # fmt: skip
+from training.parts.claims import CLOSE, FLAT, HELD_OUT, TRAINED, Claim, compare, is_flat, scores, seeds_of, verdict
 from training.parts.kinds import KINDS, NO_DESCRIPTION, UNSEEN
+from training.parts.paired import ALPHA, holm, p_value
 from training.parts.results import ORACLE, PROMPTED, paper_table, table, write_results
 
 ROWS = "rows.json"

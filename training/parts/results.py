@@ -20,10 +20,17 @@ from training.parts.kinds import NO_DESCRIPTION, SEEN, UNSEEN
 MAX_FILE_BYTES = 512 * 2**20
 SHARED = ("method", "split", "kind", "seed")
 MAX_TASK_COLUMNS = 12
+WITH_PROMPT = ", prompted"  # behind a method's name: with the description in the prompt, where it has two forms
 MULTI_TASK, ORACLE = "multi-task LoRA", "oracle LoRA"
-PROMPTED, NEAREST = "base, prompted", "nearest task's LoRA"  # both read a description
-UNADAPTED = ("base", PROMPTED, "base, few-shot", "average LoRA", MULTI_TASK)
+PROMPTED, NEAREST = f"base{WITH_PROMPT}", "nearest task's LoRA"  # both read a description
+FEW_SHOT, MAJORITY = "base, few-shot", "majority label"
+UNADAPTED = ("base", FEW_SHOT, MAJORITY, "average LoRA", MULTI_TASK)
 SECTIONS = ("No test-time adaptation", "Zero-shot adaptation", "Oracle")
+
+
+def prompted(method: str) -> str:
+    """The name of the method with the description in its prompt, where it is measured without it too."""
+    return method + WITH_PROMPT
 
 
 # ---- files ----
@@ -194,7 +201,8 @@ def paper_table(rows: Sequence[Mapping], metric: str = "score", labels: Mapping[
 
     sections: dict[str, list[str]] = {title: [] for title in SECTIONS}
     for method in scores:
-        sections[SECTIONS[0 if method in UNADAPTED else 2 if method == ORACLE else 1]].append(method)
+        plain = method.removesuffix(WITH_PROMPT)
+        sections[SECTIONS[0 if plain in UNADAPTED else 2 if plain == ORACLE else 1]].append(method)
     lines = []
     for title, methods in sections.items():
         if methods:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from transformers import PreTrainedModel
+
 from hyperlora.adapted import AdaptedModel
 from hyperlora.base import Precision, load_base, precision
 from hyperlora.embedder import LAST_TOKEN, load_embedder
@@ -9,6 +11,7 @@ from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
 from hyperlora.prompt import use_trained_template
 from training.parts.adapters import TARGET_MODULES, load_adapters
+from training.parts.digest import base_digest
 from training.parts.options import option
 
 
@@ -41,3 +44,7 @@ class Sources:
             if hyperlora.config.task_input == "text" and hyperlora.config.embedder == LAST_TOKEN:
                 hyperlora.embedder = load_embedder(LAST_TOKEN, base=(model, tokenizer))
         return AdaptedModel(model, targets[0] if targets else TARGET_MODULES), tokenizer, hyperloras, adapters
+
+    def digest(self, model: PreTrainedModel) -> str:
+        """Of the base as it is held, for `Answers`."""
+        return f"{base_digest(model)} {self.base_dtype}"

@@ -5,23 +5,23 @@ from dataclasses import replace
 import pytest
 import torch
 
+from hyperlora.errors import UserError
+from training.parts.answers import Answers
 from training.parts.batches import encode_prompts
-from training.parts.scoring import Trial, answer, fitting, fitting_trials, respond, score
+from training.parts.decode import decode
+from training.parts.scoring import Trial, answer, chat_scores, fitting, fitting_trials, respond, score
 from training.tasks import Task
 
 
 def echo_first_words(tokenizer, count: int):
-    """A model that answers with the first `count` letters of the last message."""
+    """In place of `decode`: the first `count` letters of the last message, cut at each row's limit."""
 
-    def generate(input_ids, generation_config, **_):
-        rows = []
-        for ids in input_ids.tolist():
-            text = tokenizer.decode(ids).rpartition("[INST] ")[2].removesuffix(" [/INST]")[:count]
-            out = tokenizer(text, add_special_tokens=False).input_ids[: generation_config.max_new_tokens]
-            rows.append(ids + out + [tokenizer.eos_token_id] * (count + 1 - len(out)))
-        return torch.tensor(rows)
+    def decode(model, tokenizer, prompts, limits, using):
+        texts = [tokenizer.decode(ids).rpartition("[INST] ")[2].removesuffix(" [/INST]")[:count] for ids in prompts]
+        answers = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+        return [ids[:limit] for ids, limit in zip(answers, limits, strict=True)]
 
-    return generate
+    return decode
 
 
 def test_rows_of_a_batch_are_the_answers_of_single_generation(adapted, tokenizer, strong):
@@ -49,48 +49,48 @@ def test_rows_of_a_batch_are_the_answers_of_single_generation(adapted, tokenizer
 
 
 def test_the_score_is_the_share_of_exact_matches(adapted, tokenizer, monkeypatch):
-    """A model that echoes the input's last letter and ends."""
-
-    def echo(input_ids, **_):
-        answer = input_ids[:, -3:-2]  # before " [/INST]"
-        return torch.cat([input_ids, answer, torch.full_like(answer, tokenizer.eos_token_id)], dim=1)
-
-    monkeypatch.setattr(adapted.model, "generate", echo)
-    task = Task("last", ["Do last."])
-    right, wrong = {"input": "abc", "output": " c "}, {"input": "abc", "output": "b"}
-    assert score(adapted, tokenizer, [Trial(task, [right, wrong]), Trial(task, [right]), Trial(task, [wrong])]) == [
-        0.5,
-        1,
-        0,
-    ]
+    """A model that echoes the input's first letter and ends."""
+    monkeypatch.setattr("training.parts.scoring.decode", echo_first_words(tokenizer, 1))
+    task = Task("first", ["Do first."])
+    right, wrong = {"input": "abc", "output": " a "}, {"input": "abc", "output": "b"}
+    trials = [Trial(task, [right, wrong]), Trial(task, [right]), Trial(task, [wrong])]
+    assert score(adapted, tokenizer, trials) == [0.5, 1, 0]
 
 
 def test_an_answer_that_goes_on_is_wrong(adapted, tokenizer, monkeypatch):
     """The limit on new tokens must not cut a longer answer into the expected one."""
-    monkeypatch.setattr(
-        adapted.model,
-        "generate",
-        lambda input_ids, generation_config, **_: torch.cat(
-            [input_ids, tokenizer("x" * generation_config.max_new_tokens, return_tensors="pt").input_ids], dim=1
-        ),
-    )
-    task = Task("t", ["Do it."])
-    assert score(adapted, tokenizer, [Trial(task, [{"input": "abc", "output": "xxx"}])]) == [0]
+    monkeypatch.setattr("training.parts.scoring.decode", echo_first_words(tokenizer, 99))
+    assert score(adapted, tokenizer, [Trial(Task("t", ["Do it."]), [{"input": "xxxxxx", "output": "xxx"}])]) == [0]
+
+
+def spy_on_prompts(tokenizer, monkeypatch) -> list[str]:
+    """What is decoded from now on, as text."""
+    seen, echo = [], echo_first_words(tokenizer, 1)
+
+    def decode(model, tok, prompts, limits, using):
+        seen.extend(tok.batch_decode(prompts))
+        return echo(model, tok, prompts, limits, using)
+
+    monkeypatch.setattr("training.parts.scoring.decode", decode)
+    return seen
 
 
 def test_shots_are_turns_before_the_prompt_as_far_as_they_fit(adapted, tokenizer, monkeypatch):
-    seen = []
-    generate = echo_first_words(tokenizer, 1)
-
-    def spy(input_ids, **kwargs):
-        seen.extend(tokenizer.batch_decode(input_ids))
-        return generate(input_ids, **kwargs)
-
-    monkeypatch.setattr(adapted.model, "generate", spy)
+    seen = spy_on_prompts(tokenizer, monkeypatch)
     shots = [{"input": text, "output": text[0]} for text in ("x" * 120, "y" * 120, "zoo")]
     trial = Trial(Task("t", ["Do it."]), [{"input": "abc", "output": "a"}], shots=shots)
     assert score(adapted, tokenizer, [trial]) == [1]
     assert seen == [f"<s>[INST] {'y' * 120} [/INST] y</s>[INST] zoo [/INST] z</s>[INST] abc [/INST]"]
+
+
+def test_a_description_is_in_front_of_the_first_message_as_in_chat(adapted, tokenizer, monkeypatch):
+    """Before shots and before an example's own earlier turns. The tiny tokenizer does not know line ends."""
+    seen = spy_on_prompts(tokenizer, monkeypatch)
+    example = {"input": "and c", "output": "a", "turns": [("b", "B")]}
+    trial = Trial(Task("t", []), [example], "unseen", "Do it.", style="description_input")
+    respond(adapted, tokenizer, [trial, replace(trial, shots=[{"input": "a", "output": "A"}])])
+    turns = "[INST] b [/INST] B</s>[INST] and c [/INST]"
+    assert sorted(seen) == [f"<s>[INST] Do it.<unk>a [/INST] A</s>{turns}", f"<s>[INST] Do it.<unk>{turns[7:]}"]
 
 
 @pytest.mark.parametrize(("length", "fits"), [(10, True), (200, True), (250, False), (300, False), (5000, False)])
@@ -119,9 +119,76 @@ def test_a_description_that_does_not_fit_the_prompt_is_left_out_of_it_alone(adap
 def test_answers_end_with_the_context(adapted, tokenizer, tasks, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "training.parts.scoring.decode", lambda model, tok, prompts, most: asked.append(most) or [[]] * len(prompts)
+        "training.parts.scoring.decode",
+        lambda model, tok, prompts, limits, using: asked.extend(limits) or [[]] * len(prompts),
     )
     long = {"input": "x" * 200, "output": "y"}
-    respond(adapted, tokenizer, [Trial(tasks[0], [long])], max_new_tokens=256)
+    respond(adapted, tokenizer, [Trial(tasks[0], [long])], limit=lambda longest: 256)
     [prompt] = encode_prompts(tokenizer, [long["input"]])
     assert asked == [256 - len(prompt)]
+
+
+def test_a_batch_is_rows_of_like_length_and_bounded_in_tokens(adapted, tokenizer, monkeypatch):
+    batches = []
+    monkeypatch.setattr("training.parts.scoring.BATCH_TOKENS", 100)
+    monkeypatch.setattr(
+        "training.parts.scoring.decode",
+        lambda model, tok, prompts, limits, using: batches.append([len(p) for p in prompts]) or [[]] * len(prompts),
+    )
+    prompts = [[5] * n for n in (90, 10, 11, 150, 12, 13, 14)]
+    answer(adapted, tokenizer, prompts, [None] * 7, max_new_tokens=10, batch_size=3)
+    assert batches == [[10, 11, 12], [13, 14], [90], [150]]
+
+
+def test_what_was_answered_is_not_decoded_again(adapted, tokenizer, strong, tmp_path, monkeypatch):
+    """A killed evaluation goes on after its last whole batch; equal rows are decoded once."""
+    prompts = encode_prompts(tokenizer, [f"{'word ' * (i % 3)}{i}" for i in range(6)])
+    adapters = [strong(1), None] * 3
+    expected = answer(adapted, tokenizer, prompts, adapters, max_new_tokens=4)
+    decoded, path = [], tmp_path / "answers.jsonl"
+
+    def count_and_fail(model, tok, rows, limits, using):
+        decoded.extend(rows)
+        if len(decoded) > 4:
+            raise KeyboardInterrupt
+        return decode(model, tok, rows, limits, using=using)
+
+    monkeypatch.setattr("training.parts.scoring.decode", count_and_fail)
+    with pytest.raises(KeyboardInterrupt):
+        answer(adapted, tokenizer, prompts, adapters, max_new_tokens=4, batch_size=2, saved=Answers(path, "base"))
+    with path.open("ab") as file:
+        file.write(b'["cut')  # as a kill in the middle of a line leaves it
+    decoded.clear()
+    again = [strong(1), None] * 3  # other objects, the same weights
+    saved = Answers(path, "base")
+    assert len(saved.found) == 4
+    assert answer(adapted, tokenizer, prompts * 2, again * 2, max_new_tokens=4, saved=saved) == expected * 2
+    assert len(decoded) == 2
+    assert len(Answers(path).found) == 6
+
+
+@pytest.mark.parametrize("other", [{"adapter": 2}, {"prompt": [7]}, {"limit": 5}, {"router": "arrow"}, {"base": "b"}])
+def test_answers_are_known_by_all_that_they_follow_from(make_adapter, other):
+    def key(base="a", prompt=(1, 2), adapter=1, limit=4, router=""):
+        return Answers(base=base).key(list(prompt), make_adapter(adapter), limit, router)
+
+    assert key() == key() != key(**other)
+    assert Answers().key([1], make_adapter(1).scaled(0.5), 4) != Answers().key([1], make_adapter(1), 4)
+
+
+@pytest.mark.parametrize("content", ["{}\n", '["a"]\n', '["a", 1]\n', "junk\n", "\xff\n"])
+def test_a_file_that_holds_no_answers_is_refused(tmp_path, content):
+    path = tmp_path / "answers.jsonl"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match="does not hold an evaluation's answers"):
+        Answers(path)
+
+
+def test_a_chat_answer_is_measured_by_the_length_of_what_the_task_expects():
+    short = Task("t", [], test=[{"input": "France", "output": "Paris"}])
+    trial = Trial(short, short.test * 2)
+    assert chat_scores(trial, ["paris.", "It is Paris."], 30) == {"score": 0.5, "contains": 1.0}
+    long = Task("t", [], test=[{"input": "Er geht.", "output": "one two three four"}])
+    trial = Trial(long, long.test)
+    assert chat_scores(trial, ["one two"], 10)["score"] == pytest.approx(2 / 3)
+    assert chat_scores(trial, ["one two"], 30)["score"] == 0
