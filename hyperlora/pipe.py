@@ -78,8 +78,9 @@ class Pipeline:
 
         `describe`: put the adapter's description in front of the user's first message too; None: as in training.
         `options` are generation options by their `transformers` names: max_new_tokens, do_sample, temperature, top_p,
-        top_k, repetition_penalty. With `stream` the answer comes as an iterable of pieces of text; once that is read,
-        its `finish_reason` is "length" where the answer was cut at max_new_tokens, which a text does not show.
+        top_k, repetition_penalty; and the `seed` of what is sampled. With `stream` the answer comes as an iterable of
+        pieces of text; once that is read, its `finish_reason` is "length" where the answer was cut at max_new_tokens,
+        which a text does not show.
         """
         answer = self._submit([messages], [adapter], describe, options)[0]
         return answer if stream else "".join(answer)

@@ -1,6 +1,6 @@
 import pytest
 
-from training.parts.metrics import accepted, exact_match, rouge_l
+from training.parts.metrics import accepted, exact_match, loops, rouge_l
 
 
 def test_an_answer_is_right_where_it_is_any_accepted_output():
@@ -18,3 +18,38 @@ def test_rouge_l_is_the_f1_of_the_longest_common_subsequence_of_stems():
     assert rouge_l("no word in common", ["xyz"]) == 0
     assert rouge_l("", ["xyz"]) == 0
     assert rouge_l("blue", ["red", "blue"]) == 1  # the best of several
+
+
+LIST = "1. Eat well.\n2. Sleep.\n3. Walk every day.\n"
+CHORUS = "Oh, the road is long\nI sing my song\nOh, the road is long\nand I walk along"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        LIST + "4. Eat well.\n5. eat well.",
+        "I am sorry.\n\nI am sorry.\n\nI am sorry.",
+        "The cat sat, and then the cat ran and the cat ran and the cat ran and the",
+        "no " * 8,
+        "Yes. " + "a b c d " * 3,
+    ],
+)
+def test_an_answer_loops_where_a_line_is_there_three_times_or_its_end_is_the_same_words_again(text):
+    assert loops(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        LIST,
+        CHORUS,
+        "Ho, ho, ho!",
+        "row row row your boat, gently down the stream",
+        "the cat ran and the cat ran and the cat ran away from the dog",
+        "{\n  }\n}\n}\n}",
+        "| a | b |\n| - | - |\n| 1 | 2 |\n| 1 | 3 |\n| 1 | 4 |",
+    ],
+)
+def test_an_answer_that_says_something_twice_or_goes_on_from_it_does_not_loop(text):
+    assert not loops(text)
