@@ -20,6 +20,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from tqdm import tqdm
 
 from hyperlora.adapted import AdaptedModel
 from hyperlora.base import Precision, load_base, precision
-from hyperlora.chat import ChatEngine
+from hyperlora.chat import ChatEngine, ChatStream
 from hyperlora.config import read_json
 from hyperlora.errors import UserError, shown
 from hyperlora.files import write_atomic, writing
@@ -70,7 +71,7 @@ class Options:
     top_p: float | None = option(None, "of the sampling; default: the base's own", above=0, most=1)
     max_tokens: int = option(384, "tokens of an answer, at which it is cut and dropped", least=1, most=10**6)
     held_back: int = option(2, "messages of a kind that are kept for the tests of its tasks", least=0)
-    batch_size: int = option(32, "answers that are decoded together", least=1, most=4096)
+    batch_size: int = option(32, "answers that are decoded together", least=1, most=1024)
     seed: int = option(0, "of the sampling; each answer has its own numbers, whatever is decoded beside it", least=0)
 
 
@@ -167,12 +168,24 @@ def ask(engine: ChatEngine, kinds: Sequence[Kind], options: Options, settings: d
         )
         for description, message in todo
     ]
-    bar = tqdm(zip(todo, streams, strict=True), initial=len(pairs) - len(todo), total=len(pairs), unit="answer")
-    for (description, message), stream in bar:
-        answer = answers[description, message] = Answer("".join(stream), stream.finish_reason)
-        row = {"description": description, "message": message, "answer": answer.text, "end": answer.end}
-        with writing(path, FREE), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def read(pair: tuple[str, str], stream: ChatStream) -> tuple[tuple[str, str], Answer]:
+        return pair, Answer("".join(stream), stream.finish_reason)
+
+    bar = tqdm(initial=len(pairs) - len(todo), total=len(pairs), unit="answer", dynamic_ncols=True)
+    with bar, ThreadPoolExecutor(options.batch_size) as pool:  # a reader for each that is decoded
+        try:
+            for future in as_completed([pool.submit(read, *each) for each in zip(todo, streams, strict=True)]):
+                pair, answer = future.result()
+                answers[pair] = answer
+                row = {"description": pair[0], "message": pair[1], "answer": answer.text, "end": answer.end}
+                with writing(path, FREE), path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                bar.update()
+        except BaseException:  # an interrupt too: nobody reads on
+            for stream in streams:
+                stream.stop()
+            raise
     return answers
 
 
