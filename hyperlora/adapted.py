@@ -71,12 +71,13 @@ class AdaptedModel:
         """Freeze `model` and find the targets by name in each of its layers.
 
         `target_modules`: names, or names with the (d_in, d_out) that they should have. Raises `UserError` where one is
-        not in every layer, is not a linear, or has another size. Two `AdaptedModel`s of one model leave each other be.
+        not in every layer, is not a linear, or has another size. Without targets it is the base alone. Two
+        `AdaptedModel`s of one model leave each other be.
         """
         self.model = model.requires_grad_(False)
         self.max_adapters = max_adapters
         self._sites = [site for module in target_modules for site in _find(model, module)]
-        self.num_layers = 1 + max(site.layer for site in self._sites)
+        self.num_layers = 1 + max((site.layer for site in self._sites), default=-1)
         if len(self._sites) != self.num_layers * len(target_modules):
             raise UserError(f"Not every layer of the base model has all of {', '.join(target_modules)}; target others.")
         sizes = {site.module: site.size for site in self._sites}

@@ -202,6 +202,7 @@ class _Row:
     queue: SimpleQueue  # the stream's
     limit: int  # tokens that may come
     processors: LogitsProcessorList | None
+    random: torch.Generator | None  # of its sampling; None: the thread's
     made: int = 0  # tokens that came
     slot: int | None = None
     error: Exception | None = None
@@ -277,24 +278,36 @@ class ChatEngine:
 
     # ---- for callers, from any thread ----
 
-    def submit(self, messages: str | list[dict[str, str]], adapter: Adapter | None = None, **options) -> ChatStream:
+    def submit(
+        self,
+        messages: str | list[dict[str, str]],
+        adapter: Adapter | None = None,
+        seed: int | None = None,
+        **options,
+    ) -> ChatStream:
         """Queue one chat. `options` are those of `Options`, the model's generation_config filling in the rest.
 
-        Raises `UserError` for messages or options that cannot be served, a prompt longer than the context, and a full
-        queue.
+        `seed`: of what is sampled, which then depends on no other chat, but for rounding. Raises `UserError` for
+        messages or options that cannot be served, a prompt longer than the context, and a full queue.
         """
-        return self.submit_many([messages], [adapter], **options)[0]
+        return self.submit_many([messages], [adapter], seed, **options)[0]
 
     def submit_many(
-        self, chats: Sequence[str | list[dict[str, str]]], adapters: Sequence[Adapter | None], **options
+        self,
+        chats: Sequence[str | list[dict[str, str]]],
+        adapters: Sequence[Adapter | None],
+        seed: int | None = None,
+        **options,
     ) -> list[ChatStream]:
         """Queue several chats at once, to be decoded together: all of them, or none where one raises."""
         known = [option.name for option in fields(Options)]
         if unknown := sorted(set(options) - set(known)):
             raise UserError(f"The option {unknown[0]!r} is not supported; use {', '.join(known)}.")
+        if seed is not None and (type(seed) is not int or not 0 <= seed < 2**63):
+            raise UserError(f"seed must be a whole number from 0 to 2**63 - 1, not {shown(seed)}.")
         settings = Options(**self._defaults | options)
         streams = [ChatStream(self.tokenizer, self) for _ in chats]
-        rows = [self._row(*given, settings) for given in zip(streams, chats, adapters, strict=True)]
+        rows = [self._row(*given, settings, seed) for given in zip(streams, chats, adapters, strict=True)]
         with self._leaving() as inbox:
             waiting = [row for row in inbox.waiting if not row.stopped]  # the others have left
             if len(waiting) + len(rows) > max(self.max_waiting, len(rows)):
@@ -325,7 +338,12 @@ class ChatEngine:
             self._inbox.wake.notify()
 
     def _row(
-        self, stream: ChatStream, messages: str | list[dict[str, str]], adapter: Adapter | None, options: Options
+        self,
+        stream: ChatStream,
+        messages: str | list[dict[str, str]],
+        adapter: Adapter | None,
+        options: Options,
+        seed: int | None,
     ) -> _Row:
         ids = format_prompt(self.tokenizer, messages)
         if len(ids) >= self.context:
@@ -333,7 +351,8 @@ class ChatEngine:
                 f"The conversation is {len(ids):,} tokens long and the model reads {self.context:,}: shorten it."
             )
         limit = min(options.max_new_tokens, self.context - len(ids))
-        return _Row(ids, adapter, options, weakref.ref(stream), stream._queue, limit, options.processors())
+        random = None if seed is None else torch.Generator(self._device).manual_seed(seed)
+        return _Row(ids, adapter, options, weakref.ref(stream), stream._queue, limit, options.processors(), random)
 
     # ---- in the worker thread ----
 
@@ -473,7 +492,7 @@ class ChatEngine:
             try:
                 scores = row.processors(torch.tensor([row.ids], device=self._device), logits[i : i + 1].float())
                 if row.options.do_sample:
-                    tokens[i] = torch.multinomial(scores.softmax(dim=-1), 1)[0, 0]
+                    tokens[i] = torch.multinomial(scores.softmax(dim=-1), 1, generator=row.random)[0, 0]
                 else:
                     tokens[i] = scores.argmax()
             except Exception as error:  # such as probabilities that are not finite: this row's alone

@@ -31,9 +31,10 @@ class Pipeline:
     """A hypernetwork, the base model that its adapters are for, and an engine that chats with both.
 
     `multi_turn` False: the model answers each message on its own, so that only the last one of a chat is sent, with the
-    system's. `describe`: whether prompts hold the adapter's description where a chat does not say, as in the
-    hypernetwork's training. All methods may be called from several threads, and none in a process forked off from this
-    one. A pipeline that is dropped frees its models, as soon as none of its answers is being read.
+    system's. `markdown`: whether answers are Markdown, for whoever shows them. `describe`: whether prompts hold the
+    adapter's description where a chat does not say, as in the hypernetwork's training. All methods may be called from
+    several threads, and none in a process forked off from this one. A pipeline that is dropped frees its models, as
+    soon as none of its answers is being read.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Pipeline:
         self.preset = preset
         self.base_name = hyperlora.config.base_model or base_name
         self.multi_turn = preset.multi_turn if preset else True
+        self.markdown = preset.markdown if preset else True
         self.describe = hyperlora.config.chat_style != "input"
         self._style = hyperlora.config.chat_style if self.describe else "description_input"
         self.engine = ChatEngine(adapted, tokenizer)
@@ -81,8 +83,9 @@ class Pipeline:
 
         `describe`: put the adapter's description in front of the user's first message too; None: as in training.
         `options` are generation options by their `transformers` names: max_new_tokens, do_sample, temperature, top_p,
-        top_k, repetition_penalty. With `stream` the answer comes as an iterable of pieces of text; once that is read,
-        its `finish_reason` is "length" where the answer was cut at max_new_tokens, which a text does not show.
+        top_k, repetition_penalty; and the `seed` of what is sampled. With `stream` the answer comes as an iterable of
+        pieces of text; once that is read, its `finish_reason` is "length" where the answer was cut at max_new_tokens,
+        which a text does not show.
         """
         answer = self._submit([messages], [adapter], describe, options)[0]
         return answer if stream else "".join(answer)

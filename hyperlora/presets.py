@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hyperlora import smollm2
 from hyperlora.config import read_json
@@ -27,6 +28,8 @@ class Preset:
     """Which model answers, what it can do and what not, in a line, of which the description says more."""
     multi_turn: bool = True
     """False: the model was trained on single messages, so each is answered on its own and only the last is sent."""
+    markdown: bool = True
+    """False: what it writes is shown as it is."""
     max_new_tokens: int = 512
     base_revision: str | None = None
     hyperlora_subfolder: str | None = None
@@ -109,6 +112,7 @@ _PRESETS = (
         base="mini/base",
         hyperlora="mini/hyperlora-M",
         multi_turn=False,
+        markdown=False,
         max_new_tokens=128,
     ),
 )
@@ -158,13 +162,17 @@ def base_path(name: str, local_files_only: bool = False) -> str:
     return str(smollm2.base_folder(local_files_only)) if base == smollm2.NAME else asset_or_hub(base)
 
 
-def load_examples() -> list[dict[str, str]]:
-    """The example descriptions, each with a message to try it on: [{"description": ..., "message": ...}]."""
+def load_examples(name: str | None = None) -> list[dict[str, Any]]:
+    """What a preset can do: descriptions, each with a message to try it on, [{"description", "message", "answers"}].
+
+    `answers` are those that are right, none where many are. A model without examples of its own has SmolLM2's.
+    """
     path = assets_dir() / "examples.json"
-    examples = read_json(path)
+    lists = read_json(path)
+    examples = lists.get(name, lists.get("smollm2-135m")) if isinstance(lists, dict) else None
     keys = ("description", "message")
     if not isinstance(examples, list) or not all(
         isinstance(example, dict) and all(isinstance(example.get(key), str) for key in keys) for example in examples
     ):
-        raise UserError(f"{path} is damaged: it must be a list of descriptions, each with a message.")
+        raise UserError(f"{path} is damaged: it must have for each preset a list of descriptions, each with a message.")
     return examples

@@ -17,7 +17,8 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from html import unescape
+from html import escape, unescape
+from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,6 +36,7 @@ from hyperlora.errors import UserError
 from hyperlora.hub import Cancelled
 from hyperlora.presets import PRESETS, Preset, assets_dir
 from hyperlora.ui.handlers import SKIP, Handlers, about, bubbles, progress
+from hyperlora.ui.markdown import to_html
 from hyperlora.ui.model import MAX_ADAPTERS, Model
 from hyperlora.ui.page import build_page, launch
 from hyperlora.ui.session import MAX_CHARACTERS, MAX_SHELF, MAX_TURNS, Turn, put, read_shelf, read_turns, write
@@ -73,6 +75,7 @@ def slow(pipe: hyperlora.Pipeline, seconds: float) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def pipe(terse_base: Path, tiny_hyperlora: Path) -> Iterator[hyperlora.Pipeline]:
     pipe = hyperlora.pipeline(None, base=terse_base, hyperlora=tiny_hyperlora)
+    pipe.markdown = False  # its answers are random
     yield pipe
     pipe.close()
 
@@ -502,6 +505,7 @@ def test_an_answer_of_which_the_end_never_came_says_so() -> None:
 
 
 def test_text_is_shown_as_it_is() -> None:
+    """But for the answers of models that write Markdown."""
     texts = ["<b>a</b>", "    if x:\n\ty", "\n\n a \n\n", "&lt; <script>", "a\r\nb"]
     for text in texts:
         question, answer = bubbles([Turn(text, text, text, "stop")])
@@ -510,6 +514,53 @@ def test_text_is_shown_as_it_is() -> None:
         # Through Gradio's own component, which takes the indentation from plain strings.
         root = gr.Chatbot().postprocess([question, answer]).root
         assert [unescape(part.text) for message in root for part in message.content] == [text] * 3
+
+
+def test_answers_in_markdown_are_html_and_nothing_else_is() -> None:
+    text = "**a** <b>\n```py\nif x:\n\n    y\n```"
+    question, answer = bubbles([Turn(text, text, text, "stop", markdown=True)])
+    html = (
+        '<div class="markdown"><p><strong>a</strong> &lt;b&gt;</p>\n'
+        '<pre><code class="language-py">if x:\n\n    y\n</code></pre></div>'
+    )
+    assert [part["text"] for part in answer["content"]] == [html, escape(text)]
+    assert [part["text"] for part in question["content"]] == [escape(text)]
+    for blank in ("", " \n"):
+        assert bubbles([Turn("a", "b", blank, "stop", markdown=True)])[1]["content"][0]["text"] == "(no text)"
+    kept = write([Turn("a", "b", text, "stop", markdown=True)])
+    assert bubbles(read_turns(kept)) == bubbles([Turn("a", "b", text, "stop", markdown=True)])
+    assert bubbles(read_turns(kept.replace("true", '"<b>"')))[1]["content"][0]["text"] == escape(text)
+
+
+TAGS = {"div", "p", "br", "a", "pre", "code", "table", "thead", "tbody", "tr", "th", "td", "blockquote"}
+
+
+@pytest.mark.parametrize(
+    ("markdown", "html"),
+    [
+        ("a\nb", "<p>a<br>\nb</p>"),
+        ("<img src=x onerror=alert(1)>", "<p>&lt;img src=x onerror=alert(1)&gt;</p>"),
+        ("![a](http://a.b/c.png)", '<p>!<a href="http://a.b/c.png">a</a></p>'),
+        ("[a](javascript:alert(1))", "<p>[a](javascript:alert(1))</p>"),
+        ("[a](data:image/png;base64,AA)", None),
+        ("![a](data:text/html,<script>)", None),
+        ("```<b\nx", '<pre><code class="language-&lt;b">x</code></pre>'),
+        ('[a](http://b "c\\" onclick=d")', '<p><a href="http://b" title="c&quot; onclick=d">a</a></p>'),
+        ("| a |\n| - |\n| <i> |", None),
+        ("> " * 5000 + "a", None),
+    ],
+)
+def test_markdown_has_no_html_and_loads_nothing(markdown: str, html: str | None) -> None:
+    found = to_html(markdown)
+    assert html is None or found == f'<div class="markdown">{html}</div>'
+    parser, tags = HTMLParser(), []
+    parser.handle_starttag = lambda tag, attributes: tags.append((tag, dict(attributes)))
+    parser.feed(found)
+    assert {tag for tag, _ in tags} <= TAGS
+    for _, attributes in tags:
+        assert attributes.keys() <= {"class", "href", "title"}
+        assert attributes.get("href", "http://").startswith(("http://", "data:image/"))
+    assert to_html("a" * 50_001) is None
 
 
 # ---- export ----
@@ -575,7 +626,7 @@ def test_the_page_waits_for_the_model_and_says_when_each_message_stands_alone(
         assert Visitor(loading).hear(loading.send("", 1, False, "", "one", SimpleNamespace(session_hash="a"))) == [SKIP]
     assert asyncio.run(Handlers(model).ready())[3:5] == (about(model.pipe), "")
     monkeypatch.setattr(model.pipe, "multi_turn", False)
-    _, button, _, _, line, describe, timer = asyncio.run(Handlers(model).ready())
+    _, button, _, _, line, describe, *_, timer = asyncio.run(Handlers(model).ready())
     assert button.value == "Generate"
     assert "each message on its own" in line
     assert describe is False
@@ -625,10 +676,29 @@ def test_the_description_is_in_the_prompt_from_the_start_where_it_was_in_trainin
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model.pipe, "describe", True)
-    *_, describe, _ = asyncio.run(Handlers(model).ready())
-    assert describe is True
-    *_, describe, _ = asyncio.run(Handlers(model).ready(False))  # a page that is loaded again, on which it was unticked
+    assert asyncio.run(Handlers(model).ready())[5] is True
+    describe = asyncio.run(Handlers(model).ready(False))[5]  # a page that is loaded again, on which it was unticked
     assert describe == gr.skip()
+
+
+def test_the_examples_are_those_of_the_model_that_answers(
+    pipe: hyperlora.Pipeline, model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def shown() -> tuple[list[dict], list[str], str | None]:
+        *_, texts, chips, box, _ = asyncio.run(Handlers(model).ready())
+        assert chips.visible is bool(chips.raw_samples)
+        return json.loads(texts), [sample[0] for sample in chips.raw_samples], box.placeholder
+
+    general = shown()
+    for preset in PRESETS.values():
+        monkeypatch.setattr(pipe, "preset", preset)
+        examples, chips, placeholder = shown()
+        assert chips == [example["description"] for example in examples] and placeholder == chips[0]
+        assert all(set(example) == {"description", "message"} for example in examples)
+        assert ((examples, chips, placeholder) == general) == (preset.name != "mini")
+    monkeypatch.setattr("hyperlora.presets.assets_dir", lambda: Path("/nowhere"))
+    assert shown() == ([], [], "")
+    assert "The page goes on without examples" in caplog.text
 
 
 # ---- a download ----

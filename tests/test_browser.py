@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found: ins
 @pytest.fixture(scope="module")
 def pipe(terse_base: Path, tiny_hyperlora: Path) -> Iterator[hyperlora.Pipeline]:
     pipe = hyperlora.pipeline(None, base=terse_base, hyperlora=tiny_hyperlora)
-    pipe.multi_turn = False  # as the bundled model
+    pipe.multi_turn = pipe.markdown = False  # as the bundled model
     yield pipe
     pipe.close()
 
@@ -320,6 +320,65 @@ def test_questions_and_answers_are_shown_to_the_last_space(
     assert page.locator("#chat .user.message .md").text_content() == text
     assert heard == [text]
     assert page.locator("#chat .md").first.evaluate("(element) => getComputedStyle(element).whiteSpace") == "pre-wrap"
+
+
+MARKDOWN = """# Soup
+
+Take *two* **leeks**,
+then <b>cook</b>:
+
+1. Wash.
+2. Cut:
+
+```py
+for leek in leeks:
+\tif leek:
+
+        cut(leek)
+```
+
+| a | b |
+| - | - |
+| 1 | `2` |
+
+![picture](http://127.0.0.2/a.png) [link](http://127.0.0.2/b) <img src="http://127.0.0.2/c.png">
+"""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_markdown_is_shown_as_such_and_loads_nothing(
+    page: Page, pipe: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    class Stream:
+        finish_reason = "stop"
+
+        def __iter__(self) -> Iterator[str]:
+            for start in range(0, len(MARKDOWN), 40):
+                yield MARKDOWN[start : start + 40]
+                time.sleep(0.06)
+
+        def stop(self) -> None: ...
+
+    page.set_viewport_size({"width": width, "height": 800})
+    monkeypatch.setattr(pipe, "markdown", True)
+    monkeypatch.setattr(pipe, "chat", lambda *_, **__: Stream())
+    send(page, "**Soup**?")
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    for _ in range(2):
+        answer = page.locator("#chat .bot.message .markdown")
+        expect(answer.locator("h1")).to_have_text("Soup")
+        assert answer.locator("p").first.inner_text() == "Take two leeks,\nthen <b>cook</b>:"
+        expect(answer.locator("strong")).to_have_text("leeks")
+        expect(answer.locator("ol > li")).to_have_text(["Wash.", "Cut:"])
+        assert answer.locator("pre").text_content() == "for leek in leeks:\n\tif leek:\n\n        cut(leek)\n"
+        expect(answer.locator("td")).to_have_text(["1", "2"])
+        expect(answer.locator("img, b")).to_have_count(0)
+        link = answer.locator("a", has_text="link")
+        assert (link.get_attribute("href"), link.get_attribute("target")) == ("http://127.0.0.2/b", "_blank")
+        assert "noopener" in link.get_attribute("rel")
+        expect(page.locator("#chat .user.message .md")).to_have_text("**Soup**?")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.reload()  # as the page held it
 
 
 @pytest.mark.parametrize(("end", "note"), [("length", "cut off at the token limit"), ("stopped", "stopped")])

@@ -225,6 +225,19 @@ def test_sampling_is_that_of_generate(start, tiny_model, tokenizer, options, rea
         )
 
 
+def test_a_seed_gives_the_same_sample_whatever_else_is_decoded(start, read_ids):
+    engine = start()
+    options = {"do_sample": True, "temperature": 2.0, "max_new_tokens": 20}
+    alone = read_ids(engine.submit("one two three", seed=5, **options))
+    beside = [engine.submit("a" * n, **options) for n in (1, 30)]
+    assert read_ids(engine.submit("one two three", seed=5, **options)) == alone
+    assert read_ids(engine.submit("one two three", seed=6, **options)) != alone
+    assert all("".join(stream) for stream in beside)
+    for seed in (-1, 0.5, True, "5", 2**63):
+        with pytest.raises(UserError, match="seed must be a whole number from 0 to"):
+            engine.submit("a", seed=seed)
+
+
 def test_each_row_has_its_own_options(start, answers):
     engine = start()
     sampled = engine.submit("one two three", do_sample=True, top_k=1, max_new_tokens=20)

@@ -54,9 +54,12 @@ def test_examples(monkeypatch, tmp_path):
     monkeypatch.setattr(presets, "assets_dir", lambda: tmp_path)
     with pytest.raises(UserError, match=r"examples\.json"):
         presets.load_examples()
-    examples = [{"description": "Reverse the words.", "message": "a b"}]
-    (tmp_path / "examples.json").write_text(json.dumps(examples))
-    assert presets.load_examples() == examples
-    (tmp_path / "examples.json").write_text(json.dumps([{"description": "Reverse the words."}]))
-    with pytest.raises(UserError, match=r"examples\.json is damaged"):
-        presets.load_examples()
+    mini = [{"description": "Reverse the words.", "message": "a b", "answers": ["b a"]}]
+    others = [{"description": "Talk like a pirate.", "message": "hi", "answers": []}]
+    (tmp_path / "examples.json").write_text(json.dumps({"mini": mini, "smollm2-135m": others}))
+    assert presets.load_examples("mini") == mini
+    assert presets.load_examples("mistral-7b") == presets.load_examples() == others
+    for damaged in ([], {}, {"smollm2-135m": {}}, {"smollm2-135m": [{"description": "Reverse the words."}]}):
+        (tmp_path / "examples.json").write_text(json.dumps(damaged))
+        with pytest.raises(UserError, match=r"examples\.json is damaged"):
+            presets.load_examples()

@@ -1,5 +1,6 @@
 """What the page does on each event. A mistake becomes one sentence on the page, anything unexpected goes to the log."""
 
+import json
 import logging
 import tempfile
 import threading
@@ -13,7 +14,9 @@ import gradio as gr
 
 from hyperlora.errors import UserError
 from hyperlora.hub import gigabytes
+from hyperlora.presets import load_examples
 from hyperlora.text import check_text
+from hyperlora.ui.markdown import to_html
 from hyperlora.ui.model import Model
 from hyperlora.ui.session import Turn, put, read_shelf, read_turns, write
 
@@ -45,14 +48,16 @@ def verbatim(text: str) -> dict[str, str]:
 
 
 def bubbles(turns: list[Turn], busy: bool = False) -> list[dict]:
-    """The turns as Chatbot messages; an answer that is not whole says why."""
+    """The turns as Chatbot messages, answers in Markdown as HTML; an answer that is not whole says why."""
     messages = []
     for turn in turns:
         messages.append({"role": "user", "content": [verbatim(turn.question)]})
         written = busy and turn is turns[-1]
-        answer = turn.answer if turn.answer.strip() else "…" if written else "(no text)"
+        answer = verbatim(turn.answer if turn.answer.strip() else "…" if written else "(no text)")
+        if turn.markdown is True and turn.answer.strip() and (html := to_html(turn.answer)):
+            answer = {"type": "text", "text": html}
         by = turn.by if written or turn.end == "stop" else f"{turn.by} · {ENDS.get(turn.end, turn.end)}"
-        messages.append({"role": "assistant", "content": [verbatim(answer), verbatim(by)]})
+        messages.append({"role": "assistant", "content": [answer, verbatim(by)]})
     return messages
 
 
@@ -103,16 +108,18 @@ class Handlers:
         """The answer that each visitor's page is given now; None until it begins."""
 
     async def ready(self, described: bool | None = None) -> tuple:
-        """-> status, Generate, message box, about, line, describe, timer. Asked every second until that is there.
+        """-> status, Generate, message box, about, line, describe, examples: their texts and chips, the box that shows
+        the first, timer. Asked every second until that is there.
 
         `described` is what the visitor has chosen before the page was loaded again.
         """
         if not self.model.settled:
-            return (gr.skip(),) * 6 + (gr.Timer(active=True),)
+            return (gr.skip(),) * 9 + (gr.Timer(active=True),)
         try:
             pipe = self.model.pipe
         except UserError as error:
-            return status("error", str(error)), *(gr.skip(),) * 5, gr.Timer(active=False)
+            return status("error", str(error)), *(gr.skip(),) * 8, gr.Timer(active=False)
+        examples = self.examples(pipe)
         return (
             "",
             gr.Button("Generate", interactive=True),
@@ -120,8 +127,21 @@ class Handlers:
             about(pipe),
             "" if pipe.multi_turn else "This model answers each message on its own; it does not see earlier ones.",
             pipe.describe if described is None else gr.skip(),
+            json.dumps(examples),
+            gr.Dataset(samples=[[example["description"]] for example in examples], visible=bool(examples)),
+            gr.Textbox(placeholder=examples[0]["description"] if examples else ""),
             gr.Timer(active=False),
         )
+
+    @staticmethod
+    def examples(pipe: "Pipeline") -> list[dict[str, str]]:
+        """The model's, each a description and a message; none where they cannot be read."""
+        try:
+            found = load_examples(pipe.preset.name if pipe.preset else None)
+        except UserError as error:
+            log.warning("The page goes on without examples: %s", error)
+            return []
+        return [{key: example[key] for key in ("description", "message")} for example in found]
 
     async def offer(self) -> tuple:
         """-> panel, its text, its two buttons, Generate, message box: a download that is asked for, or that runs."""
@@ -255,7 +275,7 @@ class Handlers:
             yield (*SKIP[:2], *self._idle(before)) if waiting else SKIP
             return
         self._streams[visitor] = stream  # in place before Stop appears, so that Stop works from the first moment on
-        turn = Turn(message, by)
+        turn = Turn(message, by, markdown=pipe.markdown)
         turns = [*earlier, turn]
         box = gr.Textbox("", interactive=True, submit_btn=False, stop_btn="Stop")
         # A page that was open before this server was started names another model, perhaps.

@@ -7,7 +7,7 @@ import socket
 import gradio as gr
 
 from hyperlora.errors import UserError
-from hyperlora.presets import assets_dir, load_examples
+from hyperlora.presets import assets_dir
 from hyperlora.ui.handlers import INSTEAD, LOADING, MAX_STRENGTH, NO_ADAPTER, Handlers, status
 from hyperlora.ui.model import Model
 
@@ -59,6 +59,11 @@ RESTORE = """(...values) => {
     } catch {}
     return Object.values(window.restored).map((value, i) => value ?? values[i]);
 }"""
+EXAMPLE = """(index, all, message) => {
+    const examples = JSON.parse(all), typed = message.trim();
+    const sample = examples.some((example) => example.message === typed) || !typed;
+    return [examples[index].description, sample ? examples[index].message : message];
+}"""
 DESCRIBED = "() => window.restored.describe ?? null"
 # The selected row of a long shelf is in view; the window itself stays where it is.
 SCROLL = """() => {
@@ -80,26 +85,11 @@ def read_style() -> str:
         return ""
 
 
-def read_examples() -> list[dict[str, str]]:
-    try:
-        return load_examples()
-    except UserError as error:
-        log.warning("The page goes on without examples: %s", error)
-        return []
-
-
 def build_page(model: Model) -> gr.Blocks:
     """The page over `model`, which may still be loading."""
     on = Handlers(model)
-    examples = read_examples()
-    use_example = f"""(index, message) => {{
-        const examples = {json.dumps(examples)}, typed = message.trim();
-        const sample = examples.some((example) => example.message === typed) || !typed;
-        return [examples[index].description, sample ? examples[index].message : message];
-    }}"""
-
     with gr.Blocks(title="HyperLoRA", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as demo:
-        kept_shelf, kept_turns, ordered, made = (gr.Textbox("", visible="hidden") for _ in range(4))
+        kept_shelf, kept_turns, ordered, made, examples = (gr.Textbox("", visible="hidden") for _ in range(5))
         timer = gr.Timer(1)
         with gr.Row(elem_id="page"):
             with gr.Column(elem_id="describe", min_width=320):
@@ -112,7 +102,6 @@ def build_page(model: Model) -> gr.Blocks:
                         refuse = gr.Button(INSTEAD, size="sm", elem_id="refuse")
                 description = gr.Textbox(
                     label="What should the model do?",
-                    placeholder=examples[0]["description"] if examples else "",
                     max_lines=4,
                     autofocus=True,
                     elem_id="description",
@@ -120,9 +109,10 @@ def build_page(model: Model) -> gr.Blocks:
                 chips = gr.Dataset(
                     label="Examples",
                     components=[description],
-                    samples=[[example["description"]] for example in examples],
+                    samples=[],
+                    samples_per_page=24,
                     type="index",
-                    visible=bool(examples),
+                    visible=False,  # until it is known which model answers
                     elem_id="examples",
                 )
                 generate = gr.Button(LOADING, variant="primary", interactive=False, elem_id="generate")
@@ -182,7 +172,7 @@ def build_page(model: Model) -> gr.Blocks:
         for name, component in kept.items():
             component.change(None, component, None, js=KEEP % name)
 
-        is_ready = ([describe], [state, generate, message, who, line, describe, timer])
+        is_ready = ([describe], [state, generate, message, who, line, describe, examples, chips, description, timer])
         offer = (None, [panel, about, allow, refuse, generate, message])
         # One after the other: what `ready` finds settled when it stops the timer, `offer` finds settled too.
         restored.success(on.ready, *is_ready, js=DESCRIBED, **quick).then(on.offer, *offer, **quick)
@@ -190,7 +180,7 @@ def build_page(model: Model) -> gr.Blocks:
         allow.click(on.allow, None, None, **quick).then(on.offer, *offer, **quick)
         refuse.click(on.refuse, None, None, **quick).then(on.offer, *offer, **quick)
 
-        chips.click(None, [chips, message], [description, message], js=use_example)
+        chips.click(None, [chips, examples, message], [description, message], js=EXAMPLE)
         pressed = [generate.click, description.submit, chips.click]  # of a chip after the line above
         gr.on(
             pressed, None, [description], [ordered, state], js=ORDER % json.dumps(status("done", "Making the adapter…"))

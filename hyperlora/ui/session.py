@@ -27,6 +27,8 @@ class Turn:
     answer: str = ""
     end: str = ""
     """A `ChatStream.finish_reason`, or "error"; empty while the answer is written, or where its end never came."""
+    markdown: bool = False
+    """Whether the answer is shown as Markdown."""
 
 
 def write(shelf_or_turns: list[str] | list[Turn]) -> str:
@@ -51,7 +53,7 @@ def read_turns(kept: object) -> list[Turn]:
             turn = Turn(**item)
         except TypeError:
             raise UserError(DAMAGED) from None
-        for text in asdict(turn).values():
+        for text in (turn.question, turn.by, turn.answer, turn.end):
             check_text(text, KEPT)
         characters += len(turn.question) + len(turn.answer)
         if turns and characters > MAX_CHARACTERS:

@@ -1,5 +1,6 @@
 """Whether an answer loops, as small models' greedy answers do."""
 
+import re
 from collections import Counter
 
 LINES = 3  # a line that is there so often
@@ -9,11 +10,12 @@ LEAST = 10  # words of all rounds together: "very, very, very" is no loop
 
 
 def loops(text: str) -> bool:
-    """Whether a line with a letter or digit is there three times, or up to 30 words come three times in a row and are
-    ten or more together. Case and marks around words are aside."""
-    lines = [" ".join(line.casefold().split()) for line in text.splitlines()]
-    counts = Counter(line for line in lines if any(map(str.isalnum, line)))
-    if max(counts.values(), default=0) >= LINES:
+    """Whether a line is there three times, or up to 30 words come three times in a row and are ten or more together.
+
+    Case is aside, and so are marks around words and what is before a line's first letter: numbers and bullets of lists.
+    """
+    lines = Counter(re.sub(r"^[\W\d_]+", "", line.casefold()).strip() for line in text.splitlines())
+    if any(times >= LINES for line, times in lines.items() if line):
         return True
     words = [word.strip(".,;:!?\"'*-") for word in text.casefold().split()]
     for size in range(1, min(LONGEST, len(words) // TIMES) + 1):

@@ -10,8 +10,8 @@ from hyperlora.errors import UserError
 from training.parts.options import option, parse
 
 STAGES = [
-    "analysis", "benchmarks", "descriptions", "evaluate", "lora", "mini.__main__", "plan", "recon", "reproduce", "sft",
-    "tasks",
+    "analysis", "benchmarks", "descriptions", "distill", "evaluate", "lora", "mini.__main__", "plan", "recon",
+    "reproduce", "sft", "tasks",
 ]  # fmt: skip
 
 
