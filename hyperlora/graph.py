@@ -9,12 +9,13 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from hyperlora.adapted import AdaptedModel
 from hyperlora.batch import Batch
+from hyperlora.halves import packed_weights
 
 # Dense models, whose forward does the same whatever the tokens and the length are.
 STEADY = ("llama", "mistral", "phi3", "qwen2", "qwen3")
@@ -36,6 +37,29 @@ class _FixedLayer(DynamicLayer):
         return self.keys, self.values
 
 
+class _Traced(nn.Module):
+    """A function for tracing, which takes packed weights from a module alone."""
+
+    def __init__(self, function: Callable[..., Tensor], packed: list[object]) -> None:
+        super().__init__()
+        self._function = [function]  # in a list it is nothing to be traced
+        for i, weights in enumerate(packed):
+            setattr(self, f"packed_{i}", weights)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        at: Tensor,
+        keys: list[Tensor],
+        values: list[Tensor],
+        A: list[Tensor],
+        B: list[Tensor],
+    ) -> Tensor:
+        return self._function[0](tokens, positions, mask, at, keys, values, A, B)
+
+
 class StepGraph:
     """An adapted model's step, once it has been recorded."""
 
@@ -50,9 +74,10 @@ class StepGraph:
         if not _is_steady(model):
             return
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-        warnings.filterwarnings("ignore", "`torch.jit.trace` is deprecated", DeprecationWarning)
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
         try:
-            graph = torch.jit.trace(self._forward, self._example(2, 8), check_trace=False, strict=False)
+            forward = _Traced(self._forward, packed_weights(model))
+            graph = torch.jit.trace(forward, self._example(2, 8), check_trace=False, strict=False)
             other = self._example(3, 12)
             logits = self._forward(*other)
             with torch.jit.optimized_execution(False):
