@@ -266,6 +266,26 @@ class AdaptedModel:
             pick=index(pick) if pick is not None else None,
         )
 
+    def by_row(self, rows: int) -> tuple[list[Tensor], list[Tensor]]:
+        """What `use` gave each of its rows, as `use_rows` takes it: A [rows, r, d_in] and B [rows, d_out, r] a linear.
+
+        Zeros for a row without an adapter.
+        """
+        if (batch := self._active) is None:
+            sizes = [site.size for site in self._sites]
+            return [torch.zeros(rows, 1, size[0]) for size in sizes], [torch.zeros(rows, size[1], 1) for size in sizes]
+
+        def spread(site: int, factor: Tensor) -> Tensor:
+            if batch.adapted is None:
+                return factor.expand(rows, -1, -1)
+            return factor.new_zeros(rows, *factor.shape[-2:]).index_put((batch.adapted[site],), factor)
+
+        return [spread(*each) for each in enumerate(batch.A)], [spread(*each) for each in enumerate(batch.B)]
+
+    def use_rows(self, A: list[Tensor], B: list[Tensor]) -> AbstractContextManager:
+        """Inside, a batch has these factors, which `by_row` gave, instead of those of `use`."""
+        return self._again(_Batch(A[0].shape[0], A, B, adapted=None))
+
     def recomputing(self) -> tuple[AbstractContextManager, AbstractContextManager]:
         """The `context_fn` of `torch.utils.checkpoint`: what backward computes again has the adapters of its forward.
 

@@ -29,13 +29,17 @@ class RoomyLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
             self.show((key_states, value_states), n)
             return self.keys, self.values
-        room = self.room
-        if room[0].shape[-2] < start + n:
-            room = tuple(F.pad(side, (0, 0, 0, n + ROOM)) for side in (self.keys, self.values))
-        for side, states in zip(room, (key_states, value_states), strict=True):
+        self.reserve(start + n)
+        for side, states in zip(self.room, (key_states, value_states), strict=True):
             side[:, :, start : start + n] = states
-        self.show(room, start + n)
+        self.show(self.room, start + n)
         return self.keys, self.values
+
+    def reserve(self, length: int) -> None:
+        """Make room for `length` columns."""
+        if self.room[0].shape[-2] < length:
+            more = length - self.get_seq_length() + ROOM
+            self.room = tuple(F.pad(side, (0, 0, 0, more)) for side in (self.keys, self.values))
 
     def show(self, room: Sequence[Tensor], length: int) -> None:
         """Take `room`, of which the first `length` columns are filled."""

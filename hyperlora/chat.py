@@ -33,10 +33,12 @@ from hyperlora.adapted import AdaptedModel
 from hyperlora.base import context_length, device_of, end_tokens, out_of_memory
 from hyperlora.batch import Batch, merge, select
 from hyperlora.errors import UserError, shown
+from hyperlora.graph import StepGraph
 from hyperlora.lora import Adapter
 from hyperlora.prompt import format_prompt
 
 T = TypeVar("T")
+RECORD_AFTER = 64  # tokens, after which recording the step is worth its second or two
 CLOSED = "The chat engine has been closed."
 FORKED = (
     "This process was forked after the model was loaded, and no thread of the model came along: load it in the new "
@@ -267,6 +269,7 @@ class ChatEngine:
         # An index copies the states; with a slice of them a bfloat16 product on a CPU copies the matrix for each row.
         self._prefill_options = {"logits_to_keep": torch.tensor([-1])} if only_last else {}
 
+        self._graph, self._steps = StepGraph(adapted), 0
         self._batch = Batch()
         self._slots: set[int] = set()  # those that are loaded
         self._inbox = _Inbox()
@@ -393,6 +396,9 @@ class ChatEngine:
             self._end(ending, error)
             self._batch = select(self._batch, [i for i, row in enumerate(rows) if row not in ending])
         self._unload()
+        if not inbox.waiting and self._steps >= RECORD_AFTER:  # nearly always when an answer has ended
+            self._graph.record()
+            self._steps = float("-inf")
         return True
 
     def _end(self, rows: list[_Row], error: Exception) -> None:
@@ -459,19 +465,12 @@ class ChatEngine:
         """Decode the batch until a row is done, or someone waits."""
         batch = self._batch
         positions = (batch.length - batch.pad)[:, None]
-        mask = torch.arange(self.context, device=self._device) >= batch.pad[:, None]
-        mask = mask.long()
         tokens = torch.tensor([[row.ids[-1]] for row in batch.rows], device=self._device)
         with self.adapted.use([row.slot for row in batch.rows]):
+            step = self._graph.bind(batch) or self._step(batch)
             while True:
-                logits = self._model(
-                    input_ids=tokens,
-                    attention_mask=mask[:, : batch.length + 1],
-                    position_ids=positions,
-                    past_key_values=batch.cache,
-                    use_cache=True,
-                ).logits[:, -1]
-                tokens = self._choose(batch, logits)
+                tokens = self._choose(batch, step(tokens, positions)[:, -1])
+                self._steps += 1
                 batch.length += 1  # only now: where memory ran out before, the token is computed again
                 keep = self._advance(batch, tokens)
                 if len(keep) < len(batch.rows):
@@ -482,6 +481,22 @@ class ChatEngine:
                     return
                 tokens = tokens[:, None]
                 positions = positions + 1
+
+    def _step(self, batch: Batch[_Row]) -> Callable[[Tensor, Tensor], Tensor]:
+        """The model's own step of a batch: tokens and positions [rows, 1] -> logits [rows, 1, vocabulary]."""
+        mask = torch.arange(self.context, device=self._device) >= batch.pad[:, None]
+        mask = mask.long()
+
+        def step(tokens: Tensor, positions: Tensor) -> Tensor:
+            return self._model(
+                input_ids=tokens,
+                attention_mask=mask[:, : batch.length + 1],
+                position_ids=positions,
+                past_key_values=batch.cache,
+                use_cache=True,
+            ).logits
+
+        return step
 
     def _choose(self, batch: Batch[_Row], logits: Tensor) -> Tensor:
         """logits [rows, vocabulary] -> token ids [rows]."""

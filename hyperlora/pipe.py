@@ -19,11 +19,13 @@ from hyperlora.embedder import load_embedder
 from hyperlora.errors import UserError
 from hyperlora.files import cache_folder, resolve_folder
 from hyperlora.generator import CONFIG, DESCRIPTIONS, WEIGHTS, HyperLoRA
+from hyperlora.halves import halve_linears
 from hyperlora.lora import Adapter
 from hyperlora.presets import Preset, asset_or_hub, base_path, get_preset
 from hyperlora.prompt import Message, check_messages, use_trained_template, with_description
 
 Chat = str | list[Message]
+CACHED = 20_000_000  # parameters of a base that a processor's cache holds: to read fewer bytes of it gains nothing
 NO_DESCRIPTION = "This adapter has no description that could be put in the prompt."
 
 
@@ -213,6 +215,8 @@ def pipeline(
             generator.embedder = load_embedder(
                 config.embedder, config.embedder_revision, embedder_device, (model, tokenizer), local_files_only
             )
+        if model.num_parameters() > CACHED:
+            halve_linears(model)
         generator.to(device_of(model.get_input_embeddings()))
     pipe = Pipeline(generator, adapted, tokenizer, chosen, str(base))
     if config.module_order_assumed:

@@ -27,6 +27,7 @@ from hyperlora.adapted import AdaptedModel
 from hyperlora.base import load_base
 from hyperlora.chat import ChatEngine
 from hyperlora.errors import UserError
+from hyperlora.graph import STEADY
 from hyperlora.lora import Adapter
 from hyperlora.prompt import format_prompt
 
@@ -170,13 +171,17 @@ def answer(model, tokenizer, prompt: str, n: int) -> str:
     return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
 
 
-def test_chats_that_join_each_other_are_what_peft_gives(kind, folder, adapters, assert_greedy, read_ids):
+@pytest.mark.parametrize("recorded", [False, True], ids=["model", "graph"])
+def test_chats_that_join_each_other_are_what_peft_gives(kind, folder, adapters, recorded, assert_greedy, read_ids):
     """Prompts on both sides of the window, rows that join and leave: each row's cache is padded again and again."""
     model, tokenizer = load_base(folder)
     tuned = [with_peft(folder, path) for _, path in adapters]
     lengths, chosen = [30, 9, 24, 14], [0, None, 1, None]
     engine, streams = ChatEngine(AdaptedModel(model, KINDS[kind][2]), tokenizer), []
     engine._eos = set()
+    if recorded:
+        engine.call(engine._graph.record)
+        assert (engine._graph._graph is not None) == (kind in STEADY and kind not in SLIDING)
     try:
         for prompt, i, n in zip(PROMPTS, chosen, lengths, strict=True):
             streams.append(engine.submit(prompt, None if i is None else adapters[i][0], max_new_tokens=n))
