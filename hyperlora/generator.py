@@ -159,21 +159,17 @@ class HyperLoRA(nn.Module):
         """The embedder that the config names, loaded at its first use, on the CPU."""
         with self._embedder_lock:
             if self._embedder is None:
-                self._embedder = load_embedder(self.config.embedder, self.config.embedder_revision)
-                self._check_embedder(self._embedder)
+                self.embedder = load_embedder(self.config.embedder, self.config.embedder_revision)
             return self._embedder
 
     @embedder.setter
     def embedder(self, embedder) -> None:
-        self._check_embedder(embedder)
-        self._embedder = embedder
-
-    def _check_embedder(self, embedder) -> None:
         if embedder.d_emb != self.config.d_emb:
             raise UserError(
                 f"The description encoder gives {embedder.d_emb} values, but this hypernetwork takes "
                 f"{self.config.d_emb}: use the encoder that it was trained with, {self.config.embedder}."
             )
+        self._embedder = embedder
 
     @torch.no_grad()
     def generate(self, texts: str | list[str] | None = None, *, embeddings: Tensor | None = None) -> list[Adapter]:
