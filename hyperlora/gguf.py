@@ -8,6 +8,7 @@ import shutil
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -164,9 +165,9 @@ def _read_header(path: Path, data: mmap.mmap) -> Header:
     for _ in range(key_count):
         key = reader.text()
         fields[key] = reader.value(reader.number("I"))
-    if (architecture := fields.get("general.architecture")) not in ARCHITECTURES:
+    if (architecture := str(fields.get("general.architecture"))) not in ARCHITECTURES:
         raise UserError(
-            f"{path} is of the architecture {str(architecture)[:80]!r}, which is not read: take one of "
+            f"{path} is of the architecture {architecture[:80]!r}, which is not read: take one of "
             f"{', '.join(ARCHITECTURES)}, or the model's folder or Hub id."
         )
     if fields.get("split.count", 0) not in (0, 1):
@@ -192,20 +193,30 @@ def _read_header(path: Path, data: mmap.mmap) -> Header:
 
 def _bytes(path: Path, name: str, shape: tuple[int, ...], kind: int) -> int:
     """The size of a tensor in the file; `UserError` where its type is not read."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
-
-    try:
-        kind = GGMLQuantizationType(kind)
-        block, size = GGML_QUANT_SIZES[kind]
-        dequantize(np.zeros(size, np.uint8), kind)
-    except (KeyError, ValueError, NotImplementedError) as error:
+    title, block, size = _block(kind)
+    if not size:
         raise UserError(
-            f"{path} holds {name[:80]} quantised as {getattr(kind, 'name', f'type {kind}')}, which is not read: take a "
-            "file in Q4_K_M, Q8_0 or F16."
-        ) from error
+            f"{path} holds {name[:80]} quantised as {title}, which is not read: take a file in Q4_K_M, Q8_0 or F16."
+        )
     if shape[-1] % block:
         raise UserError(f"{path} is damaged ({name[:80]} has rows of {shape[-1]}): {WHOLE}.")
     return math.prod(shape) // block * size
+
+
+@lru_cache
+def _block(kind: int) -> tuple[str, int, int]:
+    """Of a ggml type its name, how many values a block holds, and in how many bytes; 0 bytes where it is not read."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
+
+    name = f"type {kind}"
+    try:
+        kind = GGMLQuantizationType(kind)
+        name = kind.name
+        block, size = GGML_QUANT_SIZES[kind]
+        dequantize(np.zeros(size, np.uint8), kind)
+    except (KeyError, ValueError, NotImplementedError):
+        return name, 1, 0
+    return name, block, size
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -263,7 +274,7 @@ def _config(path: Path, header: Header) -> dict[str, Any]:
     if kind == "gemma2":
         config["attn_logit_softcapping"] = number("attn_logit_softcapping", float, 50.0)
         config["final_logit_softcapping"] = number("final_logit_softcapping", float, 30.0)
-    if kind in ("gemma2", "gemma3", "phi3") and f"{kind}.attention.sliding_window" in fields:
+    if kind in ("gemma2", "gemma3", "phi3") and fields.get(f"{kind}.attention.sliding_window"):
         config["sliding_window"] = number("attention.sliding_window", int)
     shape = BaseShape.from_config(config)
     if shape.layers > MAX_LAYERS or shape.parameters > header.weights:  # whoever loads it asks for no more than that
@@ -314,9 +325,9 @@ def kept(sha256: str) -> Path:
 def converted(path: str | Path) -> Path:
     """The model of a GGUF file as a folder in the user's cache: safetensors, dequantised; made once for each content.
 
-    Weights are in float32, from 1e9 of them on in bfloat16. The same file gives the same
-    bytes. Raises `UserError` as `read_header` does, and where the file does not fit its own header, its
-    chat template fails, or the folder cannot be written.
+    Weights are in float32, from 1e9 of them on in bfloat16. The same file gives the same bytes. Raises `UserError` as
+    `read_header` does, and where the file does not fit its own header, its chat template fails, or the folder cannot be
+    written.
     """
     path = Path(path).expanduser()
     header = read_header(path)

@@ -1,4 +1,4 @@
-"""What the arguments name, and what is opened: that, or the mini model where nothing was named and something fails."""
+"""What the arguments name, and what is opened: that, or a smaller model where nothing was named and something fails."""
 
 import argparse
 from types import SimpleNamespace
@@ -136,36 +136,36 @@ def test_nobody_is_asked_for_a_small_download_or_with_yes(online, gpu, loads):
 
 
 @pytest.mark.parametrize("arguments", [[], ["--preset", "mistral-7b"]])
-def test_a_download_that_a_visitor_does_not_want_is_the_mini_model(arguments, online, gpu, loads):
+def test_a_download_that_a_visitor_does_not_want_is_smollm2(arguments, online, gpu, loads):
     visitor = Visitor(hub.Cancelled())
-    assert visitor.open(options(*arguments)) == "mini"
-    assert visitor.heard[-1] == "This is the mini model. Mistral-7B-Instruct-v0.2 was not downloaded."
+    assert visitor.open(options(*arguments)) == "smollm2-135m"
+    assert visitor.heard[-1].endswith("that are free. Mistral-7B-Instruct-v0.2 was not downloaded.")
 
 
-def test_what_fails_is_the_mini_models_turn_unless_something_was_named(online, gpu, loads):
+def test_what_fails_is_smollm2s_turn_unless_something_was_named(online, gpu, loads):
     refusal = UserError("Allow it with --yes.")
     visitor = Visitor(refusal)
-    assert visitor.open(options()) == "mini"
-    assert visitor.heard[-1] == "This is the mini model. Allow it with --yes."
+    assert visitor.open(options()) == "smollm2-135m"
+    assert visitor.heard[-1].endswith("that are free. Allow it with --yes.")
     with pytest.raises(UserError, match="Allow it with --yes"):
         Visitor(refusal).open(options("--preset", "mistral-7b"))
     chosen = choose(options())
     online.down = errors.HTTPError("the network broke")
     visitor = Visitor()
-    assert visitor.open(options(), chosen) == "mini"
+    assert visitor.open(options(), chosen) == "smollm2-135m"
     assert "could not be fetched from the Hub (the network broke)" in visitor.heard[-1]
-    assert {asked["preset"] for asked in loads} == {"mini"}
+    assert {asked["preset"] for asked in loads} == {"smollm2-135m"}
 
 
 def test_a_gpu_that_fills_up_while_it_loads_is_a_sentence(online, gpu, monkeypatch):
     def pipeline(preset, **options):
-        if preset != "mini":
+        if preset == "mistral-7b":
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return preset
 
     monkeypatch.setattr("hyperlora.pipe.pipeline", pipeline)
     visitor = Visitor()
-    assert visitor.open(options()) == "mini"
+    assert visitor.open(options()) == "smollm2-135m"
     assert "The memory of cuda:0 ran out while Mistral-7B-Instruct-v0.2 was loaded." in visitor.heard[-1]
 
 

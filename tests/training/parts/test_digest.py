@@ -51,6 +51,8 @@ def test_a_base_is_known_by_its_files_or_its_commit(tiny_model, tiny_base):
     assert base_digest(tiny_model) == digest(*files)
     tiny_model.config.name_or_path, tiny_model.config._commit_hash = "owner/name", "abc"
     assert base_digest(tiny_model) == "owner/name@abc"
+    tiny_model.config.name_or_path = str(tiny_base / "model.safetensors")  # a file, as GGUF is
+    assert base_digest(tiny_model) == digest(tiny_base / "model.safetensors")
 
 
 def test_tensors_are_known_by_their_values():
