@@ -41,6 +41,7 @@ def built(folder: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactor
     few = [task for task in suite() if task.name in ("first_word", "third_person", "sum")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "suite", lambda: few)
+        patch.setattr(data, "own_tasks", list)
         for _ in range(2):  # the second time there is nothing to do
             build.main(arguments(folder, tiny_base, work))
     return work
@@ -83,6 +84,7 @@ def test_every_task_is_where_it_belongs(built: Path):
 def test_the_tokens_of_all_runs_are_counted(built: Path, folder: Path, tiny_base: Path, tmp_path: Path, monkeypatch):
     few = [task for task in suite() if task.name == "first_word"]
     monkeypatch.setattr(data, "suite", lambda: few)
+    monkeypatch.setattr(data, "own_tasks", list)
     before = HyperLoRA.from_pretrained(built / "hyperlora").config.trained_tokens
     assert 3 * 6 * 10 < before < 3 * 6 * 250
     more = [*arguments(folder, tiny_base, tmp_path), f"--init={built / 'hyperlora'}", "--until=hyperlora"]
@@ -95,6 +97,7 @@ def test_the_tokens_of_all_runs_are_counted(built: Path, folder: Path, tiny_base
 def test_what_is_left_out_is_validated_on(folder: Path, tiny_base: Path, tmp_path: Path, monkeypatch):
     few = [task for task in suite() if task.name == "first_word"]
     monkeypatch.setattr(data, "suite", lambda: few)
+    monkeypatch.setattr(data, "own_tasks", list)
     more = ["--left_out=1", "--eval_every=2", "--eval_batches=1", "--until=hyperlora"]
     build.main([*arguments(folder, tiny_base, tmp_path), *more])
     [out] = build.tasks_of(tmp_path, "validation")
@@ -116,6 +119,7 @@ def test_what_is_left_out_is_validated_on(folder: Path, tiny_base: Path, tmp_pat
 )
 def test_a_wrong_option_is_named_before_anything_is_trained(folder, tiny_base, tmp_path, monkeypatch, more, message):
     monkeypatch.setattr(data, "suite", list)
+    monkeypatch.setattr(data, "own_tasks", list)
     with pytest.raises(UserError, match=message):
         build.main([*arguments(folder, tiny_base, tmp_path / "work"), *more])
     assert not list(tmp_path.rglob("*.safetensors"))

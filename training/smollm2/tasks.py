@@ -17,6 +17,7 @@ from training.mini.splits import examples
 from training.mini.suite import suite
 from training.parts.requests import everyday_requests
 from training.parts.typed import END_MARKS
+from training.smollm2.own import own_tasks
 from training.tasks import MAX_FILE_BYTES, Example, Task, load_tasks
 
 HELD_OUT, DESCRIPTIONS = "held_out.txt", "descriptions.json"
@@ -66,6 +67,7 @@ def collect(
             worded(task) for task in real if task.name not in kinds and (research or not is_research(folder, task.name))
         ],
         "text suite": suite_tasks(suite_examples),
+        "our own": own_tasks(),
         "open requests": [replace(t, group=OPEN) for t in load_tasks(open_requests)] if open_requests else [],
     }
     check_not_held_out([task for tasks in sources.values() for task in tasks], every)
