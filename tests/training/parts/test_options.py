@@ -11,7 +11,7 @@ from training.parts.options import option, parse
 
 STAGES = [
     "analysis", "benchmarks", "descriptions", "evaluate", "lora", "mini.__main__", "plan", "recon", "reproduce", "sft",
-    "tasks",
+    "smollm2.evaluation", "tasks",
 ]  # fmt: skip
 
 
