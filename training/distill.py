@@ -37,7 +37,7 @@ from hyperlora.files import write_atomic, writing
 from hyperlora.prompt import with_description
 from hyperlora.text import check_text
 from training.parts.digest import base_digest
-from training.parts.loops import loops
+from training.parts.metrics import loops
 from training.parts.options import option, parse, run
 from training.tasks import NAME, Example, Task
 

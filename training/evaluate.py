@@ -258,16 +258,14 @@ def _methods(
             yield Method(name_of("Arrow routing", arrow.prompt_style, form), asked(form), arrow)
         for form in forms(arrow.prompt_style) if nearest else ():  # both choose in the same library
             yield from generated(NEAREST, nearest.generate, arrow.prompt_style, first, form)
-        of_description = {"retrieval": Retrieval(first).generate} if first and first.descriptions else {}
-        for method, make in of_description.items():  # an imported one has none
+        if first and first.descriptions:  # an imported one has none
             for form in forms(first.config.prompt_style):
-                yield from generated(method, make, first.config.prompt_style, first, form)
+                yield from generated("retrieval", Retrieval(first).generate, first.config.prompt_style, first, form)
         for label, hyperlora in hyperloras.items():
             if label in readers:
-                for form in forms(hyperlora.config.prompt_style):
-                    yield from generated(
-                        label, partial(generate, hyperlora), hyperlora.config.prompt_style, hyperlora, form
-                    )
+                style = hyperlora.config.prompt_style
+                for form in forms(style):
+                    yield from generated(label, partial(generate, hyperlora), style, hyperlora, form)
             else:
                 yield Method(label, _numbered(simple, trained, hyperlora))
         if first and first.config.prompt_style == "input":

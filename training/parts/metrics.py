@@ -1,4 +1,5 @@
-"""How good an answer is against the outputs that its example accepts: exact match, token F1, ROUGE-L."""
+"""How good an answer is against the outputs that its example accepts: exact match, token F1 and ROUGE-L; and whether
+it loops."""
 
 import re
 from collections import Counter
@@ -77,6 +78,27 @@ def rouge_l(answer: str, outputs: Sequence[str]) -> float:
     Needs the package `rouge-score` (group `eval`); raises UserError without it.
     """
     return _scorer().score_multi(list(outputs), answer)["rougeL"].fmeasure
+
+
+LINES, TIMES, LEAST = 3, 3, 8  # a line so often; words so often at the end, so many in all
+
+
+def loops(text: str) -> bool:
+    """Whether an answer goes round in circles: a line is in it three times, or it ends in the same words over and over.
+
+    Lines are compared without case, and without what is before their first letter: numbers and bullets of a list. The
+    words at the end are there three times at least, the last time perhaps in part, and eight or more.
+    """
+    lines = Counter(re.sub(r"^[\W\d_]+", "", line.casefold()).strip() for line in text.splitlines())
+    if any(times >= LINES for line, times in lines.items() if line):
+        return True
+    words = text.casefold().split()[::-1]
+    for n in range(1, len(words) // TIMES + 1):
+        same = next((i for i, pair in enumerate(zip(words, words[n:], strict=False)) if pair[0] != pair[1]), None)
+        repeated = n + (len(words) - n if same is None else same)
+        if repeated >= max(TIMES * n, LEAST):
+            return True
+    return False
 
 
 @cache

@@ -18,7 +18,7 @@ from hyperlora.lora import Adapter
 from hyperlora.prompt import encode_answers, encode_texts, with_description
 from training.parts.answers import Answers
 from training.parts.batches import encode_prompts
-from training.parts.loops import loops
+from training.parts.metrics import loops
 from training.parts.scoring import answer
 
 PATH = Path(__file__).with_name("open_evaluation.json")

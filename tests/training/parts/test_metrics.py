@@ -1,6 +1,6 @@
 import pytest
 
-from training.parts.metrics import accepted, contains, exact_match, rouge_l, same_answer, token_f1
+from training.parts.metrics import accepted, contains, exact_match, loops, rouge_l, same_answer, token_f1
 
 
 def test_an_answer_is_right_where_it_is_any_accepted_output():
@@ -52,3 +52,38 @@ def test_token_f1_counts_words_and_signs():
     assert token_f1("ls -la", ["ls -l", "ls -la"]) == 1  # the best of several
     assert token_f1("", ["x"]) == 0 and token_f1("x", ["y"]) == 0
     assert token_f1("\U0001f600", ["\U0001f600"]) == 1
+
+
+LIST = "1. Eat well.\n2. Sleep.\n3. Walk every day.\n"
+CHORUS = "Oh, the road is long\nI sing my song\nOh, the road is long\nand I walk along"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        LIST + "4. Eat well.\n5. eat well.",
+        "I am sorry.\n\nI am sorry.\n\nI am sorry.",
+        "The cat sat, and then the cat ran and the cat ran and the cat ran and the",
+        "no " * 8,
+        "Yes. " + "a b c d " * 3,
+    ],
+)
+def test_an_answer_loops_where_a_line_is_there_three_times_or_its_end_is_the_same_words_again(text):
+    assert loops(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        LIST,
+        CHORUS,
+        "Ho, ho, ho!",
+        "row row row your boat, gently down the stream",
+        "the cat ran and the cat ran and the cat ran away from the dog",
+        "{\n  }\n}\n}\n}",
+        "| a | b |\n| - | - |\n| 1 | 2 |\n| 1 | 3 |\n| 1 | 4 |",
+    ],
+)
+def test_an_answer_that_says_something_twice_or_goes_on_from_it_does_not_loop(text):
+    assert not loops(text)
