@@ -43,7 +43,7 @@ from training.tasks import NAME, Example, Task
 
 ANSWERS = Path("answers", "answers.jsonl")  # in the output
 MAX_FILE_BYTES = 256 * 2**20
-TEMPERATURE = 0.7  # where neither the options nor the base say one
+TEMPERATURE, TOP_P = 0.2, 0.9  # of a base that says none, as SmolLM2's authors advise: a small one talks nonsense above
 FREE = "choose a folder that can be written"
 
 
@@ -66,9 +66,14 @@ class Options:
     device: str = option("cpu", "cpu, cuda, ...")
     base_dtype: Precision = option("float32", "the base held in float32, bfloat16, 8bit or 4bit")
     temperature: float | None = option(
-        None, f"of the sampling; default: the base's own, or {TEMPERATURE} where it says none", least=1e-3, most=100
+        None,
+        f"of the sampling; default: the base's own, or {TEMPERATURE} where it does not sample",
+        least=1e-3,
+        most=100,
     )
-    top_p: float | None = option(None, "of the sampling; default: the base's own", above=0, most=1)
+    top_p: float | None = option(
+        None, f"of the sampling; default: the base's own, or {TOP_P} where it does not sample", above=0, most=1
+    )
     max_tokens: int = option(384, "tokens of an answer, at which it is cut and dropped", least=1, most=10**6)
     held_back: int = option(2, "messages of a kind that are kept for the tests of its tasks", least=0)
     batch_size: int = option(32, "answers that are decoded together", least=1, most=1024)
@@ -223,14 +228,12 @@ def main(argv: list[str] | None = None) -> None:
     options = parse(Options, argv, __doc__)
     kinds = read_requests(options.requests)
     model, tokenizer = load_base(options.base, device=options.device, **precision(options.base_dtype))
-    temperature = options.temperature
-    if temperature is None and not model.generation_config.do_sample:
-        temperature = TEMPERATURE
+    said = {} if model.generation_config.do_sample else {"temperature": TEMPERATURE, "top_p": TOP_P}
     settings = {
         "base": base_digest(model),
         "base_dtype": options.base_dtype,
-        "temperature": temperature,
-        "top_p": options.top_p,
+        "temperature": said.get("temperature") if options.temperature is None else options.temperature,
+        "top_p": said.get("top_p") if options.top_p is None else options.top_p,
         "max_tokens": options.max_tokens,
         "seed": options.seed,
     }
