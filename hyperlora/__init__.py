@@ -3,9 +3,14 @@
 `import hyperlora` is light: torch and transformers are imported with the first name that needs them.
 """
 
+import os
 from importlib import import_module
 
 from hyperlora.errors import UserError
+
+# Before torch is imported: threads that wait for each other in a parallel loop sleep after some microseconds, where
+# libgomp has them spin for milliseconds, so that two processes on the same cores took each other's time.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __version__ = "0.1.0"
 __all__ = ["Adapter", "HyperLoRA", "Pipeline", "UserError", "base_path", "pipeline"]

@@ -1,0 +1,1 @@
+import hyperlora  # noqa: F401  before torch, for what it sets
