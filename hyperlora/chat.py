@@ -253,10 +253,16 @@ def _close(inbox: _Inbox, thread: threading.Thread) -> None:
 
 class ChatEngine:
     """Serves chats over one adapted model. `submit` may be called from any thread; `close` ends the worker, and so does
-    dropping the engine. Chats that run at once have at most as many rows as `adapted` has slots."""
+    dropping the engine. Chats that run at once have at most as many rows as `adapted` has slots. `unadapted` are
+    options of the chats without an adapter, before the generation_config's."""
 
     def __init__(
-        self, adapted: AdaptedModel, tokenizer: PreTrainedTokenizerBase, max_batch: int = 16, max_waiting: int = 64
+        self,
+        adapted: AdaptedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        max_batch: int = 16,
+        max_waiting: int = 64,
+        unadapted: dict[str, float] | None = None,
     ):
         self.adapted, self.tokenizer = adapted, tokenizer
         self.max_batch, self.max_waiting = min(max_batch, adapted.max_adapters), max_waiting
@@ -265,6 +271,7 @@ class ChatEngine:
         self._device = device_of(adapted.model.get_input_embeddings())
         self._eos = end_tokens(adapted.model, tokenizer)
         self._defaults = Options.said_by(adapted.model.generation_config)
+        self._unadapted = unadapted or {}
         only_last = "logits_to_keep" in signature(adapted.model.forward).parameters
         # An index copies the states; with a slice of them a bfloat16 product on a CPU copies the matrix for each row.
         self._prefill_options = {"logits_to_keep": torch.tensor([-1])} if only_last else {}
@@ -308,9 +315,12 @@ class ChatEngine:
             raise UserError(f"The option {unknown[0]!r} is not supported; use {', '.join(known)}.")
         if seed is not None and (type(seed) is not int or not 0 <= seed < 2**63):
             raise UserError(f"seed must be a whole number from 0 to 2**63 - 1, not {shown(seed)}.")
-        settings = Options(**self._defaults | options)
+        settings = Options(**self._defaults | options), Options(**self._defaults | self._unadapted | options)
         streams = [ChatStream(self.tokenizer, self) for _ in chats]
-        rows = [self._row(*given, settings, seed) for given in zip(streams, chats, adapters, strict=True)]
+        rows = [
+            self._row(stream, chat, adapter, settings[adapter is None], seed)
+            for stream, chat, adapter in zip(streams, chats, adapters, strict=True)
+        ]
         with self._leaving() as inbox:
             waiting = [row for row in inbox.waiting if not row.stopped]  # the others have left
             if len(waiting) + len(rows) > max(self.max_waiting, len(rows)):

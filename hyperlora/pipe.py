@@ -54,7 +54,8 @@ class Pipeline:
         self.markdown = preset.markdown if preset else True
         self.describe = hyperlora.config.chat_style != "input"
         self._style = hyperlora.config.chat_style if self.describe else "description_input"
-        self.engine = ChatEngine(adapted, tokenizer)
+        penalty = preset and preset.repetition_penalty
+        self.engine = ChatEngine(adapted, tokenizer, unadapted={"repetition_penalty": penalty} if penalty else None)
 
     @overload
     def adapt(self, description: str) -> Adapter: ...

@@ -225,6 +225,15 @@ def test_sampling_is_that_of_generate(start, tiny_model, tokenizer, options, rea
         )
 
 
+def test_chats_without_an_adapter_may_have_options_of_their_own(start, make_adapter, answers):
+    engine, adapter = start(unadapted={"repetition_penalty": 1.5}), make_adapter(1)
+    alone, adapted = engine.submit_many(["one two three"] * 2, [None, adapter], max_new_tokens=20)
+    said = engine.submit("one two three", max_new_tokens=20, repetition_penalty=1.0)
+    answers(alone, "one two three", None, 20, processor=RepetitionPenaltyLogitsProcessor(1.5))
+    answers(adapted, "one two three", adapter, 20)
+    answers(said, "one two three", None, 20)
+
+
 def test_a_seed_gives_the_same_sample_whatever_else_is_decoded(start, read_ids):
     engine = start()
     options = {"do_sample": True, "temperature": 2.0, "max_new_tokens": 20}
