@@ -33,7 +33,7 @@ class Preset:
     max_new_tokens: int = 512
     repetition_penalty: float | None = None
     """Of answers without an adapter, where it is not the generation_config's: a small model that takes the likeliest
-    token says the same again and again. With an adapter, what is in the prompt or was right before may be right again."""
+    token repeats itself. With an adapter, what is in the prompt or was right before can be the answer again."""
     base_revision: str | None = None
     hyperlora_subfolder: str | None = None
     """Where in its repository the hypernetwork lies, in the format of `hyperlora.interop.text_to_lora`."""
