@@ -406,9 +406,6 @@ class ChatEngine:
             self._end(ending, error)
             self._batch = select(self._batch, [i for i, row in enumerate(rows) if row not in ending])
         self._unload()
-        if not inbox.waiting and self._steps >= RECORD_AFTER:  # nearly always when an answer has ended
-            self._graph.record()
-            self._steps = float("-inf")
         return True
 
     def _end(self, rows: list[_Row], error: Exception) -> None:
@@ -479,6 +476,9 @@ class ChatEngine:
         with self.adapted.use([row.slot for row in batch.rows]):
             step = self._graph.bind(batch) or self._step(batch)
             while True:
+                if self._steps == RECORD_AFTER:  # while rows run: nobody else may use the model then
+                    self._graph.record()
+                    step = self._graph.bind(batch) or step
                 tokens = self._choose(batch, step(tokens, positions)[:, -1])
                 self._steps += 1
                 batch.length += 1  # only now: where memory ran out before, the token is computed again
