@@ -166,6 +166,8 @@ def test_what_is_left_out_is_validated_on(folder: Path, tiny_base: Path, tmp_pat
     assert out.name in ("blue", "green", "red") and out.name not in {
         t.name for t in build.tasks_of(tmp_path, "trained")
     }
+    sources = json.loads((tmp_path / "sources.json").read_text())
+    assert sorted(name for own in sources.values() for name in own) == sorted({"blue", "green", "red"} - {out.name})
     state = json.loads(next((tmp_path / "hyperlora" / "checkpoints").glob("*/trainer_state.json")).read_text())
     assert any("eval_loss" in line for line in state["log_history"])
 

@@ -142,7 +142,9 @@ def write_tasks(options: Options, work: Path) -> None:
     report = {name: len(tasks) for name, tasks in (parts | found.held_out).items()} | {"left out": found.left_out}
     if (licenses := Path(options.tasks) / LICENSES).is_file():
         shutil.copyfile(licenses, work / LICENSES)
-    (work / "sources.json").write_text(json.dumps(found.sources, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    names = {task.name for task in parts[TRAINED]}
+    sources = {source: own for source, every in found.sources.items() if (own := [n for n in every if n in names])}
+    (work / "sources.json").write_text(json.dumps(sources, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (work / "tasks.json").write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1), flush=True)
 
