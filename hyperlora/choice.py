@@ -203,7 +203,7 @@ def _repos(pair: Pair) -> list[Repo]:
     from hyperlora import gte
     from hyperlora.base import PATTERNS
     from hyperlora.embedder import GTE
-    from hyperlora.generator import CONFIG, DESCRIPTIONS, WEIGHTS
+    from hyperlora.generator import FILES, WEIGHTS
     from hyperlora.interop import text_to_lora
 
     preset = pair.preset
@@ -213,7 +213,7 @@ def _repos(pair: Pair) -> list[Repo]:
     found = [] if pair.packaged else [Repo(base, tuple(PATTERNS), revision)]
     if config := hyperlora_config(pair):
         name, revision = pair.native
-        found.append(Repo(name, (CONFIG, WEIGHTS, DESCRIPTIONS), revision, WEIGHTS))
+        found.append(Repo(name, FILES, revision, WEIGHTS))
         encoder = (config.embedder, config.embedder_revision)
     elif pair.hyperlora is None:
         names = (text_to_lora.WEIGHTS, text_to_lora.ARGS, text_to_lora.ADAPTER)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 import threading
 from pathlib import Path
@@ -19,6 +20,10 @@ from hyperlora.lora import MAX_DESCRIPTION, Adapter
 from hyperlora.text import check_text
 
 CONFIG, WEIGHTS, DESCRIPTIONS = "hyperlora_config.json", "hyperlora.safetensors", "descriptions.json"
+INDEX = f"{WEIGHTS}.index.json"  # beside weights in several files: which tensor is in which
+SHARDS = "hyperlora-?????-of-?????.safetensors"
+FILES = (CONFIG, WEIGHTS, INDEX, SHARDS, DESCRIPTIONS)  # what is fetched from the Hub
+MAX_SHARD = 9_900_000  # bytes of tensors in a file: the Hub wants Git LFS for files above 10 MB
 # A forked process has none of the threads that PyTorch keeps, and would wait for them for ever.
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
@@ -229,12 +234,16 @@ class HyperLoRA(nn.Module):
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """hyperlora_config.json, hyperlora.safetensors, descriptions.json. `dtype` (bfloat16, float16) halves the file;
-        it is read back as float32."""
+        it is read back as float32.
+
+        Above 10 MB the weights are several files, hyperlora-00001-of-00002.safetensors and so on, with an index; only a
+        tensor that is larger by itself makes a larger file.
+        """
         folder = Path(folder)
         state = self.state_dict()
         if dtype is not None:
             state = {name: tensor if name == "embeddings" else tensor.to(dtype) for name, tensor in state.items()}
-        write_atomic(folder / WEIGHTS, safetensors_bytes(state))
+        _write_weights(folder, state)
         write_atomic(folder / DESCRIPTIONS, json.dumps(self.descriptions, ensure_ascii=False, indent=0).encode())
         self.config.save(folder / CONFIG)
 
@@ -246,7 +255,8 @@ class HyperLoRA(nn.Module):
             self.save_pretrained(folder, dtype)
             try:
                 url = HfApi().create_repo(repo_id, private=private, exist_ok=True)
-                HfApi().upload_folder(repo_id=repo_id, folder_path=folder)
+                old = [WEIGHTS, INDEX, SHARDS]  # an earlier commit's, unless they come again
+                HfApi().upload_folder(repo_id=repo_id, folder_path=folder, delete_patterns=old)
             except Exception as error:  # whatever a network can do
                 raise UserError(
                     f"{repo_id} could not be uploaded ({first_line(error)}): check its name and the network, and log "
@@ -261,7 +271,7 @@ class HyperLoRA(nn.Module):
         Nothing is unpickled; every tensor's shape is checked against the config before it is read. `UserError` names
         the file that is missing, damaged or does not fit.
         """
-        folder = resolve_folder(path_or_id, revision, [CONFIG, WEIGHTS, DESCRIPTIONS])
+        folder = resolve_folder(path_or_id, revision, list(FILES))
         config = HyperLoRAConfig.load(folder / CONFIG)
         descriptions = read_json(folder / DESCRIPTIONS, MAX_DESCRIPTIONS_FILE)
         if not isinstance(descriptions, list) or not all(isinstance(text, str) for text in descriptions):
@@ -270,7 +280,7 @@ class HyperLoRA(nn.Module):
             model = cls(config)
         expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         expected["embeddings"] = (len(descriptions), config.d_emb)
-        state = _read_weights(folder / WEIGHTS, expected)
+        state = _read_weights(folder, expected)
         embeddings = state.pop("embeddings").half()
         model.load_state_dict(state | {"embeddings": torch.empty(0, config.d_emb).half()}, assign=True)
         model.set_descriptions(descriptions, embeddings)
@@ -278,19 +288,70 @@ class HyperLoRA(nn.Module):
         return model.eval()
 
 
-def _read_weights(path: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The tensors of `path` as float32, once their names and shapes are known to be `expected`."""
-    with open_safetensors(path) as file:
-        names = set(file.keys())
-        if names != set(expected):
-            odd = sorted(names ^ set(expected))
-            raise UserError(f"{path} does not fit {CONFIG}: it lacks or adds {odd[0]} ({len(odd)} such tensors).")
-        for name, shape in expected.items():
-            found = tuple(file.get_slice(name).get_shape())
-            if found != shape:
-                raise UserError(f"{path} does not fit {CONFIG}: {name} is {list(found)}, not {list(shape)}.")
-        # A copy, whose bits and speed do not depend on where the file has it, nor on what becomes of the file.
-        state = {name: file.get_tensor(name).to(torch.float32, copy=True) for name in expected}
-    for name, tensor in state.items():
-        check_finite(name, tensor, path)
+def _write_weights(folder: Path, state: dict[str, Tensor]) -> None:
+    """As one file, or in shards with their index, as huggingface_hub splits them; what an earlier save left goes."""
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    state = {name: state[name] for name in sorted(state)}
+    split = split_torch_state_dict_into_shards(
+        state, filename_pattern="hyperlora{suffix}.safetensors", max_shard_size=MAX_SHARD
+    )
+    for file, names in split.filename_to_tensors.items():
+        write_atomic(folder / file, safetensors_bytes({name: state[name] for name in names}))
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_atomic(folder / INDEX, (json.dumps(index, indent=1) + "\n").encode())
+        (folder / WEIGHTS).unlink(missing_ok=True)  # at last: while there is one, it is what is read
+    else:
+        (folder / INDEX).unlink(missing_ok=True)
+    for path in folder.glob(SHARDS):
+        if path.name not in split.filename_to_tensors:
+            path.unlink()
+
+
+def _read_weights(folder: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The tensors of a folder's weights as float32, once their names and shapes are known to be `expected`."""
+    parts = _shards(folder, set(expected))
+    for path, names in parts.items():
+        with open_safetensors(path) as file:
+            if odd := sorted(names ^ set(file.keys())):
+                raise UserError(f"{path} does not fit {CONFIG}: it lacks or adds {odd[0]} ({len(odd)} such tensors).")
+            for name in names:
+                found = tuple(file.get_slice(name).get_shape())
+                if found != expected[name]:
+                    raise UserError(
+                        f"{path} does not fit {CONFIG}: {name} is {list(found)}, not {list(expected[name])}."
+                    )
+    state = {}
+    for path, names in parts.items():
+        with open_safetensors(path) as file:
+            for name in names:
+                # A copy, whose bits and speed do not depend on where the file has it, nor on what becomes of the file.
+                state[name] = file.get_tensor(name).to(torch.float32, copy=True)
+                check_finite(name, state[name], path)
     return state
+
+
+def _shards(folder: Path, expected: set[str]) -> dict[Path, set[str]]:
+    """The weights' files, and the names of the tensors that each must hold."""
+    if (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file():
+        return {folder / WEIGHTS: expected}
+    index = read_json(folder / INDEX)
+    found = index.get("weight_map") if isinstance(index, dict) else None
+    # Only plain names beside the index: a damaged one may not lead elsewhere.
+    if not isinstance(found, dict) or not all(
+        isinstance(file, str) and re.fullmatch(r"hyperlora-\d{5}-of-\d{5}\.safetensors", file)
+        for file in found.values()
+    ):
+        raise UserError(f"{folder / INDEX} is damaged: it must say which hyperlora-*.safetensors has which tensor.")
+    if odd := sorted(expected ^ set(found)):
+        raise UserError(f"{folder / INDEX} does not fit {CONFIG}: it lacks or adds {odd[0]} ({len(odd)} such tensors).")
+    parts: dict[Path, set[str]] = {}
+    for name, file in found.items():
+        parts.setdefault(folder / file, set()).add(name)
+    if missing := [path.name for path in parts if not path.is_file()]:
+        raise UserError(
+            f"{folder} lacks {missing[0]}, one of the {len(parts)} files of its weights: get it again from where it "
+            "came."
+        )
+    return parts

@@ -18,7 +18,7 @@ from hyperlora.devices import fast_bfloat16
 from hyperlora.embedder import load_embedder
 from hyperlora.errors import UserError
 from hyperlora.files import cache_folder, resolve_folder
-from hyperlora.generator import CONFIG, DESCRIPTIONS, WEIGHTS, HyperLoRA
+from hyperlora.generator import CONFIG, FILES, HyperLoRA
 from hyperlora.halves import halve_linears
 from hyperlora.lora import Adapter
 from hyperlora.presets import Preset, asset_or_hub, base_path, get_preset
@@ -245,14 +245,14 @@ def _open(
 
     here = Path(source).expanduser()
     public = subfolder is not None or (here / text_to_lora.WEIGHTS).is_file()
-    names = (CONFIG, WEIGHTS, DESCRIPTIONS)
+    names = FILES
     if public:
         names = (text_to_lora.WEIGHTS, text_to_lora.ARGS, text_to_lora.ADAPTER)
     inside = f"{subfolder}/" if subfolder else ""
     folder = resolve_folder(source, revision, [inside + name for name in names], local_files_only) / inside
     generator, kept = None, None
     if public or HyperLoRAConfig.load(folder / CONFIG).module_order_assumed:
-        kept = _kept([folder / name for name in names], base)
+        kept = _kept([path for name in names for path in sorted(folder.glob(name))], base)
         if (kept / CONFIG).is_file():
             with suppress(UserError):  # damaged: read the original again
                 generator = HyperLoRA.from_pretrained(kept)

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import pickle
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
@@ -12,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hyperlora import HyperLoRA, UserError
+from hyperlora import HyperLoRA, UserError, generator
 from hyperlora.lora import Adapter
 
 
@@ -272,6 +273,73 @@ def test_half_precision_files_are_read_back_as_float32(make_config, tmp_path):
     torch.testing.assert_close(a.weights["q_proj"][1], b.weights["q_proj"][1], atol=0.02, rtol=0.02)
 
 
+@pytest.fixture
+def sharded(make_config, tmp_path, monkeypatch):
+    """A hypernetwork, and the folder where it is saved in shards of 20 kB."""
+    monkeypatch.setattr(generator, "MAX_SHARD", 20_000)
+    hyperlora = build(make_config())
+    hyperlora.set_descriptions(["Sort the list."], random_inputs(1))
+    hyperlora.save_pretrained(tmp_path / "sharded")
+    return hyperlora, tmp_path / "sharded"
+
+
+def test_large_weights_are_several_files_with_an_index(sharded):
+    hyperlora, folder = sharded
+    shards = sorted(path.name for path in folder.glob("*.safetensors"))
+    count = len(shards)
+    assert count > 2 and shards == [f"hyperlora-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+    index = json.loads((folder / "hyperlora.safetensors.index.json").read_text())
+    files = {name: load_file(folder / name) for name in shards}
+    assert index["weight_map"] == {name: file for file, state in files.items() for name in state}
+    for state in files.values():  # a tensor that is larger by itself has a file of its own
+        assert len(state) == 1 or sum(tensor.nbytes for tensor in state.values()) <= 20_000
+    state = {name: tensor for part in files.values() for name, tensor in part.items()}
+    assert state.keys() == hyperlora.state_dict().keys()
+    loaded = HyperLoRA.from_pretrained(folder)
+    for name, tensor in hyperlora.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor) and torch.equal(state[name], tensor)
+    assert loaded.descriptions == ["Sort the list."]
+
+
+def test_another_save_leaves_nothing_of_the_one_before(sharded, make_config, monkeypatch):
+    _, folder = sharded
+    other = build(make_config(), seed=1)
+    for limit, index in ((10**9, False), (20_000, True), (60_000, True)):
+        monkeypatch.setattr(generator, "MAX_SHARD", limit)
+        other.save_pretrained(folder)
+        assert (folder / "hyperlora.safetensors.index.json").exists() is index
+        assert (folder / "hyperlora.safetensors").exists() is not index
+        shards = list(folder.glob("hyperlora-*"))
+        assert all(path.name.endswith(f"of-{len(shards):05}.safetensors") for path in shards)
+        loaded = HyperLoRA.from_pretrained(folder).state_dict()
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in other.state_dict().items())
+
+
+def test_damaged_shards_are_named(sharded, tmp_path):
+    _, folder = sharded
+    second = sorted(folder.glob("hyperlora-*"))[1].name
+    lacking = copy_without(folder, tmp_path / "lacking", second)
+    with pytest.raises(UserError, match=f"lacks {second}, one of the .* files of its weights"):
+        HyperLoRA.from_pretrained(lacking)
+    (lacking / second).write_bytes(pickle.dumps({"weights": 1}))
+    with pytest.raises(UserError, match=f"{second} is damaged"):
+        HyperLoRA.from_pretrained(lacking)
+    (lacking / second).write_bytes((folder / second.replace("00002-of", "00001-of")).read_bytes())
+    with pytest.raises(UserError, match=f"{second} does not fit hyperlora_config.json"):
+        HyperLoRA.from_pretrained(lacking)
+    index = folder / "hyperlora.safetensors.index.json"
+    content = json.loads(index.read_text())
+    name = next(iter(content["weight_map"]))
+    for file in ("../other/hyperlora-00001-of-00002.safetensors", "/etc/passwd", "weights.bin", 3):
+        index.write_text(json.dumps({"weight_map": content["weight_map"] | {name: file}}))
+        with pytest.raises(UserError, match=r"index\.json is damaged"):
+            HyperLoRA.from_pretrained(folder)
+    del content["weight_map"][name]
+    index.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"index.json does not fit .* lacks or adds {re.escape(name)}"):
+        HyperLoRA.from_pretrained(folder)
+
+
 def test_a_loaded_generator_can_be_trained_on(make_config, tmp_path):
     build(make_config()).save_pretrained(tmp_path)
     loaded = HyperLoRA.from_pretrained(tmp_path)
@@ -372,6 +440,8 @@ class Hub(BaseHTTPRequestHandler):
             self.answer(200, {"files": files})
         elif parts[4] == "commit":
             for line in map(json.loads, body.splitlines()):
+                if line["key"] == "deletedFile":
+                    del self.repos["/".join(parts[2:4])][line["value"]["path"]]
                 if line["key"] == "file":
                     self.repos["/".join(parts[2:4])][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
             self.answer(
@@ -442,6 +512,19 @@ def test_a_hypernetwork_goes_to_the_hub_and_comes_back(make_config, tmp_path, hu
     back = HyperLoRA.from_pretrained("owner/net")
     assert back.name == "owner/net" and back.config == hyperlora.config and back.descriptions == ["Sort the list."]
     hyperlora.push_to_hub("owner/net")  # again: a new commit of the same repository
+
+
+def test_shards_go_to_the_hub_and_come_back(sharded, hub, monkeypatch):
+    hyperlora, folder = sharded
+    monkeypatch.setattr(generator, "MAX_SHARD", 10**9)
+    hyperlora.push_to_hub("owner/net")
+    assert "hyperlora.safetensors" in hub.repos["owner/net"]
+    monkeypatch.setattr(generator, "MAX_SHARD", 20_000)
+    hyperlora.push_to_hub("owner/net")  # which leaves no file of the weights before
+    assert hub.repos == {"owner/net": {path.name: path.read_bytes() for path in folder.iterdir()}}
+    hub.repos["owner/net"]["training.bin"] = b"not fetched"
+    back = HyperLoRA.from_pretrained("owner/net")
+    assert torch.equal(back.state_dict()["network.ab_embedding"], hyperlora.state_dict()["network.ab_embedding"])
 
 
 @pytest.mark.parametrize(

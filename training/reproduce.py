@@ -35,7 +35,7 @@ from hyperlora.devices import fast_bfloat16
 from hyperlora.embedder import LAST_TOKEN, MINILM, load_embedder
 from hyperlora.errors import UserError
 from hyperlora.files import write_atomic, writing
-from hyperlora.generator import WEIGHTS, HyperLoRA
+from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
 from training import analysis, evaluate, recon, sft
 from training.lora import LoRAConfig, train_loras
@@ -234,7 +234,8 @@ def results(path: Path, of: Mapping[str, str], measure: Callable[[], list[dict]]
 
 def content(lab: Lab, *names: str) -> dict[str, str]:
     """What results of these cells rest on."""
-    return {name: digest(lab.folder / "cells" / name / WEIGHTS) for name in names} | {"loras": digest(lab.loras)}
+    weights = {name: sorted((lab.folder / "cells" / name).glob("hyperlora*.safetensors")) for name in names}
+    return {name: digest(*files) for name, files in weights.items()} | {"loras": digest(lab.loras)}
 
 
 def measure_cell(lab: Lab, cell: Cell) -> list[dict]:

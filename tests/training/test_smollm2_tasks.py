@@ -180,3 +180,44 @@ def test_the_suite_comes_with_names_of_its_own(monkeypatch):
     [task] = suite_tasks(20)
     assert (task.name, task.group, len(task.descriptions)) == ("text_past_tense", "text", 40)
     assert len(task.train) == 20 and len(set(task.descriptions)) == 40
+
+
+# ---- descriptions near unseen ones ----
+
+
+def test_our_descriptions_that_are_all_but_an_unseen_one_are_left_out(folder, tmp_path, monkeypatch, capsys):
+    """By the encoder that comes along; a held-out task's and the benchmark's descriptions are unseen too."""
+    task = json.loads((folder / "verbs.json").read_text())
+    task["eval_descriptions"] = ["Write the form of the verb that ends in -ing."]
+    (folder / "verbs.json").write_text(json.dumps(task))
+    write(tmp_path / "benchmark", "colours_too", pairs("x > y"), pairs("z > w"))
+    own = {
+        "colours": [
+            "Give me the German word for this colour.",
+            "write the form of the verb that ends in -ing",  # the held-out task's
+            "Do colours too!",
+            "How would a German call it?",
+        ]
+    }
+    monkeypatch.setattr(data, "own_descriptions", lambda: own)
+    benchmark = json.loads((tmp_path / "benchmark" / "colours_too.json").read_text())
+    benchmark["descriptions"] = ["Do colours too."]
+    (tmp_path / "benchmark" / "colours_too.json").write_text(json.dumps(benchmark))
+    found = collect(folder, instruction_induction=tmp_path / "benchmark")
+    [colours] = found.trained
+    assert colours.descriptions == [own["colours"][0], own["colours"][3], "Do colours."]
+    assert found.left_out["real tasks: descriptions near an unseen one"] == 2
+    said = capsys.readouterr().out
+    assert "'Do colours too!': it is all but the unseen 'Do colours too.'" in said
+
+
+def test_a_task_whose_descriptions_are_all_near_is_left_out(monkeypatch):
+    monkeypatch.setattr(data, "own_descriptions", lambda: {"one": ["Sort the words by length."]})
+    tasks = [Task("one", ["Sort the words by length."]), Task("two", ["Sort the words by length."])]
+    kept, counts = data.without_near(tasks, ["Sort the words by length"])
+    assert [task.name for task in kept] == ["two"]  # which is not of ours
+    assert counts["tasks without any description left"] == 1
+
+
+def test_every_source_of_the_training_is_known(folder):
+    assert collect(folder).sources == {"facts": ["colours"]}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from training.mini.blind import blind_descriptions
 from training.mini.suite import EVAL_WORDINGS, TRAIN_WORDINGS, suite
+from training.parts.cards import failed, notices
 from training.parts.kinds import UNSEEN
 from training.parts.results import mean_by_task, read_results, summary_table
 
@@ -15,6 +16,12 @@ FROM_SCRATCH = """Both were trained from scratch: the base for {base_steps:,} st
 {hyperlora_steps:,}."""
 FROM_EARLIER = """Both went on from an earlier model of the same form: the base for {base_steps:,} steps, the
 hypernetwork for {hyperlora_steps:,}, each with a new optimizer."""
+NOTICES = {
+    "unseen": "the unseen descriptions of trained tasks and new combinations (the threshold is set so)",
+    "blind": "the blind ones",
+    "everyday requests": "a hundred everyday requests to an assistant, most of which this model does not know",
+    "random strings": "random strings",
+}
 CARD = """---
 license: apache-2.0
 library_name: hyperlora
@@ -55,7 +62,7 @@ same hand, so they say less about people's own words. "retrieval" is its adapter
 description.{oracle}
 
 {table}
-HyperLoRA, unseen descriptions of trained tasks: {below} of {tasks} tasks score under 0.5.
+{failed}
 
 | new combination | exact match |
 | --- | --- |
@@ -65,10 +72,7 @@ HyperLoRA, unseen descriptions of trained tasks: {below} of {tasks} tasks score 
 | --- | --- |
 {operation_rows}
 
-Far descriptions: below a cosine of {threshold} to every training description the adapter comes with a notice
-(App. A.4). That flags {flagged[unseen]:.0%} of the unseen descriptions of trained tasks and new combinations (the
-threshold is set so), {flagged[blind]:.0%} of the blind ones, {flagged[everyday requests]:.0%} of a hundred everyday
-requests to an assistant, most of which this model does not know, and {flagged[random strings]:.0%} of random strings.
+{notices}
 
 Made by `python -m training.mini`.
 """
@@ -106,10 +110,9 @@ def write_card(path: Path, work: Path) -> None:
         oracle=ORACLE.format(oracles=len(oracles)) if oracles else "",
         spread=f" ± standard deviation over {settings['seeds']} evaluation seeds" if settings["seeds"] > 1 else "",
         table=summary_table(rows),
-        below=sum(score < 0.5 for score in trained.values()),
-        tasks=len(trained),
+        failed=failed(trained),
         combination_rows=table_rows["new combinations"],
         operation_rows=table_rows["new operations"],
-        **notice,
+        notices=notices(notice["threshold"], notice["flagged"], NOTICES),
     )
     path.write_text(text, encoding="utf-8")

@@ -3,9 +3,9 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from random import Random
 
 import torch
+import torch.nn.functional as F
 
 from hyperlora.generator import HyperLoRA
 
@@ -32,11 +32,28 @@ def measure_threshold(
 
 
 def shipped(hyperlora: HyperLoRA) -> HyperLoRA:
-    """The same with a random part of its training descriptions, always the same: what comes along."""
-    count = len(hyperlora.descriptions)
-    kept = sorted(Random(0).sample(range(count), min(count, SHIPPED)))
-    hyperlora.set_descriptions([hyperlora.descriptions[i] for i in kept], hyperlora.embeddings[kept])
+    """The same with a part of its training descriptions, always the same and spread over the tasks: what comes along.
+
+    The first is any; each further one is that which is farthest, by cosine, from all that are taken, so that of many
+    wordings of one task few are, and what is near to any of them stays near to one.
+    """
+    if len(hyperlora.descriptions) > SHIPPED:
+        kept = spread(hyperlora.embeddings, SHIPPED)
+        hyperlora.set_descriptions([hyperlora.descriptions[i] for i in kept], hyperlora.embeddings[kept])
     return hyperlora
+
+
+def spread(embeddings: torch.Tensor, count: int) -> list[int]:
+    """The numbers of `count` of the rows of [n, d_emb], in order: the farthest from those before, beginning at row 0
+    (Gonzalez 1985: no row is farther from a taken one than twice what the best choice could reach)."""
+    rows = F.normalize(embeddings.float(), dim=-1)
+    kept, nearest = [0], rows @ rows[0]
+    nearest[0] = 2
+    while len(kept) < count:
+        kept.append(int(nearest.argmin()))
+        nearest = torch.maximum(nearest, rows @ rows[kept[-1]])
+        nearest[kept[-1]] = 2  # more than any cosine: not again
+    return sorted(kept)
 
 
 def add_notice(folder: Path, unseen: Sequence[str], others: Mapping[str, Sequence[str]], report: Path) -> None:

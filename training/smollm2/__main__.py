@@ -3,8 +3,8 @@
 python -m training.smollm2 --tasks DIR [--open DIR] [--output runs/smollm2] [--assets assets/smollm2] [--device cuda]
 
 Stages: tasks, multi_task, hyperlora, notice, evaluation, assets. A killed build goes on where it was: the long stage
-from its last checkpoint. --tasks is a folder of task files, in which held_out.txt names those that are only measured;
---open is what training.distill wrote.
+from its last checkpoint, the evaluation from its last answer. --tasks is a folder of task files, in which held_out.txt
+names those that are only measured; --open is what training.distill wrote.
 """
 
 import json
@@ -21,25 +21,31 @@ from hyperlora.adapted import AdaptedModel
 from hyperlora.base import load_base
 from hyperlora.devices import fast_bfloat16
 from hyperlora.errors import UserError
-from hyperlora.generator import HyperLoRA
+from hyperlora.generator import CONFIG, HyperLoRA
+from hyperlora.presets import PRESETS, SMALL_PRESET, base_path
 from training import sft
 from training.lora import LoRAConfig, train_loras
 from training.parts.adapters import load_adapters, save_adapters
 from training.parts.compile import pays
-from training.parts.digest import digest
+from training.parts.digest import base_digest, digest
 from training.parts.kinds import random_strings
 from training.parts.notice import add_notice, shipped
 from training.parts.options import option, parse, run
 from training.parts.requests import everyday_requests
+from training.parts.results import read_results, write_results
 from training.parts.rows import RowOptions, parse_shares
 from training.parts.stages import check_stage, run_stages
+from training.smollm2.card import write_card
+from training.smollm2.evaluation import Plan, run_evaluation
 from training.smollm2.tasks import KINDS, OPEN, TEXT, Collection, collect
 from training.tasks import Task, load_tasks
 
-BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"  # what exported adapters name
+BASE = PRESETS[SMALL_PRESET].base  # what exported adapters name
+LICENSES = "LICENSES.md"  # what the folder of tasks says of them
 HYPERLORA = "hyperlora"
 MOST_OPEN = 0.2  # part of the rows: what they teach is what the base says anyway
 TRAINED, VALIDATION = "trained", "validation"
+SCORES = ("score", "contains")
 ROWS = ("prompt_style", "described", "earlier_turns", "other_system", "retyped", "shares", "longest")
 ADAPTERS = ("base", "target_modules", "rank", "alpha")
 SHAPED_BY = {  # a stage: the options that it depends on, and all that follow it
@@ -47,6 +53,7 @@ SHAPED_BY = {  # a stage: the options that it depends on, and all that follow it
     "multi_task": (*ADAPTERS, *ROWS, "content of init", "lora_steps", "lora_rate", "lora_batch"),
     HYPERLORA: ("head", "latent_size", "head_size", "steps", "rows_a_step", "optimizer", "learning_rate", "schedule",
                 "embedding_noise", "seed"),
+    "evaluation": ("content of adapters", "seeds"),
 }  # fmt: skip
 
 
@@ -61,8 +68,12 @@ class Options(RowOptions):
     left_out: int = option(0, "so many of the real tasks are validated on instead of trained on", least=0)
     output: str = option("runs/smollm2", "folder for the work: tasks, checkpoints, results")
     assets: str = option("assets/smollm2", "folder for the finished hypernetwork and its card")
-    base: str = option(BASE, "the base model: folder or Hub id")
+    base: str = option(SMALL_PRESET, "the base model: a preset's name, a folder, a GGUF file or a Hub id")
     init: str | None = option(None, "a trained HyperLoRA to go on from, with a new optimizer; it has its offset")
+    adapters: str | None = option(
+        None, "folder of plain LoRAs to measure beside it, as training.lora writes it; default: the offset alone"
+    )
+    seeds: int = option(3, "evaluation seeds; each draws its own examples and descriptions", least=1)
     target_modules: str = option("q_proj,v_proj", "names of the adapted linears, with commas between, or all")
     rank: int = option(8, "rank r of every adapter", least=1)
     alpha: float = option(16.0, "LoRA alpha", above=0)
@@ -99,7 +110,8 @@ def adapted_base(options: Options) -> tuple[AdaptedModel, object]:
     wanted = options.dtype
     if wanted == "auto":
         wanted = "bfloat16" if fast_bfloat16(options.device) else "float32"
-    model, tokenizer = load_base(options.base, dtype=wanted, device=options.device)
+    base = base_path(options.base) if options.base in PRESETS else options.base
+    model, tokenizer = load_base(base, dtype=wanted, device=options.device)
     modules = options.target_modules.split(",")
     if modules == ["all"]:
         modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -128,6 +140,11 @@ def write_tasks(options: Options, work: Path) -> None:
         for task in tasks:
             task.save(work / "tasks" / name)
     report = {name: len(tasks) for name, tasks in (parts | found.held_out).items()} | {"left out": found.left_out}
+    if (licenses := Path(options.tasks) / LICENSES).is_file():
+        shutil.copyfile(licenses, work / LICENSES)
+    names = {task.name for task in parts[TRAINED]}
+    sources = {source: own for source, every in found.sources.items() if (own := [n for n in every if n in names])}
+    (work / "sources.json").write_text(json.dumps(sources, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (work / "tasks.json").write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1), flush=True)
 
@@ -219,12 +236,38 @@ def measure_notice(options: Options, work: Path) -> None:
     add_notice(work / HYPERLORA, unseen, others, work / "notice.json")
 
 
+def measure(options: Options, work: Path) -> None:
+    """All figures of the card, and whether chats hold the description, which the hypernetwork keeps."""
+    adapted, tokenizer = adapted_base(options)
+    hyperlora = HyperLoRA.from_pretrained(work / HYPERLORA)
+    folder = Path(options.adapters) if options.adapters else work / "loras"
+    adapters = load_adapters(folder) if folder.exists() else {}
+    hyperlora.config.describe = run_evaluation(
+        work / "evaluation",
+        adapted,
+        tokenizer,
+        f"{base_digest(adapted.model)} {adapted.model.dtype}",
+        {part: tasks_of(work, part) for part in (TRAINED, *KINDS)},
+        hyperlora,
+        adapters,
+        Plan(seeds=options.seeds),
+        options.instruction_induction,
+    )
+    hyperlora.config.save(work / HYPERLORA / CONFIG)
+
+
 def assemble(options: Options, work: Path) -> None:
-    """The hypernetwork as it comes along, in bfloat16."""
+    """What comes along: the hypernetwork in bfloat16, its card, and the scores behind that."""
+    assets = Path(options.assets)
     hyperlora = shipped(HyperLoRA.from_pretrained(work / HYPERLORA))
-    hyperlora.save_pretrained(Path(options.assets) / HYPERLORA, dtype=torch.bfloat16)
-    if (work / "results.json").exists():
-        shutil.copyfile(work / "results.json", Path(options.assets) / "results.json")
+    hyperlora.save_pretrained(assets / f"{HYPERLORA}-{hyperlora.config.head}", dtype=torch.bfloat16)
+    rows, facts = read_results(work / "evaluation" / "results.json")
+    kept = ("method", "split", "kind", "task", "seed")
+    thin = [{key: row[key] for key in kept} | {key: round(row[key], 3) for key in SCORES if key in row} for row in rows]
+    write_results(assets / "results.json", thin, facts)
+    write_card(assets / "README.md", work, hyperlora.config)
+    if (work / LICENSES).exists():
+        shutil.copyfile(work / LICENSES, assets / LICENSES)
 
 
 def stages(options: Options, work: Path) -> dict[str, Callable[[], None]]:
@@ -233,6 +276,7 @@ def stages(options: Options, work: Path) -> dict[str, Callable[[], None]]:
         "multi_task": lambda: train_multi_task(options, work),
         HYPERLORA: lambda: train_hyperlora(options, work),
         "notice": lambda: measure_notice(options, work),
+        "evaluation": lambda: measure(options, work),
         "assets": lambda: assemble(options, work),
     }
 
@@ -250,7 +294,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def contents(options: Options) -> dict[str, str | None]:
     """What the folders that are read hold, in short."""
-    folders = {name: getattr(options, name) for name in ("tasks", "open", "instruction_induction", "init")}
+    folders = {name: getattr(options, name) for name in ("tasks", "open", "instruction_induction", "init", "adapters")}
     return {f"content of {name}": digest(folder) if folder else None for name, folder in folders.items()}
 
 

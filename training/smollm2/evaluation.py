@@ -133,7 +133,8 @@ def run_evaluation(
     check_writable(folder)
     saved = Answers(folder / "answers.jsonl", base)
     trained = list(tasks.get("trained", ()))
-    measured = sorted(trained, key=lambda task: (task.name not in adapters, Random(task.name).random()))
+    told = [task for task in trained if task.test and task.eval_descriptions]  # open requests have none that are unseen
+    measured = sorted(told, key=lambda task: (task.name not in adapters, Random(task.name).random()))
     drawn, whole, marks = splits_of({**tasks, "trained": measured[: plan.trained]}, instruction_induction, requests)
     hyperloras = {f"{OURS} {hyperlora.config.head}": hyperlora} if hyperlora else {}
     common = {"kinds": [UNSEEN], "chat": True, "max_new_tokens": plan.max_new_tokens, "batch_size": plan.batch_size}

@@ -11,7 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
-from hyperlora.config import read_json
+import torch.nn.functional as F
+
+from hyperlora.config import HyperLoRAConfig, read_json
+from hyperlora.embedder import load_embedder
 from hyperlora.errors import UserError
 from training.mini.splits import examples
 from training.mini.suite import suite
@@ -23,6 +26,8 @@ from training.tasks import MAX_FILE_BYTES, Example, Task, load_tasks
 HELD_OUT, DESCRIPTIONS = "held_out.txt", "descriptions.json"
 TEXT, OPEN = "text", "open"  # the groups of the suite's tasks and of the open requests
 KINDS = ("near", "far")
+NO_SOURCE = "of no named source"
+NEAR_DESCRIPTION = 0.95  # cosine from which a description of ours says what an unseen one does
 SAME = 0.5  # two tasks that share so much of the smaller one are the same
 SUITE_DESCRIPTIONS = 40  # of the 128 that each task of the suite has
 NOT_FROM_THE_SUITE = ("third_person",)  # a held-out task here, under another name
@@ -41,6 +46,8 @@ class Collection:
     trained: list[Task]
     held_out: dict[str, list[Task]]
     left_out: Counter[str] = field(default_factory=Counter)
+    sources: dict[str, list[str]] = field(default_factory=dict)
+    """Where the real tasks of the training are from, with the licence, and which are."""
 
 
 def collect(
@@ -72,12 +79,18 @@ def collect(
     }
     check_not_held_out([task for tasks in sources.values() for task in tasks], every)
     benchmark = load_tasks(instruction_induction) if instruction_induction else []
+    unseen = [text for task in (*real, *benchmark) for text in task.eval_descriptions]
+    unseen += [text for task in benchmark for text in task.descriptions]
+    sources["real tasks"], near = without_near(sources["real tasks"], unseen)
     inputs = {example["input"] for task in benchmark for example in task.test}
-    found = Collection([], held_out)
+    found = Collection([], held_out, Counter({f"real tasks: {reason}": count for reason, count in near.items()}))
     for source, tasks in sources.items():
         kept, counts = without_leaks(tasks, every, inputs)
         found.trained += kept
         found.left_out.update({f"{source}: {reason}": count for reason, count in counts.items()})
+    real_names = {task.name for task in sources["real tasks"]}
+    for name in (task.name for task in found.trained if task.name in real_names):
+        found.sources.setdefault(source_of(folder, name) or NO_SOURCE, []).append(name)
     return found
 
 
@@ -153,6 +166,35 @@ def check_not_held_out(trained: Sequence[Task], held_out: Sequence[Task]) -> Non
                     f"The task {task.name!r} holds the examples of the held-out task {name!r}: it is the same under "
                     "another name, so take it out of the training."
                 )
+
+
+def without_near(tasks: Sequence[Task], unseen: Sequence[str]) -> tuple[list[Task], Counter[str]]:
+    """The tasks without those of our descriptions that are all but an unseen one, and how many these are.
+
+    unseen: descriptions that only measuring may use. Near is a cosine of at least 0.95 by the encoder that the
+    hypernetwork reads descriptions with; each that is left out is printed beside the unseen one. A task without any
+    description left is left out too.
+    """
+    ours = own_descriptions()
+    texts = list(dict.fromkeys(text for task in tasks for text in ours.get(task.name, [])))
+    if not texts or not unseen:
+        return list(tasks), Counter()
+    embedder = load_embedder(HyperLoRAConfig.embedder)
+    own, others = (F.normalize(embedder.embed(list(each)).float(), dim=-1) for each in (texts, unseen))
+    cosine, nearest = (own @ others.T).max(dim=-1)
+    near = {texts[i]: unseen[nearest[i]] for i in (cosine >= NEAR_DESCRIPTION).nonzero().flatten().tolist()}
+    for text, other in near.items():
+        print(f"Left out the description {text!r}: it is all but the unseen {other!r}.", flush=True)
+    kept, counts = [], Counter()
+    for task in tasks:
+        out = near.keys() & set(ours.get(task.name, []))
+        descriptions = [text for text in task.descriptions if text not in out]
+        counts["descriptions near an unseen one"] += len(task.descriptions) - len(descriptions)
+        if descriptions:
+            kept.append(replace(task, descriptions=descriptions))
+        else:
+            counts["tasks without any description left"] += 1
+    return kept, +counts
 
 
 def _all_pairs(task: Task) -> set[Pair]:
