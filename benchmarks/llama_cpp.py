@@ -7,6 +7,7 @@ also counts how many of N everyday requests the base answers otherwise with halv
 
 import random
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -43,7 +44,7 @@ def serve(asked: Connection, gguf: str, threads: int, slots: int) -> None:
         given = server.handle_completions({"prompt": prompt, **options})
         assert given["usage"]["completion_tokens"] == tokens
 
-    with ThreadPoolExecutor(slots) as pool:
+    with ThreadPoolExecutor(slots) as pool, suppress(EOFError):  # until nobody asks any more
         while True:
             prompts, tokens = asked.recv()
             list(pool.map(answer, prompts, [tokens] * len(prompts)))

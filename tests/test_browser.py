@@ -363,6 +363,7 @@ def test_markdown_is_shown_as_such_and_loads_nothing(
     monkeypatch.setattr(pipe, "markdown", True)
     monkeypatch.setattr(pipe, "chat", lambda *_, **__: Stream())
     send(page, "**Soup**?")
+    expect(page.locator("#chat .markdown a")).to_have_count(2)  # the last line is there
     expect(page.get_by_role("button", name="Send")).to_be_visible()
     for _ in range(2):
         answer = page.locator("#chat .bot.message .markdown")

@@ -11,6 +11,8 @@ import hyperlora
 from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
 from training.mini.suite import suite
+from training.parts.kinds import random_strings
+from training.parts.requests import everyday_requests
 from training.parts.results import read_results
 from training.smollm2 import __main__ as build
 from training.smollm2 import evaluation
@@ -51,6 +53,8 @@ def built(folder: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactor
         patch.setattr(data, "suite", lambda: few)
         patch.setattr(data, "own_tasks", list)
         patch.setattr(build, "Plan", partial(evaluation.Plan, examples=1, turned=2, open_tokens=4, max_new_tokens=4))
+        patch.setattr(build, "random_strings", lambda _, draw: random_strings(20, draw))
+        patch.setattr(build, "everyday_requests", lambda: everyday_requests()[:5])
         for name in ("everyday_requests", "open_requests", "dialogues"):
             every = getattr(evaluation, name)
             patch.setattr(evaluation, name, lambda *path, every=every: every(*path)[:2])
