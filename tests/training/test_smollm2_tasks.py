@@ -195,7 +195,7 @@ def test_our_descriptions_that_are_all_but_an_unseen_one_are_left_out(folder, tm
         "colours": [
             "Give me the German word for this colour.",
             "write the form of the verb that ends in -ing",  # the held-out task's
-            "Do colours too!",
+            "DO COLOURS TOO.",
             "How would a German call it?",
         ]
     }
@@ -208,7 +208,7 @@ def test_our_descriptions_that_are_all_but_an_unseen_one_are_left_out(folder, tm
     assert colours.descriptions == [own["colours"][0], own["colours"][3], "Do colours."]
     assert found.left_out["real tasks: descriptions near an unseen one"] == 2
     said = capsys.readouterr().out
-    assert "'Do colours too!': it is all but the unseen 'Do colours too.'" in said
+    assert "'DO COLOURS TOO.': it is all but the unseen 'Do colours too.'" in said
 
 
 def test_a_task_whose_descriptions_are_all_near_is_left_out(monkeypatch):
