@@ -103,6 +103,7 @@ _PRESETS = (
         ),
         base=smollm2.NAME,
         hyperlora="smollm2/hyperlora-M",
+        repetition_penalty=1.1,
     ),
     Preset(
         name="mini",

@@ -1,8 +1,11 @@
 """Loading a model without the lines that its libraries write each time."""
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_lock, _before = threading.Lock(), []  # the hook that was there before each of those that are inside now
 
 
 @contextmanager
@@ -14,8 +17,14 @@ def quietly() -> Iterator[None]:
     from transformers.utils import logging as bars  # takes seconds to import
 
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    before = bars.set_tqdm_hook(lambda make, args, options: make(*args, **options | {"disable": True}))
+    with _lock:
+        _before.append(bars.set_tqdm_hook(lambda make, args, options: make(*args, **options | {"disable": True})))
     try:
         yield
     finally:
-        bars.set_tqdm_hook(before)
+        with _lock:
+            # Threads leave in any order: the last one puts back what the first one found.
+            if len(_before) > 1:
+                _before.pop()
+            else:
+                bars.set_tqdm_hook(_before.pop())

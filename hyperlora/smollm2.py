@@ -146,9 +146,10 @@ def _with_pip(wheel: Path, report: Report) -> str | None:
 def _largest(folder: Path) -> int:
     """Bytes of the largest file in it, while files come and go."""
     sizes = [0]
-    for path in folder.rglob("*.whl"):
-        with suppress(OSError):
-            sizes.append(path.stat().st_size)
+    for parent, _, names in os.walk(folder):  # which passes over folders that have gone
+        for name in names:
+            with suppress(OSError):
+                sizes.append(os.path.getsize(os.path.join(parent, name)) if name.endswith(".whl") else 0)
     return max(sizes)
 
 

@@ -2,12 +2,13 @@
 
 import argparse
 import json
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import errors
 
 import app
-from hyperlora import choice, devices, hub, memory, presets, smollm2
+from hyperlora import choice, hub, memory, presets, smollm2
 from hyperlora.arguments import choose
 from hyperlora.choice import best_preset
 from hyperlora.devices import device_named
@@ -125,7 +126,7 @@ def test_where_smollm2_cannot_be_had_it_is_the_mini_model_with_a_line_on_why(onl
         choose(options("--preset", "smollm2-135m"))
     (presets.assets_dir() / "smollm2" / "hyperlora-M").unlink()
     assert "(assets/smollm2/hyperlora-M) is missing: install HyperLoRA again" in best_preset().why
-    monkeypatch.setattr(devices, "free_memory", lambda: 1e8)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1e8))
     assert "needs 8" in best_preset().why and best_preset().pair.preset is MINI
 
 

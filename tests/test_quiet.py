@@ -36,6 +36,16 @@ def test_bars_are_what_their_owner_made_them(shown, hub, monkeypatch, capsys):
     assert ("Loading weights" in capsys.readouterr().err) == shown
 
 
+def test_threads_may_leave_in_any_order():
+    first, second = quietly(), quietly()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert bars._tqdm_hook is not None
+    second.__exit__(None, None, None)
+    assert bars._tqdm_hook is None
+
+
 def test_quiet_inside_quiet_ends_with_the_outer():
     with quietly():
         with quietly():

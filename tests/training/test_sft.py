@@ -383,7 +383,7 @@ def test_a_killed_run_resumes_to_the_same_losses(tasks, tiny_base, tmp_path):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert not (tmp_path / "killed" / "hyperlora.safetensors").exists()
+    assert (tmp_path / "killed" / "hyperlora.safetensors").exists()  # of the first checkpoint: `--init` may take it
 
     main(whole)
     main([*killed, "--resume"])

@@ -7,14 +7,19 @@ trained apart (the third word, where first and second word, third letter and thi
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
+
+from hyperlora.config import read_json
 
 from .blind import is_blind
 from .grid import Example, Slots, grid
 from .singles import SINGLES
 from .wordings import EVAL_FRAMES, TRAIN_FRAMES, wordings
 
-TRAIN_WORDINGS, EVAL_WORDINGS = 128, 5
+TRAIN_WORDINGS, EVAL_WORDINGS = 64, 5
+SPOKEN: dict[str, list[str]] = read_json(Path(__file__).with_name("spoken.json"))
+"""Name of a trained task -> descriptions that follow no template, written from examples of it alone."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +73,14 @@ def _worded(
     weight: float,
     slots: Slots | None = None,
 ) -> TextTask:
-    """A task with its descriptions. Every third template is held out, none of `more`; never trained, all but one."""
+    """A task with its descriptions: those of SPOKEN, and templates', of which every third is held out, none of `more`;
+    never trained, all but one.
+    """
     rng = Random(name)
     held = templates[1:] if group == "operation" else templates[2::3]
     kept = [t for t in templates if t not in held] + more
-    seen = [text for text in wordings(kept, TRAIN_FRAMES, TRAIN_WORDINGS, rng, slots) if not is_blind(text)]
+    seen = SPOKEN.get(name, [])
+    seen = seen + wordings(kept, TRAIN_FRAMES, TRAIN_WORDINGS - len(seen), rng, slots)
+    seen = [text for text in seen if not is_blind(text)]
     unseen = wordings(held, EVAL_FRAMES, EVAL_WORDINGS, rng, slots, besides=seen)
     return TextTask(name, group, make, tuple(seen), tuple(unseen), weight)
