@@ -162,11 +162,11 @@ def test_the_selected_row_of_a_long_shelf_is_in_view(page: Page) -> None:
         page.reload()
         expect(page.locator("#shelf label.selected")).to_have_text(description or "No adapter")
         expect(page.locator("#shelf label.selected")).to_be_in_viewport()
-        shown = page.evaluate("""() => {
+        # and not under the edge of what scrolls, a moment later
+        page.wait_for_function("""() => {
             const row = document.querySelector("#shelf label.selected").getBoundingClientRect();
             return document.elementsFromPoint(row.x + 20, row.y + 6).some((element) => element.closest("#shelf label"));
         }""")
-        assert shown  # and not under the edge of what scrolls
 
 
 def test_an_example_leaves_a_message_that_was_typed(page: Page) -> None:

@@ -5,9 +5,7 @@ from collections import Counter
 import pytest
 
 import hyperlora
-from hyperlora.adapted import AdaptedModel
-from hyperlora.chat import ChatEngine
-from hyperlora.presets import PRESETS, assets_dir
+from hyperlora.presets import assets_dir
 from training.parts.metrics import loops
 
 TURNS = ["Tell me a story about a dog.", "Go on.", "Go on.", "And then?", "Go on.", "Why?", "Go on.", "Tell me more.",
@@ -27,14 +25,6 @@ def talk(say) -> list[str]:
         messages.append({"role": "user", "content": turn})
         messages.append({"role": "assistant", "content": say(messages)})
     return [message["content"] for message in messages if message["role"] == "assistant"]
-
-
-def test_ten_turns_without_an_adapter(smollm2_base) -> None:
-    model, tokenizer = smollm2_base
-    penalty = PRESETS["smollm2-135m"].repetition_penalty
-    engine = ChatEngine(AdaptedModel(model, []), tokenizer, unadapted={"repetition_penalty": penalty})
-    check(talk(lambda messages: "".join(engine.submit(messages, max_new_tokens=96))))
-    engine.close()
 
 
 def test_ten_turns_with_an_adapter() -> None:
