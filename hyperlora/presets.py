@@ -103,7 +103,7 @@ _PRESETS = (
         ),
         base=smollm2.NAME,
         hyperlora="smollm2/hyperlora-M",
-        repetition_penalty=1.1,
+        repetition_penalty=1.15,
     ),
     Preset(
         name="mini",

@@ -175,8 +175,9 @@ def build_page(model: Model) -> gr.Blocks:
         is_ready = ([describe], [state, generate, message, who, line, describe, examples, chips, description, timer])
         offer = (None, [panel, about, allow, refuse, generate, message])
         # One after the other: what `ready` finds settled when it stops the timer, `offer` finds settled too.
-        restored.success(on.ready, *is_ready, js=DESCRIBED, **quick).then(on.offer, *offer, **quick)
-        timer.tick(on.ready, *is_ready, js=DESCRIBED, **quick).then(on.offer, *offer, **quick)
+        for asked in (restored.success, timer.tick):
+            there = asked(on.ready, *is_ready, js=DESCRIBED, **quick).then(on.offer, *offer, **quick)
+            there.then(None, js=SCROLL)  # the examples of the model that answers take room
         allow.click(on.allow, None, None, **quick).then(on.offer, *offer, **quick)
         refuse.click(on.refuse, None, None, **quick).then(on.offer, *offer, **quick)
 
