@@ -126,6 +126,9 @@ def test_where_smollm2_cannot_be_had_it_is_the_mini_model_with_a_line_on_why(onl
         choose(options("--preset", "smollm2-135m"))
     (presets.assets_dir() / "smollm2" / "hyperlora-M").unlink()
     assert "(assets/smollm2/hyperlora-M) is missing: install HyperLoRA again" in best_preset().why
+    (presets.assets_dir() / "smollm2").rmdir()  # as in a checkout for which none has been trained
+    assert best_preset().pair.preset is MINI and "PyTorch finds no GPU" in best_preset().why
+    (presets.assets_dir() / "smollm2").mkdir()
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1e8))
     assert "needs 8" in best_preset().why and best_preset().pair.preset is MINI
 
