@@ -134,8 +134,8 @@ def best_preset(device: str = "auto", dtype: str | None = None, quantize: str | 
 
 
 def small(reason: str, device: str = "cpu") -> Choice:
-    """SmolLM2, where its hypernetwork came along and its package is here or can be had; else mini. `reason` is why it is
-    no better one.
+    """SmolLM2, where its hypernetwork came along and its package is here or can be had; else mini. `reason` is why it
+    is no better one.
     """
     if not (presets.assets_dir() / "smollm2").is_dir():
         return mini(reason, device)
