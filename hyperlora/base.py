@@ -16,10 +16,10 @@ from transformers import (
 from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_available
 
 from hyperlora.config import read_json
+from hyperlora.conversion import converted
 from hyperlora.devices import device_named
 from hyperlora.errors import UserError, first_line
 from hyperlora.files import resolve_folder
-from hyperlora.gguf import converted
 from hyperlora.prompt import turn_end
 from hyperlora.quiet import quietly
 

