@@ -37,13 +37,16 @@ class _FixedLayer(DynamicLayer):
         return self.keys, self.values
 
 
-class _Traced(nn.Module):
-    """A function for tracing, which takes packed weights from a module alone."""
+class _Step(nn.Module):
+    """What is recorded: an adapted model's step, tensors alone in and out.
 
-    def __init__(self, function: Callable[..., Tensor], packed: list[object]) -> None:
+    A module, since tracing takes the packed weights of halved linears from nothing else.
+    """
+
+    def __init__(self, adapted: AdaptedModel) -> None:
         super().__init__()
-        self._function = [function]  # in a list it is nothing to be traced
-        for i, weights in enumerate(packed):
+        self._adapted = adapted
+        for i, weights in enumerate(packed_weights(adapted.model)):
             setattr(self, f"packed_{i}", weights)
 
     def forward(
@@ -57,7 +60,11 @@ class _Traced(nn.Module):
         A: list[Tensor],
         B: list[Tensor],
     ) -> Tensor:
-        return self._function[0](tokens, positions, mask, at, keys, values, A, B)
+        """Tokens and positions [rows, 1], `_mask`'s mask, a cache and its column to fill -> logits [rows, 1, v]."""
+        cache = Cache(layers=[_FixedLayer(*sides, at) for sides in zip(keys, values, strict=True)])
+        inputs = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
+        with self._adapted.use_rows(A, B):
+            return self._adapted.model(**inputs, past_key_values=cache, use_cache=True).logits
 
 
 class StepGraph:
@@ -76,10 +83,10 @@ class StepGraph:
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
         warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
         try:
-            forward = _Traced(self._forward, packed_weights(model))
-            graph = torch.jit.trace(forward, self._example(2, 8), check_trace=False, strict=False)
+            step = _Step(self._adapted)
+            graph = torch.jit.trace(step, self._example(2, 8), check_trace=False, strict=False)
             other = self._example(3, 12)
-            logits = self._forward(*other)
+            logits = step(*other)
             with torch.jit.optimized_execution(False):
                 error = (graph(*other) - logits).abs().max()
         except Exception:  # a PyTorch that no longer traces, or a model that it cannot
@@ -116,25 +123,8 @@ class StepGraph:
 
         return step
 
-    def _forward(
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        mask: Tensor,
-        at: Tensor,
-        keys: list[Tensor],
-        values: list[Tensor],
-        A: list[Tensor],
-        B: list[Tensor],
-    ) -> Tensor:
-        """What is recorded: tensors alone, in and out."""
-        cache = Cache(layers=[_FixedLayer(*sides, at) for sides in zip(keys, values, strict=True)])
-        inputs = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
-        with self._adapted.use_rows(A, B):
-            return self._adapted.model(**inputs, past_key_values=cache, use_cache=True).logits
-
     def _example(self, rows: int, capacity: int) -> tuple[Tensor | list[Tensor], ...]:
-        """Arguments of `_forward`: the last column but one, a row padded, each row with factors of its own."""
+        """Arguments of `_Step`: the last column but one, a row padded, each row with factors of its own."""
         model, length, rank = self._adapted.model, capacity - 2, rows
         config = model.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
