@@ -276,9 +276,14 @@ def _fit(
 
 def _need(widths: dict[str, int], shape: "BaseShape", precision: str, device: str) -> float:
     """Bytes that must be free there to load that base with a hypernetwork for it (head L: the largest), and chat."""
-    from hyperlora.memory import OVERHEAD, HyperShape, serving
+    from hyperlora.memory import BYTES, CACHED, OVERHEAD, HyperShape, serving
 
-    return MARGIN * (serving(HyperShape(shape, "L", **widths), precision) - (OVERHEAD if device == "cpu" else 0))
+    need = serving(HyperShape(shape, "L", **widths), precision)
+    if device == "cpu":
+        need -= OVERHEAD
+        if precision == "float32" and shape.parameters > CACHED:  # its halved linears lie beside it
+            need += BYTES["float16"] * shape.parameters
+    return MARGIN * need
 
 
 def _widths(pair: Pair) -> dict[str, int]:

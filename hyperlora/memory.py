@@ -19,6 +19,7 @@ GB = 1e9
 OVERHEAD = 1.2 * GB  # a CUDA context, the libraries' workspaces and the allocator's gaps
 # Bytes a weight of the layers' linears. 4 bits: NF4 in blocks of 64 with 8-bit constants, themselves in blocks of 256.
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "8bit": 1.0, "4bit": 0.5 + 1 / 64 + 4 / (64 * 256)}
+CACHED = 20e6  # weights of a base that a processor's cache holds, so that reading fewer bytes of it gains nothing
 
 Parts = dict[str, float]
 """What takes memory -> bytes."""

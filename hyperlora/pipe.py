@@ -21,11 +21,11 @@ from hyperlora.files import cache_folder, resolve_folder
 from hyperlora.generator import CONFIG, FILES, HyperLoRA
 from hyperlora.halves import halve_linears
 from hyperlora.lora import Adapter
+from hyperlora.memory import CACHED
 from hyperlora.presets import Preset, asset_or_hub, base_path, get_preset
 from hyperlora.prompt import Message, check_messages, use_trained_template, with_description
 
 Chat = str | list[Message]
-CACHED = 20_000_000  # parameters of a base that a processor's cache holds: to read fewer bytes of it gains nothing
 NO_DESCRIPTION = "This adapter has no description that could be put in the prompt."
 
 

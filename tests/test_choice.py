@@ -91,7 +91,7 @@ def test_without_a_gpu_it_is_smollm2_with_a_line_on_how_to_get_more(online, gpu)
     gpu(None)
     best = best_preset()
     assert best.pair.preset is SMALL and (best.device, best.dtype, best.size) == ("cpu", "float32", 0)
-    assert best.why.startswith("SmolLM2-135M-Instruct in float32 on cpu takes 8")
+    assert best.why.startswith("SmolLM2-135M-Instruct in float32 on cpu takes 1.2 GB of ")
     assert "no GPU that it can use" in best.why and "7.2 GB" in best.why and "--preset mistral-7b" in best.why
     assert "\n" not in best.why and online.asked == []
     assert best_preset("cpu").pair.preset is SMALL
@@ -130,7 +130,7 @@ def test_where_smollm2_cannot_be_had_it_is_the_mini_model_with_a_line_on_why(onl
     assert best_preset().pair.preset is MINI and "PyTorch finds no GPU" in best_preset().why
     (presets.assets_dir() / "smollm2").mkdir()
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1e8))
-    assert "needs 8" in best_preset().why and best_preset().pair.preset is MINI
+    assert "needs 1.2 GB of memory" in best_preset().why and best_preset().pair.preset is MINI
 
 
 def test_too_little_memory_is_said(online, gpu):
