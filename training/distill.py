@@ -209,14 +209,10 @@ def make_tasks(kinds: Sequence[Kind], answers: Answers, options: Options) -> tup
             task = Task(f"{kind.name}-{number}", [description], group=kind.name)
             for message in kind.messages:
                 answer = answers[description, message]
-                text = answer.text.strip()
-                fate = (
-                    "cut" if answer.end == "length" else "empty" if not text else "looping" if loops(text) else "kept"
-                )
-                count[fate] += 1
-                if fate == "kept":
+                count[answer.fate] += 1
+                if answer.fate == "kept":
                     split = task.test if message in held_back else task.train
-                    split.append(Example(input=message, output=text))
+                    split.append(Example(input=message, output=answer.text.strip()))
             if task.train:
                 tasks.append(task)
             else:
