@@ -39,6 +39,15 @@ from hyperlora.lora import Adapter
 from hyperlora.presets import PRESETS, SMALL_PRESET
 from hyperlora.prompt import format_prompt
 
+TINY = {  # of a base model, as every config of transformers takes it
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
 TARGETS = {"q_proj": (64, 64), "v_proj": (64, 32)}  # the tiny base's
 SPECIAL = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
 CHAT_TEMPLATE = (  # the form of Mistral-Instruct: <s>[INST] text [/INST] answer</s>

@@ -10,6 +10,8 @@ from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, get_tensor_
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel
 
+from tests.conftest import TINY
+
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|eot|>", "<|eom|>"]
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -32,18 +34,9 @@ def byte_level() -> Tokenizer:
     return tokenizer
 
 
-SIZES = {  # rows that blocks of 32 fit into, and a row for each token
-    "vocab_size": byte_level().get_vocab_size(),
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 2,
-}
+# Rows that blocks of 32 fit into, and a row for each token.
+SIZES = TINY | {"vocab_size": byte_level().get_vocab_size(), "hidden_size": 64, "intermediate_size": 96}
+SIZES |= {"max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
 
 
 def write_gguf(

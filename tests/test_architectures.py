@@ -30,20 +30,10 @@ from hyperlora.errors import UserError
 from hyperlora.graph import STEADY
 from hyperlora.lora import Adapter
 from hyperlora.prompt import format_prompt
+from tests.conftest import TINY
 
 WINDOW = 6  # tokens that a sliding layer sees
-SIZES = {
-    "vocab_size": 100,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 2,
-}
+SIZES = TINY | {"max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
 HEADS = {"head_dim": 8}
 SPLIT = ["q_proj", "v_proj", "down_proj"]
 FUSED = ["qkv_proj", "gate_up_proj", "down_proj"]

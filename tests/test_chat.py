@@ -33,6 +33,7 @@ from hyperlora.chat import ChatEngine, ChatStream, Options, one_thread
 from hyperlora.errors import UserError
 from hyperlora.presets import assets_dir
 from hyperlora.prompt import format_prompt
+from tests.conftest import TINY
 
 PROMPTS = ["one two three", "a", "the quick brown fox jumps over the lazy dog", "42 + 17", "x y"]
 
@@ -125,15 +126,7 @@ def test_a_cache_that_grows_many_times(start, answers, make_adapter):
     answers(start().submit("a", make_adapter(1), max_new_tokens=230), "a", make_adapter(1), 230)
 
 
-SIZES = {
-    "vocab_size": 100,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-}
+SIZES = TINY | {"head_dim": 8}
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,7 @@ from hyperlora.adapted import AdaptedModel
 from hyperlora.batch import Batch
 from hyperlora.chat import ChatEngine
 from hyperlora.graph import StepGraph
-
-SIZES = {
-    "vocab_size": 100,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
+from tests.conftest import TINY
 
 
 def recorded(model) -> bool:
@@ -66,10 +58,10 @@ def test_adapters_in_another_dtype_take_the_models_own_step(engine, make_adapter
 @pytest.mark.parametrize(
     ("steady", "model", "config"),
     [
-        (True, LlamaForCausalLM, LlamaConfig(**SIZES)),
-        (True, LlamaForCausalLM, LlamaConfig(**SIZES, attn_implementation="eager")),
-        (False, LlamaForCausalLM, LlamaConfig(**SIZES, rope_parameters={"rope_type": "dynamic", "factor": 2.0})),
-        (False, MixtralForCausalLM, MixtralConfig(**SIZES, num_local_experts=4)),
+        (True, LlamaForCausalLM, LlamaConfig(**TINY)),
+        (True, LlamaForCausalLM, LlamaConfig(**TINY, attn_implementation="eager")),
+        (False, LlamaForCausalLM, LlamaConfig(**TINY, rope_parameters={"rope_type": "dynamic", "factor": 2.0})),
+        (False, MixtralForCausalLM, MixtralConfig(**TINY, num_local_experts=4)),
     ],
     ids=["llama", "eager", "a rotation that changes", "experts that the tokens choose"],
 )
