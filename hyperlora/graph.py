@@ -111,9 +111,11 @@ class StepGraph:
             nonlocal mask
             for layer in layers:
                 layer.reserve(batch.length + 1)
-            keys, values = ([layer.room[side] for layer in layers] for side in (0, 1))
-            if mask is None or mask.shape[-1] != keys[0].shape[-2]:
-                mask = _mask(batch.pad, batch.length, keys[0].shape[-2], dtype)
+            # Where memory ran out while they grew, some have more room than others.
+            capacity = min(layer.room[0].shape[-2] for layer in layers)
+            keys, values = ([layer.room[side][:, :, :capacity] for layer in layers] for side in (0, 1))
+            if mask is None or mask.shape[-1] != capacity:
+                mask = _mask(batch.pad, batch.length, capacity, dtype)
             mask[..., batch.length] = 0
             with torch.jit.optimized_execution(False):  # which would take seconds more, for a tenth
                 logits = graph(tokens, positions, mask, torch.tensor([batch.length]), keys, values, A, B)

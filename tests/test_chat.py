@@ -5,6 +5,7 @@ import gc
 import json
 import shutil
 import threading
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
@@ -477,9 +478,18 @@ def test_a_cache_that_cannot_grow_loses_the_newest_chat(start, answers, make_ada
     oldest = engine.submit("one two", make_adapter(1), max_new_tokens=200)
     older = engine.submit("a", make_adapter(2), max_new_tokens=200)
     wait_for_tokens(older, 1)
+    choose, short = engine._choose, threading.Event()
+
+    def wait(batch, logits):
+        assert len(batch.rows) < 3 or short.wait(60)  # all three are decoded once memory is short, not before
+        return choose(batch, logits)
+
+    engine._choose = wait
     newest = engine.submit("x y", max_new_tokens=200)
-    wait_for_tokens(newest, 1)
+    while newest._queue.empty():
+        time.sleep(0.001)
     memory(allocations)
+    short.set()
     with pytest.raises(UserError, match="The memory of cpu ran out"):
         "".join(newest)
     assert newest.finish_reason is None

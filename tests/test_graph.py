@@ -1,7 +1,11 @@
 """The recorded step serves chats as the model's own does."""
 
+from itertools import count
+from types import SimpleNamespace
+
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from hyperlora import chat
@@ -44,6 +48,19 @@ def test_rows_with_adapters_and_without(engine, answers, make_adapter):
     streams += [engine.submit(prompts[4], adapters[4], max_new_tokens=5)]
     for stream, prompt, adapter, n in zip(streams, prompts, adapters, [20] * 4 + [5], strict=True):
         answers(stream, prompt, adapter, n)
+
+
+@pytest.mark.parametrize("more", [1, 5, 64, 100])
+def test_layers_may_have_more_room_than_others(engine, answers, make_adapter, monkeypatch, more):
+    """As where memory ran out while the cache grew."""
+    engine.call(engine._graph.record)
+    grown = count()
+
+    def pad(side, sizes):  # keys and values of the first layer, of the second, and so on
+        return F.pad(side, (*sizes[:3], sizes[3] + more * (next(grown) // 2)))
+
+    monkeypatch.setattr("hyperlora.batch.F", SimpleNamespace(pad=pad))
+    answers(engine.submit("one two", make_adapter(1), max_new_tokens=150), "one two", make_adapter(1), 150)
 
 
 def test_adapters_in_another_dtype_take_the_models_own_step(engine, make_adapter):
