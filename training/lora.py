@@ -27,7 +27,7 @@ from hyperlora.files import check_writable
 from hyperlora.hypernetwork import Factors
 from hyperlora.lora import Adapter
 from training.parts.adapters import average, form, load_adapters, read_index, read_settings, save_adapters
-from training.parts.batches import IGNORE, Batches, row_length
+from training.parts.batches import IGNORE, Batches, loader, row_length
 from training.parts.digest import base_digest
 from training.parts.loss import answer_loss, training_mode
 from training.parts.options import option, parse, run
@@ -173,7 +173,12 @@ def _train_together(
     parameters = [tensor.requires_grad_() for pair in weights.values() for tensor in pair]
     optimizer = torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True)
     streams = [
-        iter(Batches(examples, [[i]] * len(examples), config.batch_size, pad, seed, weights=often, rows=rows))
+        iter(
+            loader(
+                Batches(examples, [[i]] * len(examples), config.batch_size, pad, seed, weights=often, rows=rows),
+                device.type if n == 1 else "cpu",  # of many none waits long, and each would have a process
+            )
+        )
         for i, ((examples, rows, often), seed) in enumerate(zip(data.values(), seeds, strict=True))
     ]
     scale = lora_scale(config.alpha, config.rank, config.use_rslora)

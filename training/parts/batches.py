@@ -1,12 +1,13 @@
 """Examples as token ids with labels, and the batches that every stage of training reads."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from random import Random
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel
 
 from hyperlora.base import context_length
@@ -14,6 +15,7 @@ from hyperlora.errors import UserError
 from hyperlora.prompt import encode_answers, encode_chats, with_description
 from training.tasks import Example, Task, descriptions_of
 
+AHEAD = 64  # batches that wait for a GPU: while they are trained on, the next window is made
 ROOM = 8  # tokens more than there are bytes, at the edges of texts
 IGNORE = -100  # the label of tokens that carry no loss
 Encoded = dict[str, list[int]]  # {"input_ids": [t], "labels": [t]}
@@ -119,6 +121,17 @@ def collate(rows: Sequence[Encoded], pad_token_id: int) -> dict[str, Tensor]:
         ids[i, :n] = torch.tensor(row["input_ids"])
         labels[i, :n] = torch.tensor(row["labels"])
     return {"input_ids": ids, "labels": labels}
+
+
+def loader(batches: Iterable[dict[str, Tensor]], device: str) -> DataLoader:
+    """Ready batches, in their order. For a GPU a process of its own makes them, so that it need not wait for rows."""
+    ahead = {} if device == "cpu" else {"num_workers": 1, "prefetch_factor": AHEAD, "worker_init_fn": _forked}
+    # a generator of its own: a loader that draws from the global one would change the noise after a resume
+    return DataLoader(batches, batch_size=None, generator=torch.Generator(), **ahead)
+
+
+def _forked(worker: int) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as it is after a fork: else tokenizers says so at length
 
 
 class RowMaker(Protocol):

@@ -9,7 +9,6 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from torch import nn
 from torch.utils.data import DataLoader
@@ -20,6 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from hyperlora.config import read_json
 from hyperlora.errors import UserError
 from hyperlora.files import write_atomic, writing
+from training.parts.batches import loader
 
 STATE = "trainer_state.json"  # the last file of a checkpoint to be written
 SETTINGS = "settings.json"
@@ -42,11 +42,10 @@ class BatchTrainer(Trainer):
         super().log(logs, start_time)
 
     def get_train_dataloader(self) -> DataLoader:
-        # a generator of its own: a loader that draws from the global one would change the noise after a resume
-        return DataLoader(self.train_dataset, batch_size=None, generator=torch.Generator())
+        return loader(self.train_dataset, self.args.device.type)
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
-        return DataLoader(self.eval_dataset, batch_size=None, generator=torch.Generator())
+        return loader(self.eval_dataset, "cpu")  # they are there already
 
     def _save_checkpoint(self, model, trial) -> None:
         self._check(all(bool(weight.isfinite().all()) for weight in model.parameters()))

@@ -16,9 +16,11 @@ from training.parts.batches import (
     encode_prompts,
     encode_task,
     encode_tasks,
+    loader,
     row_length,
 )
 from training.parts.loss import answer_loss, mean_loss
+from training.parts.rows import RowOptions, sources
 
 
 def test_only_the_answer_and_eos_carry_labels(tokenizer):
@@ -156,3 +158,14 @@ def test_training_reads_control_tokens_as_chat_does(tokenizer, text):
     control = set(tokenizer.convert_tokens_to_ids(["<s>", "</s>", "[INST]", "[/INST]"]))
     written = [token for token in row["input_ids"] if token in control]
     assert tokenizer.convert_ids_to_tokens(written) == ["<s>", "[INST]", "[/INST]", "</s>"]
+
+
+@pytest.mark.parametrize("start", [0, 100])
+def test_batches_made_in_another_process_are_the_same(tokenizer, tasks, start):
+    """Also rows that are made anew each time, from any batch on, over the end of a window."""
+    examples, rows = sources(tokenizer, tasks, RowOptions(prompt_style="either"), 100)
+    batches = Batches(examples, [[0, 1], [2], [3]], 4, tokenizer.pad_token_id, start=start, rows=rows)
+    here, there = (list(itertools.islice(loader(batches, device), 70)) for device in ("cpu", "cuda"))
+    assert loader(batches, "cuda").num_workers == 1
+    for a, b in zip(here, there, strict=True):
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
