@@ -10,7 +10,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
 from inspect import signature
 from queue import SimpleQueue
@@ -35,10 +35,11 @@ from hyperlora.batch import Batch, merge, select
 from hyperlora.errors import UserError, shown
 from hyperlora.graph import StepGraph
 from hyperlora.lora import Adapter
-from hyperlora.prompt import format_prompt
+from hyperlora.prompt import format_begun
 
 T = TypeVar("T")
 RECORD_AFTER = 64  # tokens, after which recording the step is worth its second or two
+MAX_STOPS, MAX_STOP = 16, 200
 CLOSED = "The chat engine has been closed."
 FORKED = (
     "This process was forked after the model was loaded, and no thread of the model came along: load it in the new "
@@ -62,9 +63,16 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def _is_stop(text: object) -> bool:
+    return isinstance(text, str) and 0 < len(text) <= MAX_STOP
+
+
 @dataclass
 class Options:
-    """How to choose tokens, by the names that `transformers` gives them. A value out of range raises `UserError`."""
+    """How to choose tokens, by the names that `transformers` gives them. A value out of range raises `UserError`.
+
+    An answer ends before the first of the `stop_strings`.
+    """
 
     do_sample: bool = False
     temperature: float = 1.0
@@ -72,8 +80,12 @@ class Options:
     top_k: int = 50
     repetition_penalty: float = 1.0
     max_new_tokens: int = 512
+    stop_strings: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        stops = self.stop_strings
+        if not isinstance(stops, list | tuple) or len(stops) > MAX_STOPS or not all(map(_is_stop, stops)):
+            raise UserError(f"stop_strings must be at most {MAX_STOPS} texts of 1 to {MAX_STOP} characters.")
         if not isinstance(self.do_sample, bool):
             raise UserError("do_sample must be True or False.")
         for name, kind, low, high in (
@@ -133,10 +145,13 @@ class ChatStream:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, engine: "ChatEngine | None" = None):
         self.text = ""  # what the iteration has yielded so far
+        self.tokens = 0  # that have been read for it
         self.stopped = False
         self.finish_reason: Literal["stop", "length", "stopped"] | None = None
-        """Why the answer ended: at an end token, at the token limit or the end of the context, by `stop()`; None until
-        it has been read to its end, and where that is an error."""
+        """Why the answer ended: at an end token or a stop string, at the token limit or the end of the context, by
+        `stop()`; None until it has been read to its end, and where that is an error."""
+        self._begun: list[int] = []  # token ids of the answer that the prompt holds
+        self._stops: Sequence[str] = ()
         self._read = False
         self._tokenizer = tokenizer
         self._engine = engine  # held until the answer has ended: nobody else need
@@ -153,15 +168,34 @@ class ChatStream:
         if self._read:
             return
         self._read = True
+        held = ""  # the beginning of a stop string, perhaps
+        with closing(self._pieces()) as pieces:
+            for piece in pieces:
+                held += piece
+                found = [at for stop in self._stops if (at := held.find(stop)) >= 0]
+                until = min(found) if found else len(held) - max((_overlap(held, s) for s in self._stops), default=0)
+                if until:
+                    self.text += held[:until]
+                    yield held[:until]
+                if found:
+                    self.finish_reason = self.finish_reason or "stop"
+                    return
+                held = held[until:]
+            if held:
+                self.text += held
+                yield held
+
+    def _pieces(self) -> Iterator[str]:
         # Text is made here, in the reader's thread, not in the engine's.
-        reason, pending, shown = "stopped", [], []
-        decoder, tokenizer = DecodeStream(skip_special_tokens=True), self._tokenizer
+        reason, pending, shown = "stopped", [], self._begun
+        decoder, tokenizer = DecodeStream(self._begun, skip_special_tokens=True), self._tokenizer
         backend = getattr(tokenizer, "backend_tokenizer", None)
         try:
             while not isinstance(item := self._next(), str):
                 if isinstance(item, Exception):
                     reason = None
                     raise item
+                self.tokens += 1
                 pending.append(item)
                 try:
                     piece = decoder.step(backend, item) if backend else _piece(tokenizer, shown, pending)
@@ -170,10 +204,8 @@ class ChatStream:
                     decoder = DecodeStream([item], skip_special_tokens=True)
                 if piece is not None:
                     shown, pending = pending, []
-                    self.text += piece
                     yield piece
             if piece := _piece(tokenizer, shown, pending, last=True):  # a character that never ended
-                self.text += piece
                 yield piece
             reason = item
         finally:
@@ -182,6 +214,11 @@ class ChatStream:
 
     def _next(self) -> int | str | Exception:
         return self._queue.get() if os.getpid() == self._pid else UserError(FORKED)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters of the text's end are the beginning of the stop string."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def _piece(tokenizer: PreTrainedTokenizerBase, shown: list[int], new: list[int], last: bool = False) -> str | None:
@@ -358,7 +395,8 @@ class ChatEngine:
         options: Options,
         seed: int | None,
     ) -> _Row:
-        ids = format_prompt(self.tokenizer, messages)
+        prompt, stream._begun = format_begun(self.tokenizer, messages)
+        stream._stops, ids = options.stop_strings, prompt + stream._begun
         if len(ids) >= self.context:
             raise UserError(
                 f"The conversation is {len(ids):,} tokens long and the model reads {self.context:,}: shorten it."

@@ -84,11 +84,12 @@ class Pipeline:
     ) -> str | ChatStream:
         """Answer a message, or a list of {"role", "content"}; `adapter` None is the base model.
 
+        A list that ends with a message of the assistant's begins the answer; what is given back goes on from there.
         `describe`: put the adapter's description in front of the user's first message too; None: as in training.
         `options` are generation options by their `transformers` names: max_new_tokens, do_sample, temperature, top_p,
-        top_k, repetition_penalty; and the `seed` of what is sampled. With `stream` the answer comes as an iterable of
-        pieces of text; once that is read, its `finish_reason` is "length" where the answer was cut at max_new_tokens,
-        which a text does not show.
+        top_k, repetition_penalty, stop_strings (the answer ends before them); and the `seed` of what is sampled. With
+        `stream` the answer comes as an iterable of pieces of text; once that is read, its `finish_reason` is "length"
+        where the answer was cut at max_new_tokens, which a text does not show.
         """
         answer = self._submit([messages], [adapter], describe, options)[0]
         return answer if stream else "".join(answer)
@@ -127,7 +128,8 @@ class Pipeline:
         """The messages that are sent; new ones, the caller's stay as they are."""
         chat = check_messages(messages)
         if not self.multi_turn:
-            chat = [message for message in chat[:-1] if message["role"] == "system"] + chat[-1:]
+            last = max(i for i, message in enumerate(chat) if message["role"] == "user")
+            chat = [message for message in chat[:last] if message["role"] == "system"] + chat[last:]
         if adapter is not None and (self.describe if describe is None else describe):
             if adapter.description is None and describe:
                 raise UserError(NO_DESCRIPTION)

@@ -91,7 +91,10 @@ def with_description(description: str | None, message: str, style: PromptStyle =
 
 
 def check_messages(messages: str | list[Message]) -> list[Message]:
-    """A text, or a list of {"role", "content"} whose last is the user's -> that list; `UserError` where it is not."""
+    """A text, or a list of {"role", "content"} -> that list; `UserError` where it is none to be answered.
+
+    The last is the user's, or behind that the assistant's: the beginning of the answer, which goes on from there.
+    """
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
     if not isinstance(messages, list) or not messages:
@@ -102,9 +105,10 @@ def check_messages(messages: str | list[Message]) -> list[Message]:
         if message.get("role") not in ROLES:
             raise UserError(f"A message's role must be one of {', '.join(ROLES)}, not {message.get('role')!r}.")
         check_text(message["content"], "The message")
-    if messages[-1]["role"] != "user":
-        raise UserError("The last message must be the user's.")
-    if not messages[-1]["content"].strip():
+    asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+    if not asked or asked[-1]["role"] != "user":
+        raise UserError("The last message must be the user's, or the beginning of the answer to it.")
+    if not asked[-1]["content"].strip():
         raise UserError("The message is empty: write something for the model to answer.")
     if sum(len(message["content"]) for message in messages) > MAX_CHARACTERS:
         raise UserError(f"The conversation is longer than {MAX_CHARACTERS:,} characters: shorten it.")
@@ -115,8 +119,22 @@ def check_messages(messages: str | list[Message]) -> list[Message]:
 
 
 def format_prompt(tokenizer: PreTrainedTokenizerBase, messages: str | list[Message]) -> list[int]:
-    """Messages, checked, -> token ids, up to where the answer starts, as in `encode_chats`."""
-    return encode_chats(tokenizer, [check_messages(messages)])[0]
+    """Messages, checked, -> token ids, up to where the answer starts, or goes on, as in `encode_chats`."""
+    prompt, begun = format_begun(tokenizer, messages)
+    return prompt + begun
+
+
+def format_begun(tokenizer: PreTrainedTokenizerBase, messages: str | list[Message]) -> tuple[list[int], list[int]]:
+    """As `format_prompt`, with the ids of an answer that the messages begin apart. Spaces at its end are left out: the
+    next token has its own."""
+    chat = check_messages(messages)
+    if chat[-1]["role"] == "assistant":
+        chat[-1]["content"] = chat[-1]["content"].rstrip(" ")
+        if chat[-1]["content"]:
+            prompt, begun = encode_answers(tokenizer, [chat])[0]
+            return prompt, begun[:-1]  # without the end of the turn
+        chat.pop()
+    return encode_chats(tokenizer, [chat])[0], []
 
 
 def encode_chats(tokenizer: PreTrainedTokenizerBase, chats: Sequence[list[Message]]) -> list[list[int]]:
@@ -162,7 +180,8 @@ def encode_answers(
     for prompt, ids in zip(prompts, encode_chats(tokenizer, chats), strict=True):
         if ids[: len(prompt)] != prompt:
             raise UserError(
-                "The chat template changes the prompt once an answer follows: training needs one that does not."
+                "The chat template changes the prompt once an answer follows: training, and answers that are begun, "
+                "need one that does not."
             )
         answer = ids[len(prompt) :]
         ends = [i for i, token in enumerate(answer) if token == end]

@@ -9,6 +9,7 @@ import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
+from itertools import accumulate
 from types import SimpleNamespace
 
 import pytest
@@ -321,11 +322,45 @@ def test_a_base_whose_file_asks_for_greedy_decoding_so(start, tiny_base, tmp_pat
         ({"top_k": 10**5000}, "top_k must be"),
         ({"repetition_penalty": float("inf")}, "repetition_penalty must be"),
         ({"top_p": float("nan")}, "top_p must be"),
+        ({"stop_strings": "a"}, "stop_strings must be at most 16 texts of 1 to 200 characters"),
+        ({"stop_strings": [""]}, "stop_strings must be"),
+        ({"stop_strings": ["a", 3]}, "stop_strings must be"),
+        ({"stop_strings": ["a"] * 17}, "stop_strings must be"),
+        ({"stop_strings": ["a" * 201]}, "stop_strings must be"),
     ],
 )
 def test_bad_options(start, options, sentence):
     with pytest.raises(UserError, match=sentence):
         start().submit("a", **options)
+
+
+@pytest.mark.parametrize("begun", ["a", "one two", "quick brown "])
+def test_an_answer_goes_on_from_its_beginning(start, answers, make_adapter, begun):
+    messages = [{"role": "user", "content": "one two three"}, {"role": "assistant", "content": begun}]
+    answers(start().submit(messages, make_adapter(1), max_new_tokens=20), messages, make_adapter(1), 20)
+
+
+def test_an_answer_ends_before_a_stop_string(start):
+    """The first that is whole, also where it spans pieces or another begins as it does; no other text is lost."""
+    engine = start()
+    whole_pieces = list(engine.submit("a", max_new_tokens=60))
+    whole = "".join(whole_pieces)
+    for stops in (
+        [whole[10:11]],
+        [whole[20:24], whole[12:17]],
+        [whole[5:8] + "no", whole[30:35]],
+        (whole[50:55], whole[40:60]),
+    ):
+        stream = engine.submit("a", max_new_tokens=60, stop_strings=stops)
+        pieces = list(stream)
+        texts = accumulate(whole_pieces)
+        until = next(text for text in texts if any(stop in text for stop in stops))
+        assert "".join(pieces) == stream.text == until[: min(until.find(stop) for stop in stops if stop in until)]
+        assert stream.finish_reason == "stop" and 0 < stream.tokens < 60
+    stream = engine.submit("a", max_new_tokens=60, stop_strings=[whole + "!", "no such text", whole[-3:] + "?"])
+    assert "".join(stream) == whole and (stream.finish_reason, stream.tokens) == ("length", 60)
+    wait_until_idle(engine)  # those that ended early are decoded no further
+    assert not engine._batch.rows
 
 
 def test_the_context_bounds_prompt_and_answer(start, answers):
@@ -732,6 +767,18 @@ def test_spaces_between_words_are_kept():
     pieces = list(stream_of(tokenizer, ids))
     assert "".join(pieces) == tokenizer.decode(ids) == " ".join(["the cats 🙂 the"] * 9)
     assert not any("\ufffd" in piece for piece in pieces)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda tokenizer: tokenizer, lambda tokenizer: SimpleNamespace(decode=tokenizer.decode)]
+)
+def test_what_goes_on_keeps_its_first_space(make):
+    """A tokenizer drops the space before a text's first word, and this word is not the first."""
+    tokenizer = sentencepiece()
+    begun, ids = (tokenizer.convert_tokens_to_ids(tokens) for tokens in (["▁the"], ["▁cat", "s", "▁the"]))
+    stream = stream_of(make(tokenizer), ids)
+    stream._begun = begun
+    assert "".join(stream) == " cats the" and "".join(stream_of(make(tokenizer), ids)) == "cats the"
 
 
 def test_long_texts_of_bytes_are_streamed_as_whole_characters():

@@ -19,6 +19,7 @@ from hyperlora.prompt import (
     encode_answers,
     encode_chats,
     encode_texts,
+    format_begun,
     format_prompt,
     use_trained_template,
     with_description,
@@ -471,6 +472,24 @@ def test_the_ids_are_those_of_transformers(kind):
             assert encode_chats(tokenizer, [chat]) == [theirs]
 
 
+@pytest.mark.parametrize("begun", ["fox", "The fox: ", "the\n\nquick", "a  b   "])
+def test_an_answer_that_is_begun_goes_on_as_in_transformers(any_kind, begun):
+    messages = chat("user: the quick", "assistant: brown", "user: fox", f"assistant: {begun}")
+    theirs = any_kind.apply_chat_template(
+        [*messages[:-1], {"role": "assistant", "content": begun.rstrip(" ")}],
+        continue_final_message=True,
+        return_dict=False,
+    )
+    assert format_prompt(any_kind, messages) == theirs
+    prompt, ids = format_begun(any_kind, messages)
+    assert prompt == format_prompt(any_kind, messages[:-1]) and ids
+
+
+@pytest.mark.parametrize("nothing", ["", "   "])
+def test_an_answer_that_is_begun_with_nothing_is_none(any_kind, nothing):
+    assert format_begun(any_kind, chat("user: fox", f"assistant: {nothing}")) == (format_prompt(any_kind, "fox"), [])
+
+
 @pytest.mark.parametrize(
     ("messages", "sentence"),
     [
@@ -482,7 +501,11 @@ def test_the_ids_are_those_of_transformers(kind):
         ([{"role": "user", "content": [{"type": "text"}]}], "Each message must be"),
         (["hello"], "Each message must be"),
         ([{"role": "tool", "content": "x"}], "role must be one of system, user, assistant"),
-        ([{"role": "assistant", "content": "x"}], "The last message must be the user's"),
+        ([{"role": "assistant", "content": "x"}], "The last message must be the user's, or the beginning"),
+        (chat("user: a", "assistant: b", "assistant: c"), "The last message must be the user's, or the beginning"),
+        (chat("user: a", "system: b"), "The last message must be the user's, or the beginning"),
+        (chat("user:  ", "assistant: b"), "The message is empty"),
+        (chat("user: a", "assistant: \udfff"), "The message holds '.udfff'"),
         ("x" * 1_000_001, "longer than 1,000,000 characters"),
         ("a \ud83d b", "The message holds '.ud83d', which is half a character"),
         (chat("system: \udce9", "user: a"), "a byte that is not UTF-8"),
