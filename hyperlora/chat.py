@@ -242,6 +242,7 @@ class _Row:
     limit: int  # tokens that may come
     processors: LogitsProcessorList | None
     random: torch.Generator | None  # of its sampling; None: the thread's
+    ended: SimpleQueue | None = None  # of a background job: gets the stream at the answer's end
     made: int = 0  # tokens that came
     slot: int | None = None
     error: Exception | None = None
@@ -250,6 +251,11 @@ class _Row:
     def stopped(self) -> bool:
         """Whether nobody waits for the answer any more."""
         return (stream := self.stream()) is None or stream.stopped
+
+    def end(self, how: str | Exception) -> None:
+        self.queue.put(how)
+        if self.ended is not None and (stream := self.stream()) is not None:
+            self.ended.put(stream)
 
 
 class _Inbox:
@@ -344,9 +350,14 @@ class ChatEngine:
         chats: Sequence[str | list[dict[str, str]]],
         adapters: Sequence[Adapter | None],
         seed: int | None = None,
+        ended: SimpleQueue | None = None,
         **options,
     ) -> list[ChatStream]:
-        """Queue several chats at once, to be decoded together: all of them, or none where one raises."""
+        """Queue several chats at once, to be decoded together: all of them, or none where one raises.
+
+        With `ended` they are a background job's: they take at most half of the batch, after all others that wait, and
+        each stream is put in there once its answer has ended.
+        """
         known = [option.name for option in fields(Options)]
         if unknown := sorted(set(options) - set(known)):
             raise UserError(f"The option {unknown[0]!r} is not supported; use {', '.join(known)}.")
@@ -355,13 +366,14 @@ class ChatEngine:
         settings = Options(**self._defaults | options), Options(**self._defaults | self._unadapted | options)
         streams = [ChatStream(self.tokenizer, self) for _ in chats]
         rows = [
-            self._row(stream, chat, adapter, settings[adapter is None], seed)
+            self._row(stream, chat, adapter, settings[adapter is None], seed, ended)
             for stream, chat, adapter in zip(streams, chats, adapters, strict=True)
         ]
         with self._leaving() as inbox:
             waiting = [row for row in inbox.waiting if not row.stopped]  # the others have left
-            if len(waiting) + len(rows) > max(self.max_waiting, len(rows)):
-                raise UserError(f"The model is busy: {len(waiting)} chats are waiting. Try again in a moment.")
+            before = sum((row.ended is None) == (ended is None) for row in waiting)
+            if before + len(rows) > max(self.max_waiting, len(rows)):
+                raise UserError(f"The model is busy: {before} chats are waiting. Try again in a moment.")
             inbox.waiting = deque(waiting + rows)
         return streams
 
@@ -394,6 +406,7 @@ class ChatEngine:
         adapter: Adapter | None,
         options: Options,
         seed: int | None,
+        ended: SimpleQueue | None,
     ) -> _Row:
         prompt, stream._begun = format_begun(self.tokenizer, messages)
         stream._stops, ids = options.stop_strings, prompt + stream._begun
@@ -403,7 +416,8 @@ class ChatEngine:
             )
         limit = min(options.max_new_tokens, self.context - len(ids))
         random = None if seed is None else torch.Generator(self._device).manual_seed(seed)
-        return _Row(ids, adapter, options, weakref.ref(stream), stream._queue, limit, options.processors(), random)
+        processors = options.processors()
+        return _Row(ids, adapter, options, weakref.ref(stream), stream._queue, limit, processors, random, ended)
 
     # ---- in the worker thread ----
 
@@ -414,12 +428,12 @@ class ChatEngine:
         with inbox.wake:
             calls = [inbox.calls.popleft() for _ in range(len(inbox.calls))]
             joining: list[_Row] = []
-            while inbox.waiting and (len(running) + len(joining) < self.max_batch or inbox.closed):
-                row = inbox.waiting.popleft()
+            while row := self._next(running + joining):
+                inbox.waiting.remove(row)
                 joining += [] if row.stopped else [row]
             closed = inbox.closed
         if closed:
-            self._end(running + joining, UserError(CLOSED))
+            self._end([*running, *joining, *inbox.waiting], UserError(CLOSED))
             for _, future in calls:
                 future.set_exception(UserError(CLOSED))
             return False
@@ -438,17 +452,26 @@ class ChatEngine:
                 self._decode()
         except Exception as error:
             rows = self._batch.rows
-            # Where memory ran out, what the last who came needed is enough for the others.
-            newest = min(rows, key=lambda row: row.made)
+            # Where memory ran out, what the last who came needed is enough for the others; jobs end before visitors.
+            newest = min(rows, key=lambda row: (row.ended is None, row.made))
             ending = [newest] if out_of_memory(error) else rows
             self._end(ending, error)
             self._batch = select(self._batch, [i for i, row in enumerate(rows) if row not in ending])
         self._unload()
         return True
 
+    def _next(self, running: list[_Row]) -> _Row | None:
+        """Who joins next, of those who wait: a visitor, or else a background job's row where it has few of them."""
+        if len(running) >= self.max_batch:
+            return None
+        late = sum(row.ended is not None for row in running) >= max(1, self.max_batch // 2)
+        waiting = list(self._inbox.waiting)  # others may come meanwhile
+        others = (row for row in waiting if row.ended is not None and not late)
+        return next((row for row in waiting if row.ended is None), None) or next(others, None)
+
     def _end(self, rows: list[_Row], error: Exception) -> None:
         for row in rows:
-            row.queue.put(self._in_words(error))
+            row.end(self._in_words(error))
 
     def _in_words(self, error: BaseException) -> BaseException:
         """The error, in a sentence where memory ran out."""
@@ -525,7 +548,7 @@ class ChatEngine:
                     self._batch = select(batch, keep)
                     return
                 inbox = self._inbox
-                if inbox.calls or inbox.closed or (inbox.waiting and len(batch.rows) < self.max_batch):
+                if inbox.calls or inbox.closed or self._next(batch.rows):
                     return
                 tokens = tokens[:, None]
                 positions = positions + 1
@@ -575,5 +598,5 @@ class ChatEngine:
             if end is None:
                 keep.append(i)
             else:
-                row.queue.put(end)
+                row.end(end)
         return keep

@@ -1,9 +1,12 @@
 """Everything in one object: describe a task, get its adapter, chat with the adapted model."""
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Literal, overload
 
 import torch
@@ -115,6 +118,39 @@ class Pipeline:
         finally:
             for answer in answers:
                 answer.stop()
+
+    def chat_all(
+        self, chats: Iterable[Chat], adapter: Adapter | None = None, *, describe: bool | None = None, **options
+    ) -> Iterator[tuple[int, str | UserError]]:
+        """Answer any number of chats behind all others: each one's number and its answer, or what is wrong with it, as
+        they come.
+
+        They take at most half of the batch, and only what is answered next is read from `chats`. Leaving the iteration
+        ends those that run. `describe` and `options` are those of `chat`.
+        """
+        ended: SimpleQueue[ChatStream] = SimpleQueue()
+        running: dict[ChatStream, int] = {}
+        left = enumerate(chats)
+        try:
+            while True:
+                for i, chat in islice(left, self.engine.max_batch - len(running)):
+                    try:
+                        [stream] = self._submit([chat], [adapter], describe, options | {"ended": ended})
+                        running[stream] = i
+                    except UserError as error:
+                        yield i, error
+                if not running:
+                    return
+                stream = ended.get()
+                i = running.pop(stream)
+                try:
+                    answer = "".join(stream)
+                except UserError as error:
+                    answer = error
+                yield i, answer
+        finally:
+            for stream in running:
+                stream.stop()
 
     def _submit(
         self, chats: list[Chat], adapters: list[Adapter | None], describe: bool | None, options: dict

@@ -10,6 +10,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from itertools import accumulate
+from queue import SimpleQueue
 from types import SimpleNamespace
 
 import pytest
@@ -657,6 +658,41 @@ def test_a_full_queue_says_so(start):
         engine.submit("a", max_new_tokens=1)
     running.stop()
     assert all(len("".join(stream)) == 1 for stream in waiting)
+
+
+def test_a_background_job_takes_half_of_the_batch_and_waits_for_all_others(start, answers):
+    engine, ended = start(max_batch=4, max_waiting=3), SimpleQueue()
+    job = engine.submit_many(["a"] * 9, [None] * 9, ended=ended, max_new_tokens=200)
+    wait_for_tokens(job[1], 2)
+    assert len(engine._batch.rows) == 2 and not job[2]._queue.qsize()
+    visitors = engine.submit_many(["one two three"] * 3, [None] * 3, max_new_tokens=20)  # whose queue has room
+    for visitor in visitors:
+        answers(visitor, "one two three", None, 20)
+    assert not job[3]._queue.qsize()
+    assert {ended.get(), ended.get()} == set(job[:2])
+    for stream in job[2:]:
+        stream.stop()
+    answers(job[0], "a", None, 200)
+
+
+def test_memory_that_runs_out_ends_a_background_job_first(start, answers, monkeypatch):
+    engine, ended = start(), SimpleQueue()
+    [job] = engine.submit_many(["a"], [None], ended=ended, max_new_tokens=200)
+    wait_for_tokens(job, 1)
+    visitor = engine.submit("one two", max_new_tokens=40)
+    step, failed = engine._choose, []
+
+    def choose(batch, logits):
+        if len(batch.rows) == 2 and not failed:
+            failed.append(True)
+            raise torch.OutOfMemoryError("out of memory")
+        return step(batch, logits)
+
+    engine._choose = choose
+    answers(visitor, "one two", None, 40)
+    assert failed and ended.get() is job
+    with pytest.raises(UserError, match="memory of cpu ran out"):
+        "".join(job)
 
 
 def test_close_ends_everything(start):

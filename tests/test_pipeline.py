@@ -157,6 +157,29 @@ def test_a_single_turn_preset_sends_the_last_message_alone(single_turn):
     alone = single_turn.chat("x y")
     assert single_turn.chat(chat) == alone == single_turn.chat(" x y\n")
     assert alone == single_turn.chat("x y", max_new_tokens=7)  # the preset's length
+    begun = {"role": "assistant", "content": "b"}
+    assert single_turn.chat([*chat, begun]) == single_turn.chat([chat[-1], begun])
+
+
+def test_any_number_of_chats_is_answered_behind_all_others(pipe):
+    """As each is alone; what cannot be answered says so, and takes nothing from the others."""
+    adapter = pipe.adapt(TEXTS[0])
+    chats = [f"{'x' * (i % 7)} {i}" for i in range(40)]
+    chats[5], chats[30] = "", "x" * 500
+    read = []
+    answers = dict(pipe.chat_all((read.append(i) or chat for i, chat in enumerate(chats)), adapter, max_new_tokens=6))
+    assert sorted(answers) == list(range(40)) == read
+    assert "empty" in str(answers.pop(5)) and "shorten it" in str(answers.pop(30))
+    assert answers == {i: pipe.chat(chats[i], adapter, max_new_tokens=6) for i in answers}
+
+
+def test_leaving_what_is_answered_behind_others_ends_it(pipe):
+    read = []
+    answers = pipe.chat_all((read.append(i) or "a" for i in range(10**6)), max_new_tokens=5)
+    next(answers)
+    assert len(read) == pipe.engine.max_batch
+    answers.close()
+    assert pipe.chat("a", max_new_tokens=5) and not pipe.engine._batch.rows
 
 
 def test_descriptions_read_by_the_base_itself(tiny_base, tiny_hyperlora, tmp_path):
