@@ -12,12 +12,13 @@ from hyperlora.adapted import AdaptedModel
 from hyperlora.base import context_length
 from hyperlora.config import PromptStyle
 from hyperlora.lora import Adapter
+from hyperlora.marking import same_answer
 from hyperlora.prompt import encode_chats, encode_texts, with_description
 from training.parts.answers import Answers
 from training.parts.batches import encode_prompts
 from training.parts.decode import decode
 from training.parts.kinds import NO_DESCRIPTION
-from training.parts.metrics import accepted, contains, exact_match, same_answer, token_f1
+from training.parts.metrics import accepted, contains, exact_match, token_f1
 from training.tasks import Example, Task
 
 TEMPLATE = 128  # tokens that a chat template is allowed before they are counted

@@ -1,6 +1,6 @@
 import pytest
 
-from training.parts.metrics import accepted, contains, exact_match, loops, rouge_l, same_answer, token_f1
+from training.parts.metrics import accepted, contains, exact_match, loops, rouge_l, token_f1
 
 
 def test_an_answer_is_right_where_it_is_any_accepted_output():
@@ -18,25 +18,6 @@ def test_rouge_l_is_the_f1_of_the_longest_common_subsequence_of_stems():
     assert rouge_l("no word in common", ["xyz"]) == 0
     assert rouge_l("", ["xyz"]) == 0
     assert rouge_l("blue", ["red", "blue"]) == 1  # the best of several
-
-
-@pytest.mark.parametrize(
-    ("question", "output", "right", "wrong"),
-    [
-        ("France", "Paris", ["paris", "Paris.", ' "Paris" \n', "**Paris**"], ["Paris is it", "Pari", "", "."]),
-        ("Is it?", "yes", ["Yes!", "YES"], ["yes, it is"]),
-        ("two words", "red  or blue", ["red or\nblue"], ["redor blue"]),
-        ("overcome", "Overcome", ["Overcome"], ["overcome", "OVERCOME", "Overcome."]),  # case is what was asked for
-        ("the last word", "WORD", ["WORD "], ["word"]),
-        ("i am here", "I am here.", ["I am here."], ["I am here", "i am here."]),  # so are end marks
-        ("I fly to paris and rome", "paris", ["Paris"], []),  # as it stands there: nothing was asked of its case
-        ("a question?", "?", ["?"], ["!", ""]),
-        ("Nothing", "no", ["No"], []),
-    ],
-)
-def test_an_answer_is_read_as_people_do(question, output, right, wrong):
-    assert all(same_answer(answer, ["other", output], question) for answer in [output, *right])
-    assert not any(same_answer(answer, ["other", output], question) for answer in wrong)
 
 
 def test_an_answer_may_be_in_what_is_said():
