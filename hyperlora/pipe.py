@@ -157,11 +157,11 @@ class Pipeline:
     ) -> list[ChatStream]:
         if self.preset is not None:
             options = {"max_new_tokens": self.preset.max_new_tokens} | options
-        prepared = [self._prepare(chat, adapter, describe) for chat, adapter in zip(chats, adapters, strict=True)]
+        prepared = [self.prepare(chat, adapter, describe) for chat, adapter in zip(chats, adapters, strict=True)]
         return self.engine.submit_many(prepared, adapters, **options)
 
-    def _prepare(self, messages: Chat, adapter: Adapter | None, describe: bool | None) -> list[Message]:
-        """The messages that are sent; new ones, the caller's stay as they are."""
+    def prepare(self, messages: Chat, adapter: Adapter | None, describe: bool | None = None) -> list[Message]:
+        """The messages that are sent for `chat`'s; new ones, the caller's stay as they are."""
         chat = check_messages(messages)
         if not self.multi_turn:
             last = max(i for i, message in enumerate(chat) if message["role"] == "user")

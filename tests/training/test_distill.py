@@ -72,7 +72,7 @@ def test_the_prompt_is_the_one_that_chat_sends_with_the_description_in_it(
     prompts = [row.ids[: len(row.ids) - row.made] for row in sent]
     pipe = hyperlora.pipeline(base=tiny_base, hyperlora=tiny_hyperlora)
     for (description, message), prompt in zip(asked, prompts, strict=True):
-        messages = pipe._prepare(message, pipe.adapt(description), describe=True)
+        messages = pipe.prepare(message, pipe.adapt(description), describe=True)
         assert format_prompt(pipe.tokenizer, messages) == prompt
     pipe.close()
 

@@ -32,7 +32,7 @@ def sent(tokenizer, row: Row, describe: bool) -> list[int]:
     config = HyperLoRAConfig("M", {"q_proj": (4, 4)}, 1, 4, prompt_style="either")
     pipe = SimpleNamespace(multi_turn=True, describe=config.chat_style != "input", _style=config.chat_style)
     adapter = SimpleNamespace(description=row.description)
-    return format_prompt(tokenizer, Pipeline._prepare(pipe, chat, adapter, describe))
+    return format_prompt(tokenizer, Pipeline.prepare(pipe, chat, adapter, describe))
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
