@@ -7,7 +7,7 @@ import sys
 
 from hyperlora.arguments import add_options, choose, named, named_pair, open_pipeline
 from hyperlora.errors import UserError
-from hyperlora.text import command_line, open_streams
+from hyperlora.text import check_description, command_line, open_streams
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 def _generate(args: argparse.Namespace) -> None:
     from hyperlora.base import find_device
     from hyperlora.embedder import LAST_TOKEN
-    from hyperlora.generator import HyperLoRA, check_description
+    from hyperlora.generator import HyperLoRA
 
     check_description(args.description)  # before seconds of loading
     _quiet()
@@ -97,8 +97,6 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _chat(args: argparse.Namespace) -> None:
-    from hyperlora.generator import check_description
-
     if args.description is not None:
         check_description(args.description)
     _quiet()

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -142,6 +143,16 @@ def sha256_of(path: Path) -> str:
     """The digest of a file, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_tensors(tensors: Mapping[str, "Tensor"], about: object) -> str:
+    """The digest of tensors of any float dtype, as float32, by name and shape, and of `about`, which JSON can hold."""
+    digest = hashlib.sha256(json.dumps(about).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().float().cpu()
+        digest.update(f"{name}{list(tensor.shape)}".encode())
+        digest.update(tensor.flatten().numpy())
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from hyperlora.embedder import load_embedder
 from hyperlora.errors import UserError, first_line
 from hyperlora.files import check_finite, open_safetensors, resolve_folder, safetensors_bytes, write_atomic
 from hyperlora.hypernetwork import Factors, HyperNetwork
-from hyperlora.lora import MAX_DESCRIPTION, Adapter
-from hyperlora.text import check_text
+from hyperlora.lora import Adapter
+from hyperlora.text import check_description
 
 CONFIG, WEIGHTS, DESCRIPTIONS = "hyperlora_config.json", "hyperlora.safetensors", "descriptions.json"
 INDEX = f"{WEIGHTS}.index.json"  # beside weights in several files: which tensor is in which
@@ -29,21 +29,6 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 MAX_DESCRIPTIONS_FILE = 512 * 2**20  # bytes
 NOTICE = "This description is far from every task that this hypernetwork was trained on, so the adapter may not help."
-
-
-def check_description(text: str) -> str:
-    """The description without surrounding space; `UserError` where it is blank, wordless or too long."""
-    text = check_text(text, "The description").strip()
-    if not text:
-        raise UserError("The description is empty: say in a sentence what the model should do.")
-    if not any(character.isalnum() for character in text):
-        raise UserError("The description has no letter or digit: say in words what the model should do.")
-    if len(text) > MAX_DESCRIPTION:
-        raise UserError(
-            f"The description has {len(text):,} characters; the limit is {MAX_DESCRIPTION:,}: "
-            "say in a sentence or two what the model should do."
-        )
-    return text
 
 
 class _PerModule(nn.Module):

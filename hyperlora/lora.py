@@ -6,16 +6,19 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor
 
 from hyperlora.config import MAX_RANK, PromptStyle, lora_scale, read_json
 from hyperlora.errors import UserError, shown
-from hyperlora.files import open_safetensors, write_atomic
-from hyperlora.text import check_text
+from hyperlora.files import open_safetensors, sha256_of_tensors, write_atomic
+from hyperlora.text import MAX_DESCRIPTION, check_text
+
+Space = Literal["delta_w", "factors"]
 
 # Where a module lives inside a layer of Llama-like models (Llama, Mistral, Qwen, Gemma), so that no base is needed.
 PATHS = {f"{name}_proj": f"self_attn.{name}_proj" for name in "qkvo"}
@@ -26,7 +29,6 @@ PEFT_KEY = re.compile(r"base_model\.model\.model\.layers\.(\d{1,4})\.(\w+\.\w+)\
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PICKLES = [f"adapter_model.{suffix}" for suffix in ("bin", "pt", "pth", "pkl", "pickle", "ckpt")]
 MAX_WEIGHTS_BYTES = 2**31
-MAX_DESCRIPTION = 2_000  # characters
 
 # What changes the meaning of A and B in a PEFT folder beyond plain LoRA; each must be absent, null, false or empty.
 UNSUPPORTED = (
@@ -104,38 +106,79 @@ class Adapter:
         A, B = self.weights[module]
         return self.scale * B[layer] @ A[layer]
 
+    def norms(self) -> Tensor:
+        """Frobenius norm of each ΔW, float32 [layers, modules] in the order of `weights`, through products of r by r:
+        |BA|² = tr(BᵀB AAᵀ)."""
+        squares = [((B.mT @ B) * (A @ A.mT)).sum(dim=(1, 2)).float() for A, B in self.weights.values()]
+        return abs(self.scale) * torch.stack(squares, dim=1).clamp(min=0).sqrt()
+
     def norm(self) -> float:
-        """Frobenius norm of ΔW over all modules and layers, through products of r by r: |BA|² = tr(BᵀB AAᵀ)."""
-        squares = [((B.mT @ B) * (A @ A.mT)).sum() for A, B in self.weights.values()]
-        return abs(self.scale) * math.sqrt(max(0.0, float(sum(squares))))
+        """Frobenius norm of ΔW over all modules and layers."""
+        return float(self.norms().norm())
 
     def scaled(self, strength: float) -> "Adapter":
         """The same adapter, its tensors shared, at this strength (1 is as generated, 0 is the base model)."""
         return replace(self, strength=strength)
 
     @staticmethod
-    def blend(adapters: Sequence["Adapter"], weights: Sequence[float]) -> "Adapter":
-        """The adapter whose ΔW is exactly Σ weight · ΔW of `adapters`; its rank is the sum of theirs.
+    def blend(adapters: Sequence["Adapter"], weights: Sequence[float], space: Space = "delta_w") -> "Adapter":
+        """The weighted sum of `adapters`, each at its strength.
 
-        Raises `UserError` where they differ in base model, modules or sizes, or a weight is missing.
+        In "delta_w" its ΔW is exactly Σ weight · ΔW, and its rank the sum of theirs. In "factors" its A is Σ weight · A
+        and its B Σ weight · B, of one rank: a point between the adapters where the weights add up to 1; its ΔW also
+        holds products of one's B and another's A. Raises `UserError` where they differ in base model, modules or sizes
+        (for "factors": in rank), or a weight is missing.
         """
         if not adapters or len(adapters) != len(weights):
             raise UserError(f"A blend needs as many weights as adapters; got {len(adapters)} and {len(weights)}.")
-        first, rank = adapters[0], sum(adapter.rank for adapter in adapters)
+        first, ranks = adapters[0], [adapter.rank for adapter in adapters]
         for other in adapters[1:]:
             bases = {first.base_model, other.base_model} - {None}
             if len(bases) > 1 or other._sizes() != first._sizes():
                 raise UserError("These adapters belong to different base models; blend adapters of one base only.")
-        scale = lora_scale(first.alpha, rank, first.use_rslora)  # the scale changes with the rank, so B absorbs it
-        factors = [weight * adapter.scale / scale for adapter, weight in zip(adapters, weights, strict=True)]
+        if space == "factors" and len(set(ranks)) > 1:
+            raise UserError(f"These adapters have the ranks {sorted(set(ranks))}: blend them in ΔW space.")
+        # The scale changes with the rank, so B absorbs it, and each strength.
+        scale = lora_scale(first.alpha, ranks[0] if space == "factors" else sum(ranks), first.use_rslora)
+        parts = [adapter.scaled(weight * adapter.strength) for adapter, weight in zip(adapters, weights, strict=True)]
         blended = {}
         for module in first.weights:
-            pairs = [adapter.weights[module] for adapter in adapters]
-            A = torch.cat([A for A, _ in pairs], dim=1)
-            blended[module] = A, torch.cat([B * f for (_, B), f in zip(pairs, factors, strict=True)], dim=2)
-        texts = [f"{w:g} * {a.description}" for a, w in zip(adapters, weights, strict=True) if a.description]
+            As = [adapter.weights[module][0] for adapter in adapters]
+            Bs = [part.weights[module][1] * (part.scale / scale) for part in parts]
+            if space == "factors":
+                blended[module] = sum(A * weight for A, weight in zip(As, weights, strict=True)), sum(Bs)
+            else:
+                blended[module] = torch.cat(As, dim=1), torch.cat(Bs, dim=2)
+        texts = [f"{part.strength:g} * {part.description}" for part in parts if part.description]
         description = " + ".join(texts) or None
         return replace(first, weights=blended, description=description, nearest=None, notice=None, strength=1.0)
+
+    def cut(self, rank: int) -> tuple["Adapter", float]:
+        """The adapter of at most that rank whose ΔW are nearest to these, by SVD; and the relative error of all ΔW
+        together, ‖ΔW - ΔW'‖ / ‖ΔW‖.
+
+        No ΔW is formed: with B = Q_B R_B and Aᵀ = Q_A R_A, its singular values are those of R_B R_Aᵀ, r by r.
+        """
+        if rank >= self.rank:
+            return self, 0.0
+        old, new = (lora_scale(self.alpha, r, self.use_rslora) for r in (self.rank, rank))
+        weights, lost, whole = {}, 0.0, 0.0
+        for module, (A, B) in self.weights.items():
+            (Q_B, R_B), (Q_A, R_A) = torch.linalg.qr(B.float()), torch.linalg.qr(A.float().mT)
+            U, S, Vh = torch.linalg.svd(R_B @ R_A.mT, full_matrices=False)
+            lost, whole = lost + float(S[:, rank:].square().sum()), whole + float(S.square().sum())
+            root = S[:, :rank].sqrt()
+            few = rank - root.shape[1]  # where d_in or d_out is smaller than the rank
+            weights[module] = (
+                F.pad(root[:, :, None] * (Vh[:, :rank] @ Q_A.mT), (0, 0, 0, few)),
+                F.pad((Q_B @ U[:, :, :rank]) * (root * (old / new))[:, None], (0, few)),
+            )
+        return replace(self, weights=weights), math.sqrt(lost / whole) if whole else 0.0
+
+    def digest(self) -> str:
+        """64 hex digits: the SHA-256 of what its ΔW are made of, wherever it was read from."""
+        tensors = {f"{module}.{side}": pair[i] for module, pair in self.weights.items() for i, side in enumerate("AB")}
+        return sha256_of_tensors(tensors, self.scale)
 
     def _sizes(self) -> dict[str, tuple[int, int, int]]:
         return {module: (A.shape[0], A.shape[2], B.shape[1]) for module, (A, B) in self.weights.items()}

@@ -5,6 +5,8 @@ import sys
 
 from hyperlora.errors import UserError
 
+MAX_DESCRIPTION = 2_000  # characters
+
 
 def check_text(text: object, what: str) -> str:
     """The text as it is; `UserError`, which begins with `what`, where it is none, or no file and no tokenizer takes it.
@@ -21,6 +23,21 @@ def check_text(text: object, what: str) -> str:
             f"{what} holds {text[error.start]!a}, which is half a character or a byte that is not UTF-8: write that "
             "part anew, or leave it out."
         ) from None
+    return text
+
+
+def check_description(text: str) -> str:
+    """The description without surrounding space; `UserError` where it is blank, wordless or too long."""
+    text = check_text(text, "The description").strip()
+    if not text:
+        raise UserError("The description is empty: say in a sentence what the model should do.")
+    if not any(character.isalnum() for character in text):
+        raise UserError("The description has no letter or digit: say in words what the model should do.")
+    if len(text) > MAX_DESCRIPTION:
+        raise UserError(
+            f"The description has {len(text):,} characters; the limit is {MAX_DESCRIPTION:,}: "
+            "say in a sentence or two what the model should do."
+        )
     return text
 
 

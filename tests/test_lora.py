@@ -40,6 +40,8 @@ def test_norm_is_that_of_all_delta_w_together(make_adapter):
     adapter = make_adapter(0).scaled(-0.5)
     every = torch.cat([adapter.delta_w(module, layer).flatten() for module in adapter.weights for layer in (0, 1)])
     assert adapter.norm() == pytest.approx(every.norm().item(), rel=1e-5)
+    each = [[adapter.delta_w(module, layer).norm() for module in adapter.weights] for layer in (0, 1)]
+    torch.testing.assert_close(adapter.norms(), torch.tensor(each))
 
 
 def test_scaled_shares_the_tensors_and_sets_the_strength(make_adapter):
@@ -64,10 +66,66 @@ def test_blend_is_exact_over_ranks_scales_and_strengths(make_adapter):
     b = make_adapter(1, rank=4, alpha=32.0, use_rslora=False, description="b").scaled(1.5)
     blend = Adapter.blend([a, b], [0.25, -2.0])
     assert blend.rank == 12
-    assert blend.description == "0.25 * a + -2 * b"
+    assert blend.description == "0.25 * a + -3 * b"
     for module in a.weights:
         expected = 0.25 * a.delta_w(module, 1) - 2.0 * b.delta_w(module, 1)
         torch.testing.assert_close(blend.delta_w(module, 1), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_blend_of_factors_is_a_point_between_them(make_adapter):
+    a, b = make_adapter(0), make_adapter(1, alpha=8.0)
+    blend = Adapter.blend([a, b.scaled(0.5)], [0.25, 0.75], "factors")
+    assert (blend.rank, blend.scale) == (8, a.scale)
+    for module in a.weights:
+        (A, B), (A2, B2) = a.weights[module], b.weights[module]
+        for layer in (0, 1):
+            mean_A, mean_B = 0.25 * A[layer] + 0.75 * A2[layer], 0.25 * a.scale * B[layer] + 0.375 * b.scale * B2[layer]
+            torch.testing.assert_close(blend.delta_w(module, layer), mean_B @ mean_A)
+    assert_same_delta(Adapter.blend([a, a], [0.25, 0.75], "factors"), a)
+    with pytest.raises(UserError, match=r"the ranks \[4, 8\]: blend them in ΔW space"):
+        Adapter.blend([a, make_adapter(1, rank=4)], [1, 1], "factors")
+
+
+def assert_nearest_of_rank(adapter: Adapter, rank: int) -> float:
+    """`cut` gives what the SVD of each whole ΔW gives, and the error that is found there, which is returned."""
+    cut, error = adapter.cut(rank)
+    assert (cut.rank, cut.strength, cut.description) == (rank, adapter.strength, adapter.description)
+    lost = whole = 0.0
+    for module in adapter.weights:
+        for layer in range(adapter.num_layers):
+            delta = adapter.delta_w(module, layer)
+            U, S, Vh = torch.linalg.svd(delta, full_matrices=False)
+            expected = U[:, :rank] * S[:rank] @ Vh[:rank]
+            torch.testing.assert_close(cut.delta_w(module, layer), expected, atol=1e-4, rtol=1e-4)
+            lost, whole = lost + (delta - expected).square().sum(), whole + delta.square().sum()
+    assert error == pytest.approx(float((lost / whole).sqrt()), rel=1e-3, abs=1e-5)
+    return error
+
+
+@pytest.mark.parametrize("use_rslora", [True, False])
+def test_cut_keeps_the_largest_singular_values_and_says_the_error(make_adapter, use_rslora):
+    parts = [make_adapter(seed, use_rslora=use_rslora) for seed in range(3)]
+    blend = Adapter.blend(parts, [1, 0.5, -2]).scaled(-1.5)
+    assert 0.3 > assert_nearest_of_rank(blend, 16) > 0.01 and assert_nearest_of_rank(blend, 3) > 0.5
+    assert blend.cut(24) == (blend, 0.0) and blend.cut(100)[0] is blend
+    same = Adapter.blend([parts[0], parts[0]], [0.5, 1])
+    assert assert_nearest_of_rank(same, 8) < 1e-5  # its ΔW have rank 8
+
+
+def test_cut_of_what_has_more_ranks_than_a_module_has_rows(make_adapter):
+    assert assert_nearest_of_rank(make_adapter(0, rank=80), 40) > 0  # v_proj gives 32 values
+    nothing = Adapter({"q_proj": (torch.zeros(2, 8, 4), torch.zeros(2, 4, 8))}, alpha=16.0, use_rslora=True)
+    cut, error = nothing.cut(2)
+    assert (cut.rank, cut.norm(), error) == (2, 0.0, 0.0)
+
+
+def test_the_digest_is_of_what_delta_w_is_made_of(tmp_path, make_adapter):
+    adapter = make_adapter(0, description="Sort.", base_model="tiny-base")
+    adapter.save_pretrained(tmp_path)
+    digest = Adapter.from_pretrained(tmp_path).digest()
+    assert digest == adapter.digest() == make_adapter(0).digest() and len(digest) == 64
+    others = [make_adapter(1), make_adapter(0, alpha=8.0), adapter.scaled(0.25), make_adapter(0, use_rslora=False)]
+    assert len({digest, *(other.digest() for other in others)}) == 5
 
 
 def test_blend_refuses_what_does_not_belong_together(make_adapter):
