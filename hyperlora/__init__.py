@@ -13,10 +13,11 @@ from hyperlora.errors import UserError
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __version__ = "0.1.0"
-__all__ = ["Adapter", "HyperLoRA", "Pipeline", "UserError", "base_path", "pipeline"]
+__all__ = ["Adapter", "HyperLoRA", "Pipeline", "Recipe", "UserError", "base_path", "pipeline"]
 
 # No module may be called `pipeline`: importing it would hide the function of that name.
 _HOMES = {"pipeline": "pipe", "Pipeline": "pipe", "HyperLoRA": "generator", "Adapter": "lora", "base_path": "presets"}
+_HOMES |= {"Recipe": "recipe"}
 
 
 def __getattr__(name: str) -> object:

@@ -5,6 +5,7 @@ import os
 import re
 import tempfile
 import threading
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -14,7 +15,14 @@ from torch import Tensor, nn
 from hyperlora.config import HyperLoRAConfig, lora_scale, read_json
 from hyperlora.embedder import load_embedder
 from hyperlora.errors import UserError, first_line
-from hyperlora.files import check_finite, open_safetensors, resolve_folder, safetensors_bytes, write_atomic
+from hyperlora.files import (
+    check_finite,
+    open_safetensors,
+    resolve_folder,
+    safetensors_bytes,
+    sha256_of_tensors,
+    write_atomic,
+)
 from hyperlora.hypernetwork import Factors, HyperNetwork
 from hyperlora.lora import Adapter
 from hyperlora.text import check_description
@@ -28,6 +36,9 @@ MAX_SHARD = 9_900_000  # bytes of tensors in a file: the Hub wants Git LFS for f
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 MAX_DESCRIPTIONS_FILE = 512 * 2**20  # bytes
+# What decides about adapters beside the weights, whose shapes say the rest; the order of the modules numbers them.
+DECISIVE = ("head", "target_modules", "alpha", "use_rslora", "task_input", "offset", "rank_embedding")
+DECISIVE += ("embedder", "embedder_revision")
 NOTICE = "This description is far from every task that this hypernetwork was trained on, so the adapter may not help."
 
 
@@ -100,6 +111,14 @@ class HyperLoRA(nn.Module):
                 b = torch.cat([b, offset.B.expand_as(b)], dim=-1) * (self.config.scale / self.scale)
             factors[name] = (a, b)
         return factors
+
+    @cached_property
+    def checkpoint(self) -> str:
+        """12 hex digits that tell checkpoints apart: a digest of all that makes a description's adapter what it is, as
+        it was when they were first asked for."""
+        tensors = {name: tensor for name, tensor in self.state_dict().items() if name != "embeddings"}
+        facts = self.config.to_dict()
+        return sha256_of_tensors(tensors, [facts[name] for name in DECISIVE])[:12]
 
     # ---- what training fills in ----
 

@@ -546,3 +546,22 @@ def copy_without(source, target, name: str):
         if path.name != name:
             (target / path.name).write_bytes(path.read_bytes())
     return target
+
+
+# ---- which checkpoint it is ----
+
+
+def test_a_checkpoint_is_told_by_what_its_adapters_are_made_of(make_config, tmp_path):
+    hyperlora = build(make_config())
+    hyperlora.save_pretrained(tmp_path)
+    same = HyperLoRA.from_pretrained(tmp_path)
+    same.set_descriptions(["Sort the list."], random_inputs(1))
+    same.config.notice_threshold = 0.5  # what is only said about adapters
+    assert same.checkpoint == hyperlora.checkpoint and len(same.checkpoint) == 12
+    changed = HyperLoRA.from_pretrained(tmp_path)
+    with torch.no_grad():
+        changed.network.heads["v_proj"].weight[0, 0] += 1e-3
+    again = [HyperLoRA.from_pretrained(tmp_path) for _ in range(2)]
+    again[0].config.alpha = 8.0
+    again[1].config.target_modules = dict(reversed(again[1].config.target_modules.items()))
+    assert len({other.checkpoint for other in (same, changed, *again)}) == 4
