@@ -123,6 +123,9 @@ class HyperLoRAConfig:
     """The tokens of the rows that it was trained on, of all its runs by `training.sft` together."""
     notice_threshold: float | int | None = _number(-1, 1, default=None)
     """Cosine to the nearest training description under which a notice is shown; None: never."""
+    norm_range: tuple[float | int, float | int] | None = None
+    """Between these lies ‖ΔW‖, over all modules and layers, of 98 in 100 training descriptions' adapters; None: it has
+    not been measured."""
 
     def __post_init__(self) -> None:
         if self.rank_embedding != "plain" and self.head != "S":
@@ -134,6 +137,8 @@ class HyperLoRAConfig:
                 raise _bad("target_modules", "names without a dot, such as q_proj", name)
             if not all(1 <= size <= MAX_SIZE for size in sizes):
                 raise _bad(f"target_modules: {name}", f"d_in and d_out from 1 to {MAX_SIZE:,}", sizes)
+        if self.norm_range is not None and not 0 <= self.norm_range[0] <= self.norm_range[1] < math.inf:
+            raise _bad("norm_range", "two numbers, the smaller one first", self.norm_range)
         names = self.task_names
         if self.task_input == "text":
             for field in ("num_tasks", "task_names"):
@@ -190,7 +195,10 @@ class HyperLoRAConfig:
             raise _bad("target_modules", "a list of [name, d_in, d_out]", modules)
         if not all(isinstance(row[0], str) for row in modules) or len({row[0] for row in modules}) < len(modules):
             raise _bad("target_modules", "a list of [name, d_in, d_out] with a different name in each", modules)
-        return cls(**values | {"target_modules": {name: (d_in, d_out) for name, d_in, d_out in modules}})
+        values = values | {"target_modules": {name: (d_in, d_out) for name, d_in, d_out in modules}}
+        if isinstance(values.get("norm_range"), list):  # JSON has no tuples
+            values["norm_range"] = tuple(values["norm_range"])
+        return cls(**values)
 
     def save(self, path: str | Path) -> None:
         """Write the config as JSON to `path`, whole or not at all."""

@@ -228,6 +228,16 @@ class HyperLoRA(nn.Module):
             notice=NOTICE if far else None,
         )
 
+    def norm_notice(self, adapter: Adapter) -> str | None:
+        """A sentence where the adapter's ‖ΔW‖, at its strength, leaves the range that the config keeps; else None."""
+        if self.config.norm_range is None:
+            return None
+        (low, high), norm = self.config.norm_range, adapter.norm()
+        if low <= norm <= high:
+            return None
+        effect = "it may hardly change the answers" if norm < low else "the answers may fall apart"
+        return f"The adapter's ‖ΔW‖ is {norm:.3g}, and {low:.3g} to {high:.3g} for the trained tasks: {effect}."
+
     def nearest(self, embeddings: Tensor) -> list[tuple[str, float]]:
         """The nearest training description of each row of [n, d_emb], and its cosine; some must be stored."""
         cosine = F.normalize(embeddings.float(), dim=-1) @ F.normalize(self.embeddings.float(), dim=-1).T

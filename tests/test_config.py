@@ -17,6 +17,7 @@ def test_file_there_and_back(tmp_path, make_config):
         chat_template="[INST] {{ text }} [/INST] ü",
         prompt_style="description_input",
         notice_threshold=0.42,
+        norm_range=(1, 2.5),
         latent_size=32,
         head_size=64,
         rank_embedding="through_mlp2",
@@ -30,7 +31,7 @@ def test_file_there_and_back(tmp_path, make_config):
 
 def test_files_of_before_a_field_was_there_are_read(make_config):
     values = make_config().to_dict()
-    for name in ("latent_size", "head_size", "rank_embedding", "module_order_assumed"):
+    for name in ("latent_size", "head_size", "rank_embedding", "module_order_assumed", "norm_range"):
         del values[name]
     assert HyperLoRAConfig.from_dict(values) == make_config()
 
@@ -75,6 +76,13 @@ def test_heads_start_at_zero_only_where_something_is_added(make_config, fields, 
         ({"embedder": None}, "embedder"),
         ({"chat_template": "x" * 200_000}, "chat_template"),
         ({"notice_threshold": 2}, "notice_threshold"),
+        ({"norm_range": [2, 1]}, "norm_range should be two numbers, the smaller one first"),
+        ({"norm_range": [-1, 1]}, "norm_range"),
+        ({"norm_range": [float("nan"), 1]}, "norm_range"),
+        ({"norm_range": [1, float("inf")]}, "norm_range"),
+        ({"norm_range": [1]}, "norm_range"),
+        ({"norm_range": ["1", 2]}, "norm_range"),
+        ({"norm_range": 1}, "norm_range"),
         ({"target_modules": []}, "target_modules"),
         ({"target_modules": [["q_proj", 64]]}, "target_modules"),
         ({"target_modules": [["q_proj", 64, -1]]}, "q_proj"),

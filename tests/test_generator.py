@@ -157,6 +157,20 @@ def test_no_threshold_no_notice(tiny_hyperlora):
     assert far.nearest is not None and far.notice is None
 
 
+def test_an_adapter_beyond_the_norms_of_training_gets_a_sentence(tiny_hyperlora):
+    hyperlora = HyperLoRA.from_pretrained(tiny_hyperlora)
+    [adapter] = hyperlora.generate("Reverse the words.")
+    assert hyperlora.norm_notice(adapter.scaled(1000)) is None  # nobody measured
+    hyperlora.config.norm_range = (0.5 * adapter.norm(), 1.5 * adapter.norm())
+    assert all(hyperlora.norm_notice(adapter.scaled(strength)) is None for strength in (-1.4, -0.6, 1))
+    for strength in (-1.6, 3):
+        assert "the answers may fall apart" in hyperlora.norm_notice(adapter.scaled(strength))
+    assert "may hardly change the answers" in hyperlora.norm_notice(adapter.scaled(-0.4))
+    hyperlora.config.norm_range = (1, 2.5)
+    twelve = adapter.scaled(12.34 / adapter.norm())
+    assert hyperlora.norm_notice(twelve).startswith("The adapter's ‖ΔW‖ is 12.3, and 1 to 2.5 for the trained tasks: ")
+
+
 def test_numbered_tasks_take_no_texts(make_config):
     one_hot = build(make_config(task_input="one_hot", num_tasks=16))
     assert len(one_hot.generate(embeddings=torch.eye(16)[:2])) == 2

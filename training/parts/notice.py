@@ -1,4 +1,4 @@
-"""Below which similarity to every training description an adapter may not help (App. A.4)."""
+"""When an adapter may not help: how far from every training description (App. A.4), and beyond which ‖ΔW‖."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,10 +7,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from hyperlora.generator import HyperLoRA
+from hyperlora.config import HyperLoRAConfig
+from hyperlora.generator import CONFIG, HyperLoRA
 
 SHIPPED = 2500  # descriptions: what the notice needs; with all of them a checkpoint would be over 10 MB
 FALSE_NOTICES = 0.05  # the part of descriptions of trained tasks that may get a notice
+NORMS = (0.01, 0.99)  # the quantiles of ‖ΔW‖ beyond which an adapter gets one
 
 
 def nearest_similarity(hyperlora: HyperLoRA, texts: Sequence[str]) -> torch.Tensor:
@@ -56,10 +58,28 @@ def spread(embeddings: torch.Tensor, count: int) -> list[int]:
     return sorted(kept)
 
 
+def measure_norms(hyperlora: HyperLoRA) -> tuple[float, float]:
+    """The 1st and 99th percentile of ‖ΔW‖ over the adapters of the training descriptions, to four digits."""
+    batches = hyperlora.embeddings.float().split(64)
+    norms = [adapter.norm() for batch in batches for adapter in hyperlora.generate(embeddings=batch)]
+    low, high = torch.tensor(norms).quantile(torch.tensor(NORMS)).tolist()
+    return float(f"{low:.4g}"), float(f"{high:.4g}")
+
+
+def add_norms(folder: Path) -> None:
+    """Measure the range of ‖ΔW‖ of a saved hypernetwork as shipped, and store it in its config, the only file that
+    changes."""
+    config = HyperLoRAConfig.load(folder / CONFIG)
+    config.norm_range = measure_norms(shipped(HyperLoRA.from_pretrained(folder)))
+    config.save(folder / CONFIG)
+
+
 def add_notice(folder: Path, unseen: Sequence[str], others: Mapping[str, Sequence[str]], report: Path) -> None:
-    """Measure the threshold of a saved hypernetwork as shipped, and store it there; what it flags is in `report`."""
+    """Measure the threshold of a saved hypernetwork as shipped, and the range of its adapters' ‖ΔW‖, and store both
+    there; what the threshold flags is in `report`."""
     threshold, flagged = measure_threshold(shipped(HyperLoRA.from_pretrained(folder)), unseen, others)
-    hyperlora = HyperLoRA.from_pretrained(folder)
-    hyperlora.config.notice_threshold = threshold
-    hyperlora.save_pretrained(folder)
+    config = HyperLoRAConfig.load(folder / CONFIG)
+    config.notice_threshold = threshold
+    config.save(folder / CONFIG)
+    add_norms(folder)
     report.write_text(json.dumps({"threshold": threshold, "flagged": flagged}, indent=1) + "\n")
