@@ -164,14 +164,15 @@ class Adapter:
         old, new = (lora_scale(self.alpha, r, self.use_rslora) for r in (self.rank, rank))
         weights, lost, whole = {}, 0.0, 0.0
         for module, (A, B) in self.weights.items():
-            (Q_B, R_B), (Q_A, R_A) = torch.linalg.qr(B.float()), torch.linalg.qr(A.float().mT)
+            # Double, so that no product of anybody's weights is infinite, which the SVD does not take.
+            (Q_B, R_B), (Q_A, R_A) = torch.linalg.qr(B.cpu().double()), torch.linalg.qr(A.cpu().double().mT)
             U, S, Vh = torch.linalg.svd(R_B @ R_A.mT, full_matrices=False)
             lost, whole = lost + float(S[:, rank:].square().sum()), whole + float(S.square().sum())
             root = S[:, :rank].sqrt()
             few = rank - root.shape[1]  # where d_in or d_out is smaller than the rank
             weights[module] = (
-                F.pad(root[:, :, None] * (Vh[:, :rank] @ Q_A.mT), (0, 0, 0, few)),
-                F.pad((Q_B @ U[:, :, :rank]) * (root * (old / new))[:, None], (0, few)),
+                F.pad(root[:, :, None] * (Vh[:, :rank] @ Q_A.mT), (0, 0, 0, few)).to(A),
+                F.pad((Q_B @ U[:, :, :rank]) * (root * (old / new))[:, None], (0, few)).to(B),
             )
         return replace(self, weights=weights), math.sqrt(lost / whole) if whole else 0.0
 

@@ -1,6 +1,8 @@
 """Everything in one object: describe a task, get its adapter, chat with the adapted model."""
 
 import hashlib
+import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -27,6 +29,7 @@ from hyperlora.lora import Adapter
 from hyperlora.memory import CACHED
 from hyperlora.presets import Preset, asset_or_hub, base_path, get_preset
 from hyperlora.prompt import Message, check_messages, use_trained_template, with_description
+from hyperlora.upload import unpack
 
 Chat = str | list[Message]
 NO_DESCRIPTION = "This adapter has no description that could be put in the prompt."
@@ -173,9 +176,18 @@ class Pipeline:
             first["content"] = with_description(adapter.description, first["content"], self._style)
         return chat
 
-    def load_adapter(self, folder: str | Path) -> Adapter:
-        """A PEFT folder -> an adapter that fits this base model; `UserError` says what does not fit."""
-        adapter = Adapter.from_pretrained(folder)
+    def load_adapter(self, path: str | Path) -> Adapter:
+        """A PEFT folder, or anybody's zip of one -> an adapter that fits this base model; `UserError` says what does
+        not fit."""
+        path = Path(path)
+        if path.is_file():
+            with tempfile.TemporaryDirectory() as folder:
+                try:
+                    unpack(path, Path(folder))
+                    return self.load_adapter(folder)
+                except UserError as error:  # in the words of the zip
+                    raise UserError(str(error).replace(folder + os.sep, "")) from error
+        adapter = Adapter.from_pretrained(path)
         self.adapted.check_fit(adapter)
         made_for = adapter.base_model
         if made_for and self.base_name and not _is_path(made_for) and _last(made_for) != _last(self.base_name):

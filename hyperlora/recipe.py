@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # the page reads what a browser kept before torch is imported
 
 MAX_LEAVES, MAX_DEPTH = 8, 3  # descriptions and uploads in a recipe; a blend of blends of descriptions has depth 3
 MAX_STRENGTH = 4  # of strengths and weights, either way
-MAX_RANK = 64  # of a blend and of an upload: a batch's rows are as wide as the widest adapter's rank
+MAX_RANK = 64  # of a blend, and of what visitors bring
 MAX_LINK = 2_048  # characters after the #
 MAX_JSON = 100_000  # characters: descriptions at their longest, each character written as \uXXXX
 PREFIX = "adapter="  # of a link's fragment
@@ -71,29 +71,23 @@ class Recipe:
     def make(self, adapt: Callable[[str], "Adapter"], uploads: Mapping[str, "Adapter"] | None = None) -> "Adapter":
         """The adapter: `adapt` gives that of a description, as `Pipeline.adapt` does; `uploads` are at hand, by digest.
 
-        A blend or an upload beyond rank 64 is cut to it, and its notice says with what error. Raises `UserError` for an
-        upload that is not at hand, and for parts that do not belong together.
+        A blend has the notices of its parts, and of being cut: see `within_rank`. Raises `UserError` for an upload that
+        is not at hand, and for parts that do not belong together.
         """
         if self.description is not None:
-            return adapt(self.description).scaled(self.strength)
-        from hyperlora.lora import Adapter
-
-        if self.upload is not None:
-            whole = (uploads or {}).get(self.upload)
-            if whole is None:
+            adapter = adapt(self.description)
+        elif self.upload is not None:
+            adapter = (uploads or {}).get(self.upload)
+            if adapter is None:
                 raise UserError("This adapter was uploaded, and its file is not here any more: upload it again.")
-            notices = [whole.notice]
         else:
+            from hyperlora.lora import Adapter
+
             parts = [part.make(adapt, uploads) for _, part in self.blend]
-            notices = [part.notice for part in parts]
-            whole = Adapter.blend(parts, [weight for weight, _ in self.blend], self.space)
-        adapter, error = whole.cut(MAX_RANK)
-        if adapter is not whole:
-            notices.append(
-                f"The adapter was cut from rank {whole.rank} to {MAX_RANK}: the relative error in ‖ΔW‖ is {error:.2g}."
-            )
-        notice = " ".join(dict.fromkeys(filter(None, notices))) or None
-        return replace(adapter, notice=notice, strength=self.strength)
+            adapter = Adapter.blend(parts, [weight for weight, _ in self.blend], self.space)
+            notices = dict.fromkeys(part.notice for part in parts if part.notice)
+            adapter = within_rank(replace(adapter, notice=" ".join(notices) or None))
+        return adapter.scaled(self.strength)
 
     # ---- text ----
 
@@ -166,6 +160,16 @@ class Recipe:
         if self.strength != 1:
             value["strength"] = self.strength
         return value
+
+
+def within_rank(adapter: "Adapter") -> "Adapter":
+    """The adapter, cut to rank 64 where it has more, with a notice of the error: all rows of a batch are as wide as the
+    widest."""
+    cut, error = adapter.cut(MAX_RANK)
+    if cut is adapter:
+        return adapter
+    said = f"The adapter was cut from rank {adapter.rank} to {MAX_RANK}: the relative error in ‖ΔW‖ is {error:.2g}."
+    return replace(cut, notice=f"{adapter.notice} {said}" if adapter.notice else said)
 
 
 def _read(value: object) -> Recipe:

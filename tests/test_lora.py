@@ -117,6 +117,9 @@ def test_cut_of_what_has_more_ranks_than_a_module_has_rows(make_adapter):
     nothing = Adapter({"q_proj": (torch.zeros(2, 8, 4), torch.zeros(2, 4, 8))}, alpha=16.0, use_rslora=True)
     cut, error = nothing.cut(2)
     assert (cut.rank, cut.norm(), error) == (2, 0.0, 0.0)
+    huge = make_adapter(0)
+    huge.weights = {module: (A * 1e30, B * 1e30) for module, (A, B) in huge.weights.items()}
+    assert huge.cut(4)[1] == pytest.approx(make_adapter(0).cut(4)[1])  # nothing in it is infinite
 
 
 def test_the_digest_is_of_what_delta_w_is_made_of(tmp_path, make_adapter):
