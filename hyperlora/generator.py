@@ -208,7 +208,7 @@ class HyperLoRA(nn.Module):
             factors = self.factors(embeddings)
         finally:
             self.train(training)
-        nearest = self.nearest(embeddings) if self.descriptions else [None] * len(embeddings)
+        nearest = [few[0] for few in self.nearest(embeddings)] if self.descriptions else [None] * len(embeddings)
         return [self._adapter(factors, i, texts and texts[i], nearest[i]) for i in range(len(embeddings))]
 
     def _adapter(self, factors: Factors, i: int, text: str | None, nearest: tuple[str, float] | None) -> Adapter:
@@ -238,11 +238,15 @@ class HyperLoRA(nn.Module):
         effect = "it may hardly change the answers" if norm < low else "the answers may fall apart"
         return f"The adapter's ‖ΔW‖ is {norm:.3g}, and {low:.3g} to {high:.3g} for the trained tasks: {effect}."
 
-    def nearest(self, embeddings: Tensor) -> list[tuple[str, float]]:
-        """The nearest training description of each row of [n, d_emb], and its cosine; some must be stored."""
+    def nearest(self, embeddings: Tensor, k: int = 1) -> list[list[tuple[str, float]]]:
+        """The k training descriptions that are nearest to each row of [n, d_emb], the nearest first, each with its
+        cosine; some must be stored."""
         cosine = F.normalize(embeddings.float(), dim=-1) @ F.normalize(self.embeddings.float(), dim=-1).T
-        best, index = cosine.max(dim=-1)
-        return [(self.descriptions[i], float(c)) for c, i in zip(best, index.tolist(), strict=True)]
+        best, index = cosine.topk(min(k, len(self.descriptions)), dim=-1)
+        return [
+            [(self.descriptions[i], c) for c, i in zip(cosines, few, strict=True)]
+            for cosines, few in zip(best.tolist(), index.tolist(), strict=True)
+        ]
 
     # ---- files ----
 

@@ -150,6 +150,19 @@ def test_a_far_description_gets_a_notice(tiny_hyperlora):
     assert far.nearest[1] < 0.5 and "far from every task" in far.notice and "may not help" in far.notice
 
 
+def test_the_nearest_descriptions_by_cosine(tiny_hyperlora, minilm):
+    hyperlora = HyperLoRA.from_pretrained(tiny_hyperlora)
+    texts = ["Sum of two numbers", "Put the words in reverse order"]
+    rows, known = minilm.embed(texts), minilm.embed(hyperlora.descriptions)
+    for row, found in zip(rows, hyperlora.nearest(rows, k=10), strict=True):
+        cosines = [torch.nn.functional.cosine_similarity(row, other, dim=0).item() for other in known]
+        expected = sorted(zip(cosines, hyperlora.descriptions, strict=True), reverse=True)
+        assert [text for text, _ in found] == [text for _, text in expected]
+        assert [cosine for _, cosine in found] == pytest.approx([cosine for cosine, _ in expected], abs=1e-3)
+    assert [len(found) for found in hyperlora.nearest(rows, k=2)] == [2, 2]
+    assert [found[0] for found in hyperlora.nearest(rows)] == [each.nearest for each in hyperlora.generate(texts)]
+
+
 def test_no_threshold_no_notice(tiny_hyperlora):
     hyperlora = HyperLoRA.from_pretrained(tiny_hyperlora)
     hyperlora.config.notice_threshold = None

@@ -35,7 +35,7 @@ class Retrieval:
 
     def generate(self, texts: list[str]) -> list[Adapter]:
         nearest = self.hyperlora.nearest(self.hyperlora.embedder.embed(texts))
-        return generate(self.hyperlora, [description for description, _ in nearest])
+        return generate(self.hyperlora, [description for [(description, _)] in nearest])
 
 
 def generate(hyperlora: HyperLoRA, texts: list[str]) -> list[Adapter]:

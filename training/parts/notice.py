@@ -17,7 +17,7 @@ NORMS = (0.01, 0.99)  # the quantiles of ‖ΔW‖ beyond which an adapter gets 
 
 def nearest_similarity(hyperlora: HyperLoRA, texts: Sequence[str]) -> torch.Tensor:
     """Cosine of each text with the nearest training description, float32 [n]."""
-    return torch.tensor([cosine for _, cosine in hyperlora.nearest(hyperlora.embedder.embed(list(texts)))])
+    return torch.tensor([cosine for [(_, cosine)] in hyperlora.nearest(hyperlora.embedder.embed(list(texts)))])
 
 
 def measure_threshold(
