@@ -84,6 +84,9 @@ class Recipe:
             from hyperlora.lora import Adapter
 
             parts = [part.make(adapt, uploads) for _, part in self.blend]
+            for (_, recipe), part in zip(self.blend, parts, strict=True):
+                if recipe.blend and part.description:
+                    part.description = f"({part.description})"
             adapter = Adapter.blend(parts, [weight for weight, _ in self.blend], self.space)
             notices = dict.fromkeys(part.notice for part in parts if part.notice)
             adapter = within_rank(replace(adapter, notice=" ".join(notices) or None))

@@ -83,6 +83,8 @@ def test_make(adapt, make_adapter):
     expected = Adapter.blend([Adapter.blend([a, b], [0.5, 0.75]), make_adapter(3, rank=16)], [1, 0], "factors")
     assert_same(made, expected.scaled(0.1))
     assert made.rank == 16 and made.notice is None
+    twice = Recipe(blend=((2, BLEND), (1, SORT))).make(adapt)
+    assert twice.description == "2 * (0.5 * Sort the words. + 0.75 * Add the numbers.) + 1 * Sort the words."
 
 
 def test_an_upload_that_is_not_at_hand_is_asked_for(adapt):

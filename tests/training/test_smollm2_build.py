@@ -94,7 +94,7 @@ def test_what_is_measured_settles_what_chats_hold(built: Path):
     described = line.startswith("HyperLoRA M with the description")
     for folder in (built / "hyperlora", built / "assets" / "hyperlora-M"):
         config = HyperLoRA.from_pretrained(folder).config
-        assert config.describe is described and config.notice_threshold is not None
+        assert config.describe is described and config.notice_threshold is not None and config.norm_range is not None
 
 
 def test_what_ships_has_its_scores_and_a_card(built: Path):
