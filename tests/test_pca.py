@@ -37,14 +37,13 @@ def test_a_description_of_training_is_where_it_was_whatever_its_length(hyperlora
     assert (found.place(torch.randn(4, 16)) - found.points[:4]).abs().max() > 0.1
 
 
-def test_the_map_is_always_the_same(hyperlora):
-    one = map_descriptions(hyperlora)
-    turned = torch.tensor([-1.0] + [1.0] * 15) * hyperlora.embeddings  # an axis may come out of it with another sign
-    hyperlora.set_descriptions(hyperlora.descriptions, turned)
-    again = map_descriptions(hyperlora)
-    for axes in (one.axes, again.axes):
-        assert all(axis[axis.abs().argmax()] > 0 for axis in axes.T)
-    assert torch.equal(map_descriptions(hyperlora).points, again.points)
+@pytest.mark.parametrize("seed", range(8))
+def test_the_axes_have_one_sign_everywhere(hyperlora, seed):
+    """The eigenvectors of other rows come out with either; the rule for which does not ask how they were computed."""
+    hyperlora.set_descriptions(["text"] * 50, torch.randn(50, 16, generator=torch.Generator().manual_seed(seed)))
+    found, again = map_descriptions(hyperlora), map_descriptions(hyperlora)
+    assert all(axis[axis.abs().argmax()] > 0 for axis in found.axes.T)
+    assert torch.equal(found.points, again.points)
 
 
 def test_few_descriptions_or_none(make_config, hyperlora):
