@@ -39,10 +39,29 @@ from hyperlora.ui.handlers import SKIP, Handlers, about, bubbles, progress
 from hyperlora.ui.markdown import to_html
 from hyperlora.ui.model import MAX_ADAPTERS, Model
 from hyperlora.ui.page import build_page, launch
-from hyperlora.ui.session import MAX_CHARACTERS, MAX_SHELF, MAX_TURNS, Turn, put, read_shelf, read_turns, write
+from hyperlora.ui.session import (
+    MAX_CHARACTERS,
+    MAX_NAME,
+    MAX_TURNS,
+    Shelved,
+    Turn,
+    read_adapter,
+    read_turns,
+    write,
+)
 
 ROOT = Path(__file__).parents[1]
 REVERSE, ADD = "Reverse the order of the words.", "Add the two numbers."
+
+
+def shelved(description: object, name: object = "", strength: object = 1) -> str:
+    """An adapter as a page sends it; "" for none."""
+    return json.dumps({"name": name, "description": description, "strength": strength}) if description else ""
+
+
+def written(turns: list[Turn]) -> str:
+    """A conversation as a page sends it."""
+    return f"[{','.join(map(write, turns))}]"
 
 
 @contextmanager
@@ -102,30 +121,23 @@ def on(model: Model) -> Handlers:
 
 
 class Visitor:
-    """What a page holds and asks: its shelf, its conversation, and what is selected."""
+    """What a page holds and asks: its conversation, and the adapter that is selected."""
 
     def __init__(self, on: Handlers, turns: list[Turn] | None = None, session_hash: str = "visitor"):
         self.on, self.request = on, SimpleNamespace(session_hash=session_hash)
-        self.shelf, self.turns = "", write(turns or [])
+        self.conversation = turns or []
         self.strength, self.describe = 1.0, False
 
-    @property
-    def conversation(self) -> list[Turn]:
-        return read_turns(self.turns)
+    def asked(self, chosen: object) -> tuple:
+        return "7", shelved(chosen, "", self.strength), self.describe, written(self.conversation)
 
-    def make(self, description: str) -> str:
-        """Generate an adapter; returns its value on the shelf."""
-        _, _, self.shelf, made = self.on.generate(f"1 {description}", self.shelf)
-        return made.removeprefix("1 ")
-
-    def asked(self, chosen: str) -> tuple:
-        return chosen, self.strength, self.describe, self.turns
-
-    def hear(self, answer: Iterator[tuple]) -> list[tuple]:
+    def hear(self, answer: Iterator[tuple], again: bool = False) -> list[tuple]:
         """Read what the page is given to the end, and hold what it is to hold."""
         given = list(answer)
-        for _, turns, *_ in given:
-            self.turns = turns if isinstance(turns, str) else self.turns
+        earlier = self.conversation[:-1] if again else self.conversation
+        for _, turn, *_ in given:
+            if isinstance(turn, str):
+                self.conversation = [*earlier, *read_turns(f"[{turn}]")]
         return given
 
     def ask(self, message: str, chosen: str = "") -> tuple[str, str]:
@@ -162,12 +174,11 @@ def answering(monkeypatch: pytest.MonkeyPatch, model: Model) -> Callable[..., No
 # ---- descriptions and the shelf ----
 
 
-def test_generate_says_how_long_it_took_and_puts_the_new_adapter_first(on: Handlers, visitor: Visitor) -> None:
-    visitor.make(ADD)
-    status, shelf, kept, made = on.generate(f"7   {REVERSE}\n", visitor.shelf)
+def test_generate_says_how_long_it_took_and_what_was_made(on: Handlers) -> None:
+    status, made = on.generate(f"7   {REVERSE}\n")
     assert re.search(r"Made in \d+ ms\.", status)
-    assert shelf.choices == [("No adapter", ""), (REVERSE, REVERSE), (ADD, ADD)]
-    assert made == f"7 {REVERSE}" and read_shelf(kept) == [ADD, REVERSE]
+    assert made == f"7 {REVERSE}"
+    assert on.generate(f"8 {REVERSE}") == ('<span class="done">Ready.</span>', f"8 {REVERSE}")
 
 
 @pytest.mark.parametrize(
@@ -183,33 +194,20 @@ def test_generate_says_how_long_it_took_and_puts_the_new_adapter_first(on: Handl
     ],
 )
 def test_a_bad_description_gets_a_sentence_and_no_adapter(on: Handlers, description: object, sentence: str) -> None:
-    status, shelf, kept, made = on.generate(f"3 {description}" if isinstance(description, str) else description, "")
+    status, made = on.generate(f"3 {description}" if isinstance(description, str) else description)
     assert sentence in status
-    assert (shelf, kept) == (gr.skip(), gr.skip()) and made.removeprefix("3") == " "
-
-
-def test_the_same_description_again_makes_no_second_adapter(visitor: Visitor) -> None:
-    assert [visitor.make(text) for text in (REVERSE, f" {REVERSE}\n", ADD, REVERSE)] == [REVERSE, REVERSE, ADD, REVERSE]
-    assert read_shelf(visitor.shelf) == [ADD, REVERSE]
-
-
-def test_a_full_shelf_drops_the_oldest() -> None:
-    shelf: list[str] = []
-    for i in range(MAX_SHELF + 3):
-        shelf = put(shelf, f"Task {i}.")
-    assert len(shelf) == MAX_SHELF
-    assert (shelf[0], shelf[-1]) == ("Task 3.", f"Task {MAX_SHELF + 2}.")
+    assert made.removeprefix("3") == " "
 
 
 def test_the_notice_of_a_far_description_is_shown_then_and_when_it_is_selected_again(
-    on: Handlers, visitor: Visitor, pipe: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch
+    on: Handlers, pipe: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter = pipe.adapt("Qwzx.")
     adapter.notice = "This is <far> away."
     monkeypatch.setattr(pipe, "adapt", lambda text: adapter)
-    status, *_ = on.generate("1 Qwzx far.", "")
+    status, _ = on.generate("1 Qwzx far.")
     assert "This is &lt;far&gt; away." in status
-    assert "This is &lt;far&gt; away." in on.select("Qwzx far.")
+    assert "This is &lt;far&gt; away." in on.select(shelved("Qwzx far.", "Mine"))
     assert on.select("") == ""
 
 
@@ -263,13 +261,13 @@ def test_a_description_that_failed_is_tried_again(
 
 def test_what_the_page_holds_is_shown_again_by_a_server_that_knows_nothing_of_it(on: Handlers) -> None:
     turns = [Turn("<b>", ADD, "  1\n", "stop"), Turn("two", "No adapter", "2", "length")]
-    shelf, chat, retry, undo, clear = on.show(ADD, write([REVERSE, ADD]), write(turns))
-    assert shelf.choices == [("No adapter", ""), (ADD, ADD), (REVERSE, REVERSE)] and shelf.value == ADD
+    chat, retry, undo, clear = on.show(written(turns))
     assert chat == bubbles(turns)
     assert all(button.interactive for button in (retry, undo, clear))
-    shelf, chat, *buttons = on.show("gone", "", "")
-    assert shelf.value == "" and chat == [] and not any(button.interactive for button in buttons)
-    assert on.show(None, "[", "{}")[1] == []
+    chat, *buttons = on.show("")
+    assert chat == [] and not any(button.interactive for button in buttons)
+    with pytest.warns(UserWarning, match="What the page kept"):
+        assert on.show("{}")[0] == []
 
 
 @pytest.mark.parametrize(
@@ -281,26 +279,38 @@ def test_what_no_page_holds_is_one_sentence(on: Handlers, kept: object) -> None:
     with pytest.raises(UserError, match=r"^What the page kept .*[.]$"):
         read_turns(kept)
     with pytest.warns(UserWarning, match="What the page kept"):
-        assert list(on.send("", 1, False, kept, "one", SimpleNamespace(session_hash="a"))) == [SKIP]
-    if kept != '[{"question": "a"}]':
+        assert list(on.send("7", "", False, kept, "one", SimpleNamespace(session_hash="a"))) == [SKIP]
+    if kept != "{}":  # an adapter without a description
         with pytest.raises(UserError, match=r"^What the page kept .*[.]$"):
-            read_shelf(kept)
-        assert "What the page kept" in on.generate(f"1 {ADD}", kept)[0]
+            read_adapter(kept)
+        assert "What the page kept" in on.select(kept)
+        with pytest.raises(gr.Error, match="What the page kept"):
+            next(on.export(kept))
+
+
+def test_an_adapter_of_the_shelf_is_a_description_with_a_name_and_a_strength() -> None:
+    assert read_adapter("") is None
+    assert read_adapter(shelved(f" {ADD}\n")) == Shelved(ADD, ADD, 1)
+    assert read_adapter(shelved(ADD, " My\n sums ", 0.5)) == Shelved(ADD, "My sums", 0.5)
+    for name in (None, 3, ["a"], "\ud83d", "a" * (MAX_NAME + 1)):
+        with pytest.raises(UserError, match=r"^What the page kept .*[.]$"):
+            read_adapter(shelved(ADD, name))
+    with pytest.raises(UserError, match="The description must be text"):
+        read_adapter("{}")
 
 
 @pytest.mark.parametrize("text", ["", " \t", "a\r\nb", '"\\"', "\x00\u2028\ue000", "😀"])
 def test_what_the_page_holds_comes_back_as_it_was(text: str) -> None:
-    turns = [Turn(text, text, text, text), Turn("a", "b")]
-    assert read_turns(write(turns)) == turns
-    assert read_shelf(write([text, "a"])) == [text, "a"]
+    turns = [Turn(text, text, text, text, id=text), Turn("a", "b")]
+    assert read_turns(written(turns)) == turns
 
 
 def test_a_long_conversation_keeps_its_end() -> None:
     turns = [Turn(str(i), "No adapter") for i in range(MAX_TURNS + 5)]
-    assert read_turns(write(turns)) == turns[5:]
+    assert read_turns(written(turns)) == turns[5:]
     long = [Turn("a" * (MAX_CHARACTERS // 2), str(i)) for i in range(4)]
-    assert read_turns(write(long)) == long[2:]
-    assert read_turns(write([Turn("a" * MAX_CHARACTERS, "", "b")])) == [Turn("a" * MAX_CHARACTERS, "", "b")]
+    assert read_turns(written(long)) == long[2:]
+    assert read_turns(written([Turn("a" * MAX_CHARACTERS, "", "b")])) == [Turn("a" * MAX_CHARACTERS, "", "b")]
 
 
 # ---- the chat ----
@@ -313,7 +323,7 @@ def test_each_answer_is_the_selected_adapters_and_says_so(visitor: Visitor, pipe
         (ADD, pipe.adapt(ADD), ADD),
         (REVERSE, pipe.adapt(REVERSE), REVERSE),
     ):
-        visitor.turns = ""
+        visitor.conversation = []
         assert visitor.ask("one two", chosen) == (pipe.chat("one two", adapter=adapter), by)
 
 
@@ -326,7 +336,7 @@ def test_a_message_for_an_adapter_that_is_not_there_yet_waits_for_it_and_says_so
     assert begun[2].value == "" and begun[2].interactive
     assert begun[-1] == about(pipe)
     (turn,) = visitor.conversation
-    assert turn.by == "A description that was never made."
+    assert turn.by == "A description that was never made." and turn.id == "7"
     assert turn.answer == pipe.chat("one two", adapter=pipe.adapt(turn.by))
 
 
@@ -352,7 +362,7 @@ def test_strength_scales_the_adapter_and_is_named(visitor: Visitor, pipe: hyperl
     visitor.strength = 0.5
     half = visitor.ask("one two", REVERSE)
     assert half == (pipe.chat("one two", adapter=pipe.adapt(REVERSE).scaled(0.5)), f"{REVERSE} · strength 0.5")
-    visitor.turns, visitor.strength = "", 0
+    visitor.conversation, visitor.strength = [], 0
     assert visitor.ask("one two", REVERSE)[0] == pipe.chat("one two")
 
 
@@ -362,7 +372,7 @@ def test_a_strength_that_is_none_is_one_sentence(visitor: Visitor, strength: obj
     with pytest.warns(UserWarning, match="The strength must be a number from 0 to 1.5"):
         visitor.hear(visitor.on.send(*visitor.asked(ADD), "one", visitor.request))
     with pytest.raises(gr.Error, match="The strength must be a number"):
-        next(visitor.on.export(ADD, strength))
+        next(visitor.on.export(shelved(ADD, "", strength)))
 
 
 def test_the_description_is_put_in_the_prompt_and_that_is_said(visitor: Visitor, pipe: hyperlora.Pipeline) -> None:
@@ -371,9 +381,9 @@ def test_the_description_is_put_in_the_prompt_and_that_is_said(visitor: Visitor,
     visitor.describe = True
     assert visitor.ask("one two", REVERSE) == (described, f"{REVERSE} · description in the prompt")
     visitor.strength = 0.5
-    visitor.hear(visitor.on.retry(*visitor.asked(REVERSE), visitor.request))
+    visitor.hear(visitor.on.retry(*visitor.asked(REVERSE), visitor.request), again=True)
     assert visitor.conversation[0].by == f"{REVERSE} · strength 0.5 · description in the prompt"
-    visitor.turns = ""
+    visitor.conversation = []
     assert visitor.ask("one two") == (pipe.chat("one two"), "No adapter")
 
 
@@ -455,12 +465,12 @@ def test_of_many_messages_at_the_same_moment_one_is_answered(on: Handlers, pipe:
 
 def test_retry_asks_again_of_the_adapter_that_is_selected_now(visitor: Visitor, pipe: hyperlora.Pipeline) -> None:
     base, _ = visitor.ask("one two")
-    *_, (chat, *_) = visitor.hear(visitor.on.retry(*visitor.asked(REVERSE), visitor.request))
+    *_, (chat, *_) = visitor.hear(visitor.on.retry(*visitor.asked(REVERSE), visitor.request), again=True)
     (turn,) = visitor.conversation
     assert turn.by == REVERSE
     assert turn.answer == pipe.chat("one two", adapter=pipe.adapt(REVERSE)) != base
     assert chat == bubbles([turn])
-    visitor.turns = ""
+    visitor.conversation = []
     with pytest.warns(UserWarning, match="no message to ask again"):
         assert list(visitor.on.retry(*visitor.asked(""), visitor.request)) == [SKIP]
 
@@ -534,7 +544,7 @@ def test_answers_in_markdown_are_html_and_nothing_else_is() -> None:
     assert [part["text"] for part in question["content"]] == [escape(text)]
     for blank in ("", " \n"):
         assert bubbles([Turn("a", "b", blank, "stop", markdown=True)])[1]["content"][0]["text"] == "(no text)"
-    kept = write([Turn("a", "b", text, "stop", markdown=True)])
+    kept = written([Turn("a", "b", text, "stop", markdown=True)])
     assert bubbles(read_turns(kept)) == bubbles([Turn("a", "b", text, "stop", markdown=True)])
     assert bubbles(read_turns(kept.replace("true", '"<b>"')))[1]["content"][0]["text"] == escape(text)
 
@@ -576,7 +586,7 @@ def test_markdown_has_no_html_and_loads_nothing(markdown: str, html: str | None)
 def test_the_exported_zip_is_the_adapter_in_plain_peft(
     on: Handlers, pipe: hyperlora.Pipeline, tiny_base: Path, tmp_path: Path
 ) -> None:
-    (path,) = (shutil.copy(path, tmp_path) for path in on.export(REVERSE, 0.5))
+    (path,) = (shutil.copy(path, tmp_path) for path in on.export(shelved(REVERSE, "Mine", 0.5)))
     with zipfile.ZipFile(path) as archive:
         archive.extractall(tmp_path / "adapter")
     model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
@@ -592,7 +602,7 @@ def test_the_exported_zip_is_the_adapter_in_plain_peft(
 
 def test_there_is_nothing_to_export_without_an_adapter(on: Handlers) -> None:
     with pytest.raises(gr.Error, match="Select an adapter first"):
-        next(on.export("", 1.0))
+        next(on.export(""))
 
 
 # ---- loading ----
@@ -628,9 +638,11 @@ def test_the_page_waits_for_the_model_and_says_when_each_message_stands_alone(
     loading = Handlers(Model(lambda: None))
     *_, timer = asyncio.run(loading.ready())
     assert timer.active
-    assert "The model is still loading" in loading.generate(f"1 {REVERSE}", "")[0]
+    assert "The model is still loading" in loading.generate(f"1 {REVERSE}")[0]
     with pytest.warns(UserWarning, match="The model is still loading"):
-        assert Visitor(loading).hear(loading.send("", 1, False, "", "one", SimpleNamespace(session_hash="a"))) == [SKIP]
+        assert Visitor(loading).hear(loading.send("7", "", False, "", "one", SimpleNamespace(session_hash="a"))) == [
+            SKIP
+        ]
     assert asyncio.run(Handlers(model).ready())[3:5] == (about(model.pipe), "")
     monkeypatch.setattr(model.pipe, "multi_turn", False)
     _, button, _, _, line, describe, *_, timer = asyncio.run(Handlers(model).ready())
@@ -811,19 +823,17 @@ def test_visitors_have_their_own_adapters_answers_at_the_same_time(url: str, pip
     with slow(pipe, 0.2):
         for client, text in zip(clients, texts, strict=True):
             if text:
-                _, shelf, kept, made = client.predict(f"1 {text}", "", api_name="/generate")
-                assert [label for label, _ in shelf["choices"]] == ["No adapter", text]
-                assert (read_shelf(kept), made) == ([text], f"1 {text}")
+                assert client.predict(f"1 {text}", api_name="/generate")[1] == f"1 {text}"
         jobs = [
-            client.submit(text, 1, False, "", "one two", api_name="/send")
+            client.submit("7", shelved(text), False, "", "one two", api_name="/send")
             for client, text in zip(clients, texts, strict=True)
         ]
         wait_until(lambda: len(pipe.engine._batch.rows) == len(jobs))  # they are decoded together
         late = Client(url, verbose=False)
-        late.predict("1 Repeat the text.", "", api_name="/generate")  # while the others are answered
+        late.predict("1 Repeat the text.", api_name="/generate")  # while the others are answered
         given = [job.result() for job in jobs]
     for (chat, kept, *_), text, words in zip(given, texts, expected, strict=True):
-        (turn,) = read_turns(kept)
+        (turn,) = read_turns(f"[{kept}]")
         assert (turn.answer, turn.by) == (words, text or "No adapter")
         assert [part["text"] for part in chat[-1]["content"]] == [
             part["text"] for part in bubbles([turn])[-1]["content"]
@@ -833,10 +843,10 @@ def test_visitors_have_their_own_adapters_answers_at_the_same_time(url: str, pip
 def test_one_session_gets_one_answer_at_a_time(url: str, pipe: hyperlora.Pipeline) -> None:
     client = Client(url, verbose=False)
     with slow(pipe, 0.05):
-        jobs = [client.submit("", 1, False, "", message, api_name="/send") for message in ("one", "two", "three")]
+        jobs = [client.submit("7", "", False, "", message, api_name="/send") for message in ("one", "two", "three")]
         given = [job.result(timeout=300)[1] for job in jobs]
     answered = [kept for kept in given if isinstance(kept, str)]
-    assert len(answered) == 1 and len(read_turns(answered[0])) == 1
+    assert len(answered) == 1 and len(read_turns(f"[{answered[0]}]")) == 1
 
 
 def test_a_session_that_the_server_forgot_goes_on(url: str, model: Model, pipe: hyperlora.Pipeline) -> None:
@@ -844,15 +854,14 @@ def test_a_session_that_the_server_forgot_goes_on(url: str, model: Model, pipe: 
     try:
         url = launch(demo)
         client = Client(url, verbose=False)
-        _, _, kept_shelf, _ = client.predict(f"1 {REVERSE}", "", api_name="/generate")
-        _, kept_turns, *_ = client.predict(REVERSE, 1, False, "", "one two", api_name="/send")
+        _, kept, *_ = client.predict("1", shelved(REVERSE), False, "", "one two", api_name="/send")
         demo.state_holder.session_data.clear()  # what 1,000 others do
-        _, kept_turns, *_ = client.predict(REVERSE, 1, False, kept_turns, "three", api_name="/send")
-        _, _, kept_shelf, _ = client.predict(f"2 {ADD}", kept_shelf, api_name="/generate")
+        _, kept, *_ = client.predict("2", shelved(REVERSE), False, f"[{kept}]", "three", api_name="/send")
+        _, made = client.predict(f"2 {ADD}", api_name="/generate")
     finally:
         demo.close()
-    assert [(turn.question, turn.by) for turn in read_turns(kept_turns)] == [("one two", REVERSE), ("three", REVERSE)]
-    assert read_shelf(kept_shelf) == [REVERSE, ADD]
+    (turn,) = read_turns(f"[{kept}]")
+    assert (turn.question, turn.by, turn.id, made) == ("three", REVERSE, "2", f"2 {ADD}")
 
 
 @pytest.mark.parametrize("data", [b'"\xff\xfe"', b'"\\ud83d"', b'"a \\ude00"', b"3", b"null", b"[1]"], ids=repr)
@@ -861,7 +870,7 @@ def test_what_is_no_text_is_no_traceback_over_http(
 ) -> None:
     config = httpx.get(f"{url}config").json()
     (send,) = (fn["id"] for fn in config["dependencies"] if fn["api_name"] == "send")
-    body = b'{"fn_index": %d, "session_hash": "abc", "data": ["", 1, false, "", %s]}' % (send, data)
+    body = b'{"fn_index": %d, "session_hash": "abc", "data": ["7", "", false, "", %s]}' % (send, data)
     joined = httpx.post(f"{url}gradio_api/queue/join", content=body, headers={"Content-Type": "application/json"})
     if joined.status_code == 200:
         with httpx.stream("GET", f"{url}gradio_api/queue/data?session_hash=abc", timeout=60) as stream:
@@ -1057,10 +1066,10 @@ def test_it_starts_and_works_in_odd_environments(case: str, tmp_path: Path) -> N
     else:
         options = PROXIES["http"] | PROXIES["socks"]
     with started(*arguments, **options) as url:
-        wait_until(lambda: "still loading" not in (said := ask_server(url, "generate", f"1 {ADD}", "")[0]) and said)
-        status, *_, made = ask_server(url, "generate", f"1 {ADD}", "")
+        wait_until(lambda: "still loading" not in (said := ask_server(url, "generate", f"1 {ADD}")[0]) and said)
+        status, *_, made = ask_server(url, "generate", f"1 {ADD}")
         assert "Ready." in status and made == f"1 {ADD}"
-        (archive,) = ask_server(url, "export", ADD, 1)
+        (archive,) = ask_server(url, "export", shelved(ADD))
         assert zipfile.is_zipfile(io.BytesIO(httpx.get(archive["url"], trust_env=False, timeout=300).content))
 
 

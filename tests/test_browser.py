@@ -54,12 +54,14 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture
-def page(browser: Browser, url: str) -> Iterator[Page]:
-    """The page, ready; the test fails if it logs an error or asks another host for anything."""
-    context = browser.new_context(viewport={"width": 1280, "height": 800})
+@contextmanager
+def visit(browser: Browser, url: str, **options) -> Iterator[Page]:
+    """The page as a visitor of their own has it, in as many tabs as they open.
+
+    It fails where a page logs an error, or asks another host for anything, which is also kept from it.
+    """
+    context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}} | options)
     context.set_default_timeout(TIMEOUT)
-    page = context.new_page()
     complaints: list[str] = []
 
     def complain(text: str) -> None:
@@ -67,14 +69,25 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
         if not re.search("AbortError|errored out|net::ERR_|Failed to fetch|network error", text):
             complaints.append(text)
 
-    page.on("console", lambda message: complain(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: complain(str(error)))
-    page.on("request", lambda request: None if request.url.startswith((url, "data:")) else complain(request.url))
+    def refuse(route: Route) -> None:
+        complaints.append(route.request.url)
+        route.abort()
+
+    context.route(lambda asked: not asked.startswith((url, "data:")), refuse)
+    context.on("console", lambda message: complain(message.text) if message.type == "error" else None)
+    context.on("weberror", lambda error: complain(str(error.error)))
+    page = context.new_page()
     page.goto(url)
-    expect(page.locator("#generate")).to_be_enabled()
     yield page
     context.close()
     assert complaints == []
+
+
+@pytest.fixture
+def page(browser: Browser, url: str) -> Iterator[Page]:
+    with visit(browser, url) as page:
+        expect(page.locator("#generate")).to_be_enabled()
+        yield page
 
 
 def generate(page: Page, description: str) -> None:
@@ -158,7 +171,7 @@ def test_the_selected_row_of_a_long_shelf_is_in_view(page: Page) -> None:
         (page.locator("#shelf label").first, ""),
     ):
         row.click()
-        page.wait_for_function("(chosen) => JSON.parse(sessionStorage['hyperlora.chosen']) === chosen", arg=description)
+        expect(page.locator("#shelf label.selected")).to_have_text(description or "No adapter")
         page.reload()
         expect(page.locator("#shelf label.selected")).to_have_text(description or "No adapter")
         expect(page.locator("#shelf label.selected")).to_be_in_viewport()
@@ -447,7 +460,7 @@ def test_generate_pressed_twice_makes_both_and_selects_the_last(
         for order, text in enumerate(("The first of two.", "The second of two."), start=1):
             page.locator("#description textarea").fill(text)
             page.locator("#description textarea").press("Enter")
-            page.wait_for_function("(order) => window.order === order", arg=order)  # no one types on within a moment
+            expect(page.locator("#ordered textarea")).to_have_value(f"{order} {text}")  # no one types on at once
         page.locator("#description textarea").fill("Not pressed.")
         send(page, "one two")
         expect(page.get_by_role("button", name="Waiting for the adapter…")).to_be_visible()
@@ -495,8 +508,8 @@ def test_what_is_changed_after_send_is_for_the_next_message(page: Page, pipe: hy
     generate(page, REVERSE)
     with slow(pipe, 0.05):
         send(page, "one two")
-        page.locator("#shelf label", has_text="No adapter").click()
         page.locator("#strength input[type=number]").fill("0.5")
+        page.locator("#shelf label", has_text="No adapter").click()
         page.get_by_label("Put the description in the prompt too").check()
         expect_answers(page, said(pipe, "one two", REVERSE))
     send(page, "one two")
@@ -586,17 +599,33 @@ def test_a_server_that_was_started_again_goes_on(
         page.context.unroute_all()
 
 
+def stored(page: Page, kind: str) -> list[dict]:
+    """What the browser keeps of that kind, adapter or chat."""
+    return page.evaluate(
+        "(kind) => Object.keys(localStorage).filter((key) => key.startsWith(`hyperlora.${kind}.`))"
+        ".map((key) => JSON.parse(localStorage[key]))",
+        kind,
+    )
+
+
+def expect_interrupted(page: Page, whole: str) -> None:
+    """An answer of which the page has a part, and says so; asked again it is whole."""
+    expect(page.locator("#generate")).to_be_enabled()
+    expect(page.locator("#chat .bot.message .md").last).to_have_text("No adapter · interrupted")
+    part = page.locator("#chat .bot.message .md").first.text_content()
+    assert part != whole and whole.startswith(part)
+    page.locator("#retry").click()
+    expect(page.locator("#chat .bot.message")).not_to_contain_text("interrupted")
+
+
 def test_a_reload_in_the_middle_of_an_answer_ends_it_and_the_page_says_so(page: Page, pipe: hyperlora.Pipeline) -> None:
     with slow(pipe, 2):
         send(page, "one two")
-        wait_until(lambda: pipe.engine._batch.rows)
+        wait_until(lambda: any(chat["turns"][0]["answer"] for chat in stored(page, "chat")))
         expect(page.get_by_role("button", name="Stop")).to_be_visible()
         page.reload()
         wait_until(lambda: not pipe.engine._batch.rows, 60)  # the whole answer would take longer
-    expect(page.locator("#generate")).to_be_enabled()
-    expect_answers(page, ("", "No adapter · interrupted"))
-    page.locator("#retry").click()
-    expect(page.locator("#chat .bot.message")).not_to_contain_text("interrupted")
+    expect_interrupted(page, pipe.chat("one two"))
     expect_answers(page, said(pipe, "one two"))
 
 
@@ -617,13 +646,11 @@ def test_export_downloads_the_selected_adapter(page: Page, tmp_path: Path) -> No
 
 def test_two_visitors_have_their_own_shelves(page: Page, browser: Browser, url: str) -> None:
     generate(page, REVERSE)
-    other = browser.new_page()
-    other.goto(url)
-    expect(other.locator("#generate")).to_be_enabled()
-    generate(other, ADD)
-    expect(other.locator("#shelf label")).to_have_text(["No adapter", ADD])
-    expect(page.locator("#shelf label")).to_have_text(["No adapter", REVERSE])
-    other.close()
+    with visit(browser, url) as other:
+        expect(other.locator("#generate")).to_be_enabled()
+        generate(other, ADD)
+        expect(other.locator("#shelf label")).to_have_text(["No adapter", ADD])
+        expect(page.locator("#shelf label")).to_have_text(["No adapter", REVERSE])
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
@@ -654,16 +681,13 @@ def test_the_page_is_there_before_the_model_and_becomes_ready_by_itself(
         return pipe
 
     model = Model(load)
-    with serving(model) as url:
+    with serving(model) as url, visit(browser, url) as page:
         model.start()
-        page = browser.new_page()
-        page.goto(url)
         expect(page.locator("#generate")).to_have_text("Loading the model…")
         expect(page.locator("#generate")).to_be_disabled()
         loaded.set()
         expect(page.locator("#generate")).to_have_text("Generate")
         expect(page.locator("#generate")).to_be_enabled()
-        page.close()
 
 
 def test_a_large_download_is_asked_for_and_can_be_cancelled(browser: Browser, pipe: hyperlora.Pipeline) -> None:
@@ -676,10 +700,8 @@ def test_a_large_download_is_asked_for_and_can_be_cancelled(browser: Browser, pi
         return pipe
 
     model = Model(load)
-    with serving(model) as url:
+    with serving(model) as url, visit(browser, url) as page:
         model.start()
-        page = browser.new_page()
-        page.goto(url)
         panel = page.locator("#download")
         expect(panel).to_contain_text("Big-7B needs a download of 14.5 GB")
         expect(page.locator("#generate")).to_have_text("Waiting for your choice…")
@@ -692,7 +714,6 @@ def test_a_large_download_is_asked_for_and_can_be_cancelled(browser: Browser, pi
         page.locator("#refuse").click()
         expect(page.locator("#generate")).to_have_text("Generate")
         expect(panel).to_be_hidden()
-        page.close()
 
 
 def test_a_model_that_cannot_be_loaded_is_one_sentence(browser: Browser) -> None:
@@ -700,10 +721,7 @@ def test_a_model_that_cannot_be_loaded_is_one_sentence(browser: Browser) -> None
         raise UserError("The base model is <damaged>.")
 
     model = Model(load)
-    with serving(model) as url:
+    with serving(model) as url, visit(browser, url) as page:
         model.start()
-        page = browser.new_page()
-        page.goto(url)
         expect(page.locator("#status .error")).to_have_text("The base model is <damaged>.")
         expect(page.locator("#generate")).to_be_disabled()
-        page.close()

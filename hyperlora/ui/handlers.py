@@ -18,20 +18,20 @@ from hyperlora.presets import load_examples
 from hyperlora.text import check_text
 from hyperlora.ui.markdown import to_html
 from hyperlora.ui.model import Model
-from hyperlora.ui.session import Turn, put, read_shelf, read_turns, write
+from hyperlora.ui.session import KEPT, Turn, one_line, read_adapter, read_turns, write
 
 if TYPE_CHECKING:
     from hyperlora.chat import ChatStream
     from hyperlora.pipe import Pipeline
 
 NO_ADAPTER, LOADING, INSTEAD = "No adapter", "Loading the model…", "Use a small model instead"
-# For the chat, the turns, the message box, Retry, Undo, Clear and who answers; what yields nothing would empty them.
+# For the chat, the turn, the message box, Retry, Undo, Clear and who answers; what yields nothing would empty them.
 SKIP = (gr.skip(),) * 7
 # How an answer ended that is not whole.
 ENDS = {"length": "cut off at the token limit", "stopped": "stopped", "error": "ended by an error", "": "interrupted"}
 LAST = object()  # the message to ask again
-MAX_STRENGTH = 1.5
 REDRAW = 0.05  # seconds between two updates of a streamed answer
+SAVE = 1.0  # and between two of what the page keeps of it
 UNEXPECTED = "Something went wrong on the server; its log says what. Please try again."
 log = logging.getLogger(__name__)
 
@@ -61,11 +61,6 @@ def bubbles(turns: list[Turn], busy: bool = False) -> list[dict]:
     return messages
 
 
-def one_line(description: object) -> str:
-    """The description without line breaks, double and outer spaces."""
-    return " ".join(check_text(description, "The description").split())
-
-
 def about(pipe: "Pipeline") -> str:
     """Which model answers, what it can do and what not: a line of HTML that opens to more."""
     if pipe.preset is None or not pipe.preset.summary:
@@ -73,11 +68,6 @@ def about(pipe: "Pipeline") -> str:
         return escape(f"{Path(base).name} answers; adapters come from {hyperlora}.")
     line, more = escape(pipe.preset.summary), escape(pipe.preset.description)
     return f"<details><summary>{line}</summary><p>{more}</p></details>"
-
-
-def choices(shelf: list[str]) -> list[tuple[str, str]]:
-    """(label, value) of the adapters that a visitor may chat with, the newest first; no adapter is ""."""
-    return [(NO_ADAPTER, ""), *((description, description) for description in reversed(shelf))]
 
 
 def sentence(error: Exception) -> str:
@@ -165,56 +155,57 @@ class Handlers:
         """No download, or no more of it: a smaller model."""
         self.model.answer(False)
 
-    def show(self, chosen: object, kept_shelf: object, kept_turns: object) -> tuple:
-        """-> shelf, chat, Retry, Undo, Clear: what a page held before it was loaded again."""
+    def show(self, kept: object) -> tuple:
+        """-> chat, Retry, Undo, Clear: a conversation that the page holds."""
         try:
-            shelf, turns = read_shelf(kept_shelf), read_turns(kept_turns)
-        except UserError:
-            shelf, turns = [], []
-        chosen = chosen if chosen in shelf else ""
-        return gr.Radio(choices(shelf), value=chosen), bubbles(turns), *self._buttons(turns)
+            turns = read_turns(kept)
+        except UserError as error:
+            gr.Warning(escape(str(error)))
+            turns = []
+        return bubbles(turns), *self._buttons(turns)
 
-    def generate(self, ordered: object, kept_shelf: object) -> tuple:
-        """-> status, shelf, what the page holds of it, what was made: as the order is, and no description if it failed.
+    def generate(self, ordered: object) -> tuple[str, str]:
+        """-> status, what was made: as the order is, and no description if it failed.
 
         An order is its number, a space, the description.
         """
         order = ""
         try:
             order, _, description = check_text(ordered, "The description").partition(" ")
-            shelf, description = read_shelf(kept_shelf), one_line(description)
+            description = one_line(description)
             known = self.model.has(description)
             started = time.perf_counter()
             notice = self.model.adapter(description).notice
             milliseconds = (time.perf_counter() - started) * 1000
         except Exception as error:
-            return status("error", sentence(error)), gr.skip(), gr.skip(), f"{order} "
-        shelf = put(shelf, description)
+            return status("error", sentence(error)), f"{order} "
         text = status("done", "Ready." if known else f"Made in {milliseconds:.0f} ms.")
         if notice:
             text += " " + status("notice", notice)
         # The page selects it, unless the visitor has selected another one, or pressed again, since.
-        return text, gr.Radio(choices(shelf)), write(shelf), f"{order} {description}"
+        return text, f"{order} {description}"
 
     def select(self, chosen: object) -> str:
         """-> status: the selected adapter's notice, if it has one."""
         try:
-            notice = self.model.adapter(one_line(chosen)).notice if chosen else None
+            shelved = read_adapter(chosen)
+            notice = self.model.adapter(shelved.description).notice if shelved else None
         except Exception as error:
             return status("error", sentence(error))
         return status("notice", notice) if notice else ""
 
     def send(
-        self, chosen: object, strength: object, describe: object, kept: object, message: object, request: gr.Request
+        self, id: object, chosen: object, describe: object, kept: object, message: object, request: gr.Request
     ) -> Iterator[tuple]:
-        """-> chat, turns, message box, Retry, Undo, Clear, who answers; again and again while the answer streams."""
-        yield from self._answer(request.session_hash, chosen, strength, describe, kept, message)
+        """-> chat, turn, message box, Retry, Undo, Clear, who answers; again and again while the answer streams.
 
-    def retry(
-        self, chosen: object, strength: object, describe: object, kept: object, request: gr.Request
-    ) -> Iterator[tuple]:
+        `id` is the page's for the turn, `chosen` the adapter and `kept` the turns before, as the page holds them.
+        """
+        yield from self._answer(request.session_hash, id, chosen, describe, kept, message)
+
+    def retry(self, id: object, chosen: object, describe: object, kept: object, request: gr.Request) -> Iterator[tuple]:
         """Asks the last message again, of the adapter that is selected now."""
-        yield from self._answer(request.session_hash, chosen, strength, describe, kept)
+        yield from self._answer(request.session_hash, id, chosen, describe, kept)
 
     def _answer(self, visitor: str | None, *asked: object) -> Iterator[tuple]:
         """One answer at a time for each visitor, however many tabs or clicks ask."""
@@ -235,8 +226,8 @@ class Handlers:
     def _stream(
         self,
         visitor: str | None,
+        id: object,
         chosen: object,
-        strength: object,
         describe: object,
         kept: object,
         message: object = LAST,
@@ -251,16 +242,15 @@ class Handlers:
                     raise UserError("There is no message to ask again.")
                 *earlier, last = before
                 message = last.question
-            message, description = check_text(message, "The message"), one_line(chosen)
-            strength = self._strength(strength)
+            id, message = check_text(id, KEPT), check_text(message, "The message")
             by, adapter = NO_ADAPTER, None
-            if chosen:
-                if not self.model.has(description):
+            if shelved := read_adapter(chosen):
+                if not self.model.has(shelved.description):
                     waiting = True
                     box = gr.Textbox(interactive=False, submit_btn="Waiting for the adapter…")
                     yield *SKIP[:2], box, *off, gr.skip()
-                by, adapter = description, self.model.adapter(description).scaled(strength)
-                by += f" · strength {strength:g}" if strength != 1 else ""
+                by, adapter = shelved.name, self.model.adapter(shelved.description).scaled(shelved.strength)
+                by += f" · strength {shelved.strength:g}" if shelved.strength != 1 else ""
                 by += " · description in the prompt" if describe else ""
             messages = []
             for turn in earlier if pipe.multi_turn else []:
@@ -275,23 +265,25 @@ class Handlers:
             yield (*SKIP[:2], *self._idle(before)) if waiting else SKIP
             return
         self._streams[visitor] = stream  # in place before Stop appears, so that Stop works from the first moment on
-        turn = Turn(message, by, markdown=pipe.markdown)
+        turn = Turn(message, by, markdown=pipe.markdown, id=id)
         turns = [*earlier, turn]
         box = gr.Textbox("", interactive=True, submit_btn=False, stop_btn="Stop")
         # A page that was open before this server was started names another model, perhaps.
-        yield bubbles(turns, busy=True), write(turns), box, *off, about(pipe)
+        yield bubbles(turns, busy=True), write(turn), box, *off, about(pipe)
         try:
-            drawn = 0.0
+            drawn, saved = 0.0, time.monotonic()
             for piece in stream:
                 turn.answer += piece
-                if time.monotonic() - drawn > REDRAW:
-                    drawn = time.monotonic()
-                    yield bubbles(turns, busy=True), *SKIP[1:]
+                now = time.monotonic()
+                if now - drawn > REDRAW:
+                    drawn, save = now, now - saved > SAVE
+                    saved = now if save else saved
+                    yield bubbles(turns, busy=True), write(turn) if save else gr.skip(), *SKIP[2:]
             turn.end = stream.finish_reason
         except Exception as error:
             gr.Warning(escape(sentence(error)))
             turn.end = "error"
-        yield bubbles(turns), write(turns), *self._idle(turns)
+        yield bubbles(turns), write(turn), *self._idle(turns)
 
     @staticmethod
     def _buttons(turns: list[Turn]) -> tuple[gr.Button, ...]:
@@ -302,26 +294,20 @@ class Handlers:
         """-> message box, Retry, Undo, Clear as they are when nothing is being written; who answers."""
         return gr.Textbox(interactive=True, submit_btn="Send", stop_btn=False), *self._buttons(turns), gr.skip()
 
-    @staticmethod
-    def _strength(strength: object) -> float:
-        if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= MAX_STRENGTH:
-            raise UserError(f"The strength must be a number from 0 to {MAX_STRENGTH:g}.")
-        return strength
-
     async def stop(self, request: gr.Request) -> None:
         if stream := self._streams.get(request.session_hash):
             stream.stop()
 
-    def export(self, chosen: object, strength: object) -> Iterator[str]:
+    def export(self, chosen: object) -> Iterator[str]:
         """-> the zip; Gradio has its own copy when the folder goes."""
         from hyperlora.export import export_zip
         from hyperlora.prompt import own_template
 
-        if not chosen:
-            raise gr.Error("Select an adapter first: there is nothing to export without one.", print_exception=False)
         with tempfile.TemporaryDirectory() as folder:
             try:
-                adapter = self.model.adapter(one_line(chosen)).scaled(self._strength(strength))
+                if (shelved := read_adapter(chosen)) is None:
+                    raise UserError("Select an adapter first: there is nothing to export without one.")
+                adapter = self.model.adapter(shelved.description).scaled(shelved.strength)
                 path = export_zip(adapter, folder, own_template(self.model.pipe.tokenizer))
             except Exception as error:
                 raise gr.Error(escape(sentence(error)), print_exception=False) from error

@@ -8,8 +8,9 @@ import gradio as gr
 
 from hyperlora.errors import UserError
 from hyperlora.presets import assets_dir
-from hyperlora.ui.handlers import INSTEAD, LOADING, MAX_STRENGTH, NO_ADAPTER, Handlers, status
+from hyperlora.ui.handlers import INSTEAD, LOADING, Handlers, status
 from hyperlora.ui.model import Model
+from hyperlora.ui.session import MAX_STRENGTH
 
 # Threads for handlers that wait; the chat takes at most MAX_CHATS of them, so that the rest of the page goes on.
 MAX_THREADS, MAX_CHATS = 80, 60
@@ -22,74 +23,46 @@ THEME = gr.themes.Base(
     font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"],
 )
 DOWNLOAD = "() => document.querySelector('#zip').click()"
-# Generate is an order: its number, a space, the description. From when it is pressed, and not from when the server has
-# made the adapter, that is the one which is `wanted`, until it is made or the visitor selects another one.
-ORDER = """(text) => {
-    window.wanted = text.trim() ? text : null;
-    window.order = (window.order ?? 0) + 1;
-    return [`${window.order} ${text}`, %s];
-}"""
-MADE = """(made, chosen) => {
-    const [order, ...words] = made.split(" ");
-    if (Number(order) !== window.order || window.wanted === null) return chosen;
-    window.wanted = null;
-    return words.join(" ") || chosen;
-}"""
-CHOSEN = "() => { window.wanted = null; }"
-FAILED = "() => { window.wanted = null; return ''; }"
-FOR_WANTED = "(chosen, ...rest) => [window.wanted ?? chosen, ...rest]"
-# Undo and Clear are the page's alone, so that nothing that is typed or sent meanwhile meets an older conversation.
-UNDO = """(chat, kept, message) => {
-    const turns = JSON.parse(kept), undone = turns.pop();
-    const on = {interactive: turns.length > 0, __type__: "update"};
-    return [chat.slice(0, -2), JSON.stringify(turns), message.trim() ? message : undone.question, on, on, on];
-}"""
-CLEAR = """(chat, kept, message) => {
-    const off = {interactive: false, __type__: "update"};
-    return [[], "[]", message, off, off, off];
-}"""
-# What a visitor has lives in the tab: it outlasts a reload, which is also what Gradio does after a lost connection.
-KEEP = """(value) => {
-    try { if (window.restored) sessionStorage.setItem("hyperlora.%s", JSON.stringify(value)); } catch {}
-}"""
-RESTORE = """(...values) => {
-    window.restored = {};
-    try {
-        for (const name of %s) window.restored[name] = JSON.parse(sessionStorage.getItem("hyperlora." + name));
-    } catch {}
-    return Object.values(window.restored).map((value, i) => value ?? values[i]);
-}"""
-EXAMPLE = """(index, all, message) => {
-    const examples = JSON.parse(all), typed = message.trim();
-    const sample = examples.some((example) => example.message === typed) || !typed;
-    return [examples[index].description, sample ? examples[index].message : message];
-}"""
-DESCRIBED = "() => window.restored.describe ?? null"
-# The selected row of a long shelf is in view; the window itself stays where it is.
-SCROLL = """() => {
-    setTimeout(() => {
-        const top = window.scrollY;
-        document.querySelector("#shelf label.selected")?.scrollIntoView({block: "nearest"});
-        window.scrollTo(window.scrollX, top);
-    }, 100);
-}"""
+# What a visitor has is drawn by `assets/page.js` into these; the rest of the page is Gradio's.
+SHELF = """<div class="label" id="shelf_label">Your adapters</div>
+<div id="shelf" role="radiogroup" aria-labelledby="shelf_label"></div>
+<div id="note" role="status"></div>
+<div id="bounds" role="status"></div>"""
+CHATS = """<select id="conversation" aria-label="Conversation"></select>
+<button type="button" id="new_chat">New</button>
+<button type="button" id="chat_menu" aria-haspopup="menu" aria-label="More for the conversation">⋯</button>
+<div id="chat_note" role="status"></div>"""
+KEPT = """<label title="What is new then stays in this tab, and goes when it is closed.">
+<input type="checkbox" id="do_not_keep"> Do not keep</label>
+<button type="button" id="forget">Forget everything</button>"""
 log = logging.getLogger(__name__)
 
 
-def read_style() -> str:
-    """The page's CSS; without it the page is plain, but works."""
+def read_asset(name: str) -> str:
+    """The page's CSS or JavaScript; without its CSS the page is plain, but works."""
     try:
-        return (assets_dir() / "style.css").read_text(encoding="utf-8")
+        return (assets_dir() / name).read_text(encoding="utf-8")
     except (OSError, UserError) as error:
-        log.warning("The page goes on without its style: %s", error)
+        log.warning("The page goes on without %s: %s", name, error)
         return ""
+
+
+def js(name: str, *parameters: str) -> str:
+    """A call of `assets/page.js` with the values of the event's inputs."""
+    values = ", ".join(parameters)
+    return f"({values}) => hyperlora.{name}({values})"
 
 
 def build_page(model: Model) -> gr.Blocks:
     """The page over `model`, which may still be loading."""
     on = Handlers(model)
+    plain = {"js_on_load": None, "apply_default_css": False}
     with gr.Blocks(title="HyperLoRA", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as demo:
-        kept_shelf, kept_turns, ordered, made, examples = (gr.Textbox("", visible="hidden") for _ in range(5))
+        # What page.js gives a handler, in the order of its parameters, and what it is given.
+        id, adapter, turns, turn, made, examples = (gr.Textbox("", visible="hidden") for _ in range(6))
+        ordered = gr.Textbox("", visible="hidden", elem_id="ordered")
+        # What page.js presses.
+        show, selected = (gr.Button(visible="hidden", elem_id=name) for name in ("show", "selected"))
         timer = gr.Timer(1)
         with gr.Row(elem_id="page"):
             with gr.Column(elem_id="describe", min_width=320):
@@ -117,7 +90,7 @@ def build_page(model: Model) -> gr.Blocks:
                 )
                 generate = gr.Button(LOADING, variant="primary", interactive=False, elem_id="generate")
                 state = gr.HTML(elem_id="status")
-                shelf = gr.Radio([(NO_ADAPTER, "")], value="", label="Your adapters", elem_id="shelf")
+                gr.HTML(SHELF, **plain, elem_id="adapters")
                 with gr.Row(elem_id="tools"):
                     strength = gr.Slider(
                         0, MAX_STRENGTH, value=1, step=0.1, label="Adapter strength", elem_id="strength"
@@ -125,11 +98,12 @@ def build_page(model: Model) -> gr.Blocks:
                     export = gr.Button("Export", size="sm", elem_id="export")
                 describe = gr.Checkbox(
                     label="Put the description in the prompt too",
-                    info="The model then reads it as well, ahead of your messages.",
                     elem_id="in_prompt",
                 )
+                gr.HTML(KEPT, **plain, elem_id="kept")
                 archive = gr.DownloadButton(visible="hidden", elem_id="zip")
             with gr.Column(elem_id="talk", min_width=320):
+                gr.HTML(CHATS, **plain, elem_id="chats")
                 chat = gr.Chatbot(
                     show_label=False,
                     render_markdown=False,
@@ -155,68 +129,67 @@ def build_page(model: Model) -> gr.Blocks:
 
         private = {"api_visibility": "private", "show_progress": "hidden"}
         quick = {**private, "queue": False}
-        raw = {"preprocess": False}  # a shelf that the page holds is none that this server knows of
+        raw = {"preprocess": False}  # texts of page.js, that Gradio has not to look into
 
-        kept = {
-            "description": description,
-            "message": message,
-            "chosen": shelf,
-            "strength": strength,
-            "describe": describe,
-            "shelf": kept_shelf,
-            "turns": kept_turns,
-        }
-        restored = demo.load(None, [*kept.values()], [*kept.values()], js=RESTORE % json.dumps([*kept]))
-        seen = [shelf, chat, retry, undo, clear]
-        restored.success(on.show, [shelf, kept_shelf, kept_turns], seen, **raw, **quick).success(None, js=SCROLL)
-        for name, component in kept.items():
-            component.change(None, component, None, js=KEEP % name)
+        typed = {"description": description, "message": message, "describe": describe}
+        seen = [chat, retry, undo, clear]
+        start = js("start", *typed)
+        restored = demo.load(None, [*typed.values()], [*typed.values()], js=start)
+        for shown in (restored.success, show.click):
+            shown(on.show, [turns], seen, js=js("turns"), **raw, **quick)
+        for event in (restored.success, selected.click):
+            event(None, None, [strength], js=js("strength"))
+        selected.click(on.select, [adapter], [state], js=js("adapter"), trigger_mode="always_last", **raw, **quick)
+        for name, component in typed.items():
+            component.change(None, component, None, js=f"(value) => hyperlora.keepTyped('{name}', value)")
+        strength.input(None, [strength], None, js=js("setStrength", "value"))
 
         is_ready = ([describe], [state, generate, message, who, line, describe, examples, chips, description, timer])
         offer = (None, [panel, about, allow, refuse, generate, message])
         # One after the other: what `ready` finds settled when it stops the timer, `offer` finds settled too.
         for asked in (restored.success, timer.tick):
-            there = asked(on.ready, *is_ready, js=DESCRIBED, **quick).then(on.offer, *offer, **quick)
-            there.then(None, js=SCROLL)  # the examples of the model that answers take room
+            there = asked(on.ready, *is_ready, js=js("described"), **quick).then(on.offer, *offer, **quick)
+            there.then(None, js=js("scroll"))  # the examples of the model that answers take room
         allow.click(on.allow, None, None, **quick).then(on.offer, *offer, **quick)
         refuse.click(on.refuse, None, None, **quick).then(on.offer, *offer, **quick)
 
-        chips.click(None, [chips, examples, message], [description, message], js=EXAMPLE)
-        pressed = [generate.click, description.submit, chips.click]  # of a chip after the line above
-        gr.on(
-            pressed, None, [description], [ordered, state], js=ORDER % json.dumps(status("done", "Making the adapter…"))
+        chips.click(
+            None, [chips, examples, message], [description, message], js=js("example", "index", "all", "message")
         )
+        pressed = [generate.click, description.submit, chips.click]  # of a chip after the line above
+        order = f"(text) => [hyperlora.generate(text), {json.dumps(status('done', 'Making the adapter…'))}]"
+        gr.on(pressed, None, [description], [ordered, state], js=order)
         # Pressed again meanwhile, the last order is made next.
         making = ordered.change(
             on.generate,
-            [ordered, kept_shelf],
-            [state, shelf, kept_shelf, made],
+            [ordered],
+            [state, made],
             trigger_mode="always_last",
             api_visibility="undocumented",
             show_progress="hidden",
             **raw,
         )
-        making.success(None, [made, shelf], [shelf], js=MADE)
-        making.failure(None, None, [state], js=FAILED)
-        shelf.input(None, js=CHOSEN)
-        shelf.input(on.select, [shelf], [state], trigger_mode="always_last", **raw, **quick)
-        shelf.change(None, js=SCROLL)
+        making.success(None, [made], None, js=js("made", "text"))
+        making.failure(None, None, [state], js="() => { hyperlora.failed(); return ''; }")
 
-        talk = [chat, kept_turns, message, retry, undo, clear]
         chatting = {
-            "js": FOR_WANTED,
+            "js": "(id, adapter, describe, turns, message) => hyperlora.ask(describe, message)",
             "show_progress": "hidden",
             "concurrency_limit": MAX_CHATS,
             "concurrency_id": "chat",
             **raw,
         }
-        to = [shelf, strength, describe, kept_turns]
-        message.submit(on.send, [*to, message], [*talk, who], api_visibility="undocumented", **chatting)
-        retry.click(on.retry, to, [*talk, who], api_visibility="private", **chatting)
+        talk = [chat, turn, message, retry, undo, clear, who]
+        to = [id, adapter, describe, turns]
+        sent = message.submit(on.send, [*to, message], talk, api_visibility="undocumented", **chatting)
+        again = retry.click(on.retry, to, talk, api_visibility="private", **chatting)
+        turn.change(None, [turn], None, js=js("heardTurn", "text"))
+        for answer in (sent, again):
+            answer.then(None, js=js("answered"))
         message.stop(on.stop, None, None, **quick)
-        undo.click(None, [chat, kept_turns, message], talk, js=UNDO)
-        clear.click(None, [chat, kept_turns, message], talk, js=CLEAR)
-        exported = export.click(on.export, [shelf, strength], archive, js=FOR_WANTED, **raw, **private)
+        undo.click(None, [chat, message], [chat, message, retry, undo, clear], js=js("undo", "chat", "message"))
+        clear.click(None, None, seen, js=js("clear"))
+        exported = export.click(on.export, [adapter], archive, js=js("adapter"), **raw, **private)
         exported.success(None, js=DOWNLOAD, **private)
 
     return demo.queue(default_concurrency_limit=MAX_THREADS - MAX_CHATS, max_size=256, api_open=False)
@@ -240,7 +213,8 @@ def launch(demo: gr.Blocks, host: str = "127.0.0.1", port: int | None = None) ->
         max_file_size=1,  # nothing on the page takes a file
         state_session_capacity=1000,
         theme=THEME,
-        css=read_style(),
+        css=read_asset("style.css"),
+        head=f"<script>{read_asset('page.js')}</script>",
     )
     return url
 

@@ -1,7 +1,7 @@
-"""What one visitor has: descriptions on a shelf, and a conversation.
+"""What a page sends of what its visitor has: an adapter of the shelf, and the turns of a conversation.
 
-Their page holds both, as JSON, and sends them with what it asks: no restart of the server, and no lost connection,
-takes anything away.
+The browser keeps both (`assets/page.js`), and sends what a question needs, as JSON: no restart of the server, and no
+lost connection, takes anything away. Nothing of it is trusted.
 """
 
 import json
@@ -13,9 +13,19 @@ from hyperlora.text import check_text
 
 KEPT = "What the page kept"
 DAMAGED = "What the page kept of this visit is damaged: open it in a new tab."
-MAX_SHELF = 32
+MAX_NAME = 2_000  # characters, as of a description, which a name is by default
+MAX_STRENGTH = 1.5
 MAX_TURNS = 100
 MAX_CHARACTERS = 1_000_000  # of the turns but the last; older ones leave
+
+
+@dataclass(frozen=True)
+class Shelved:
+    """An adapter of the shelf: what it is made from, and what the visitor calls it."""
+
+    description: str
+    name: str
+    strength: float = 1.0
 
 
 @dataclass
@@ -29,31 +39,48 @@ class Turn:
     """A `ChatStream.finish_reason`, or "error"; empty while the answer is written, or where its end never came."""
     markdown: bool = False
     """Whether the answer is shown as Markdown."""
+    id: str = ""
+    """The page's, by which it knows what is answered."""
 
 
-def write(shelf_or_turns: list[str] | list[Turn]) -> str:
+def write(turn: Turn) -> str:
     """As the page holds it."""
-    return json.dumps([item if isinstance(item, str) else asdict(item) for item in shelf_or_turns], ensure_ascii=False)
+    return json.dumps(asdict(turn), ensure_ascii=False)
 
 
-def read_shelf(kept: object) -> list[str]:
-    """The descriptions, the oldest first. Raises `UserError` for what no page holds."""
-    shelf = _read(kept, 3 * MAX_CHARACTERS)
-    for description in shelf:
-        check_text(description, KEPT)
-    return shelf[-MAX_SHELF:]
+def one_line(description: object) -> str:
+    """The description without line breaks, double and outer spaces."""
+    return " ".join(check_text(description, "The description").split())
+
+
+def read_adapter(kept: object) -> Shelved | None:
+    """The adapter that is to answer, None for none. Raises `UserError` for what no page holds."""
+    if kept == "":
+        return None
+    item = _read(kept, 10 * MAX_CHARACTERS)
+    if not isinstance(item, dict):
+        raise UserError(DAMAGED)
+    description, name, strength = one_line(item.get("description")), item.get("name"), item.get("strength")
+    if len(check_text(name, KEPT)) > MAX_NAME:
+        raise UserError(DAMAGED)
+    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= MAX_STRENGTH:
+        raise UserError(f"The strength must be a number from 0 to {MAX_STRENGTH:g}.")
+    return Shelved(description, one_line(name) or description, strength)
 
 
 def read_turns(kept: object) -> list[Turn]:
     """The conversation's last turns. Raises `UserError` for what no page holds."""
+    items = _read(kept, 10 * MAX_CHARACTERS)
+    if not isinstance(items, list):
+        raise UserError(DAMAGED)
     turns: list[Turn] = []
     characters = 0
-    for item in reversed(_read(kept, 10 * MAX_CHARACTERS)[-MAX_TURNS:]):
+    for item in reversed(items[-MAX_TURNS:]):
         try:
             turn = Turn(**item)
         except TypeError:
             raise UserError(DAMAGED) from None
-        for text in (turn.question, turn.by, turn.answer, turn.end):
+        for text in (turn.question, turn.by, turn.answer, turn.end, turn.id):
             check_text(text, KEPT)
         characters += len(turn.question) + len(turn.answer)
         if turns and characters > MAX_CHARACTERS:
@@ -62,18 +89,10 @@ def read_turns(kept: object) -> list[Turn]:
     return turns
 
 
-def put(shelf: list[str], description: str) -> list[str]:
-    """The shelf with that description as its newest; the oldest leaves a full one."""
-    return [*(other for other in shelf if other != description), description][-MAX_SHELF:]
-
-
-def _read(kept: object, most: int) -> list[Any]:
+def _read(kept: object, most: int) -> Any:
     if not isinstance(kept, str) or len(kept) > most:
         raise UserError(DAMAGED)
     try:
-        items = json.loads(kept or "[]")
+        return json.loads(kept or "[]")
     except (ValueError, RecursionError):
         raise UserError(DAMAGED) from None
-    if not isinstance(items, list):
-        raise UserError(DAMAGED)
-    return items

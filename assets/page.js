@@ -1,0 +1,558 @@
+// What a visitor has: adapters as recipes, and conversations as text. Their browser keeps both, a key an entry, so that
+// tabs do not overwrite each other; the server is told what a question needs and remembers nothing. All that is read
+// from storage is checked here before it is shown, and by the server before it is used; names and texts are never HTML.
+window.hyperlora = (() => {
+    const LIMIT = 2_000_000; // characters in all, each two bytes: 4 MB
+    const MAX_SHELF = 32, MAX_NAME = 120, MAX_STRENGTH = 1.5, NO_ADAPTER = "No adapter";
+    const ADAPTER = "hyperlora.adapter.", CHAT = "hyperlora.chat.", TAB = "hyperlora.tab";
+    const KEEP = "hyperlora.keep", FORGOTTEN = "hyperlora.forgotten";
+    const $ = (selector) => document.querySelector(selector);
+    const press = (name) => $(`#${name}`).click();
+    const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(8)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+
+    // ---- storage: the browser's, else this tab's, else this page's memory; a later one has the newer text ----
+
+    function open(name) {
+        try {
+            return Object.keys(window[name]) && window[name];
+        } catch {
+            return {}; // a browser may refuse
+        }
+    }
+    const stores = [open("localStorage"), open("sessionStorage"), {}];
+    const parsed = new Map();
+    const keys = (store, prefix = "hyperlora.") => Object.keys(store).filter((key) => key.startsWith(prefix));
+    const keeping = () => stores[0][KEEP] !== "no";
+    const raw = (key) => stores[2][key] ?? stores[1][key] ?? stores[0][key] ?? null;
+
+    function read(key, check) {
+        const text = raw(key);
+        if (parsed.get(key)?.text !== text) {
+            let value = null;
+            try {
+                value = check(JSON.parse(text));
+            } catch {} // damaged: as if it were not there
+            parsed.set(key, {text, value});
+        }
+        return parsed.get(key).value;
+    }
+
+    function write(key, text) {
+        for (const [i, store] of stores.entries()) {
+            if (i === 0 && !keeping()) continue;
+            const others = keys(store).reduce((sum, other) => sum + (other === key ? 0 : other.length + store[other].length), 0);
+            try {
+                if (i < 2 && others + key.length + text.length > LIMIT) continue;
+                store[key] = text;
+            } catch {
+                continue; // the browser's own bound is lower
+            }
+            for (const later of stores.slice(i + 1)) delete later[key];
+            return;
+        }
+    }
+
+    function remove(key) {
+        for (const store of stores) delete store[key];
+    }
+
+    /** Entries for which there was no room, or that were not to be kept, move to where they belong, if they can. */
+    function settle() {
+        if (!keeping()) return;
+        for (const store of [stores[2], stores[1]])
+            for (const key of [...keys(store, ADAPTER), ...keys(store, CHAT)]) write(key, raw(key));
+    }
+
+    const homeless = () => keeping() && stores.slice(1).some((store) => keys(store, ADAPTER).length || keys(store, CHAT).length);
+
+    // ---- what is in it ----
+
+    const isText = (value, most) => typeof value === "string" && value.length <= most;
+    const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
+
+    function checkAdapter(value) {
+        if (!isText(value.description, 10_000) || !value.description.trim()) return null;
+        const name = isText(value.name, MAX_NAME) ? value.name : "";
+        const strength = isNumber(value.strength) && value.strength >= 0 && value.strength <= MAX_STRENGTH ? value.strength : 1;
+        return {...value, name, strength, place: isNumber(value.place) ? value.place : 0};
+    }
+
+    function checkChat(value) {
+        const isTurn = (turn) => ["question", "by", "answer", "end"].every((name) => isText(turn[name], LIMIT));
+        if (!Array.isArray(value.turns) || !value.turns.every(isTurn)) return null;
+        const name = isText(value.name, MAX_NAME) ? value.name : "";
+        return {name, adapter: isText(value.adapter, 64) ? value.adapter : "", turns: value.turns, at: isNumber(value.at) ? value.at : 0};
+    }
+
+    function entries(prefix, check) {
+        const ids = new Set(stores.flatMap((store) => keys(store, prefix)).map((key) => key.slice(prefix.length)));
+        return [...ids].map((id) => ({id, ...read(prefix + id, check)})).filter((entry) => Object.keys(entry).length > 1);
+    }
+
+    /** The shelf from its top, at most as long as it may be. */
+    const adapters = () => entries(ADAPTER, checkAdapter).sort((a, b) => b.place - a.place || (a.id < b.id ? 1 : -1)).slice(0, MAX_SHELF);
+    /** The conversations, the latest first. */
+    const chats = () => entries(CHAT, checkChat).sort((a, b) => b.at - a.at);
+    const nameOf = (adapter) => adapter.name || adapter.description;
+
+    function titleOf(conversation) {
+        const question = conversation.turns[0]?.question.trim().replace(/\s+/g, " ") ?? "";
+        return conversation.name || (question.length > 60 ? `${question.slice(0, 60)}…` : question) || "New conversation";
+    }
+
+    function putAdapter({id, ...adapter}) {
+        write(ADAPTER + id, JSON.stringify(adapter));
+    }
+
+    /** The shelf in this order. */
+    function arrange(shelf) {
+        for (const [i, adapter] of shelf.entries())
+            if (adapter.place !== shelf.length - i || raw(ADAPTER + adapter.id) === null)
+                putAdapter({...adapter, place: shelf.length - i});
+    }
+
+    // ---- this tab: its conversation, and what is half typed ----
+
+    let chat = {id: newId(), name: "", adapter: "", turns: []};
+    let seen = null; // its text in storage when this tab last read or wrote it
+    let typed = {description: "", message: "", describe: null};
+    let busy = false;
+    let wanted = null, order = 0; // the description that Generate was pressed for, and how often it was
+    const asked = new Map(); // id of a question -> the conversation and its turns before
+
+    const selected = () => adapters().find((adapter) => adapter.id === chat.adapter);
+
+    function keepTab() {
+        const text = JSON.stringify({...typed, chat: chat.id, adapter: chat.adapter});
+        delete stores[2][TAB];
+        try {
+            stores[1][TAB] = text;
+        } catch {
+            delete stores[1][TAB];
+            stores[2][TAB] = text;
+        }
+    }
+
+    function keepChat(at = Date.now()) {
+        // Another tab went on with it, or deleted it: this one's is then another conversation.
+        if (raw(CHAT + chat.id) !== seen) chat.id = newId();
+        const key = CHAT + chat.id, {id, ...rest} = chat;
+        if (chat.turns.length || chat.name) write(key, JSON.stringify({...rest, at}));
+        else remove(key);
+        seen = raw(key);
+        keepTab();
+        drawChats();
+        drawBounds();
+    }
+
+    function loadChat(id) {
+        const key = CHAT + id;
+        chat = {name: "", adapter: "", turns: [], ...read(key, checkChat), id};
+        seen = raw(key);
+    }
+
+    function openChat(id, adapter = null) {
+        loadChat(id);
+        if (adapter !== null) chat.adapter = adapter;
+        wanted = null;
+        keepTab();
+        draw();
+        press("show");
+        press("selected");
+    }
+
+    // ---- drawing ----
+
+    function make(tag, properties, ...children) {
+        const element = Object.assign(document.createElement(tag), properties);
+        element.append(...children);
+        return element;
+    }
+
+    const button = (label, does, properties) => make("button", {type: "button", textContent: label, onclick: does, ...properties});
+
+    /** A line beside its cause, with what can be done about it. */
+    function note(place, text = "", ...actions) {
+        const act = (does) => () => {
+            note(place);
+            does();
+        };
+        $(place).replaceChildren(text, ...actions.map(([label, does]) => button(label, act(does))));
+    }
+
+    /** A menu of [label, what it does, whether it can be done] under the button. */
+    function menu(anchor, items) {
+        const list = make("div", {className: "menu", popover: "auto", role: "menu"});
+        for (const [label, does, possible = true] of items) {
+            const item = button(label, () => {
+                list.hidePopover();
+                does();
+            }, {role: "menuitem", disabled: !possible});
+            list.append(item);
+        }
+        list.onkeydown = (event) => {
+            const all = [...list.querySelectorAll("button:enabled")], at = all.indexOf(document.activeElement);
+            const to = {ArrowDown: at + 1, ArrowUp: at - 1 + all.length, Home: 0, End: all.length - 1}[event.key];
+            if (to === undefined) return;
+            event.preventDefault();
+            all[to % all.length].focus();
+        };
+        list.ontoggle = (event) => {
+            if (event.newState !== "closed") return;
+            list.remove();
+            anchor.ariaExpanded = "false";
+        };
+        $(".gradio-container").append(list);
+        list.showPopover({source: anchor});
+        anchor.ariaExpanded = "true";
+        const {right, bottom, top} = anchor.getBoundingClientRect(), {width, height} = list.getBoundingClientRect();
+        list.style.left = `${Math.max(8, right - width)}px`;
+        list.style.top = `${bottom + height < innerHeight ? bottom : Math.max(8, top - height)}px`;
+        list.querySelector("button:enabled").focus();
+    }
+
+    /** A box in place of the element, until the new name is entered or given up. */
+    function rename(element, name, back, does) {
+        const box = make("input", {className: "rename", value: name, maxLength: MAX_NAME, ariaLabel: "Name"});
+        let over = false;
+        const end = (entered) => {
+            if (over) return;
+            over = true;
+            box.replaceWith(element);
+            if (entered && box.value.trim() && box.value !== name) does(box.value.trim());
+            draw();
+        };
+        box.onkeydown = (event) => {
+            event.stopPropagation(); // arrows move in the text
+            if (event.key !== "Enter" && event.key !== "Escape") return;
+            end(event.key === "Enter");
+            $(back).focus();
+        };
+        box.onblur = () => end(true);
+        element.replaceWith(box);
+        box.focus();
+        box.select();
+    }
+
+    function drawShelf() {
+        const box = $("#shelf");
+        if (box.querySelector(".rename")) return;
+        const focused = box.contains(document.activeElement) ? document.activeElement.className || "radio" : null;
+        const now = selected()?.id ?? "";
+        const rows = [{id: "", name: NO_ADAPTER, description: ""}, ...adapters()].map((adapter) => {
+            const radio = make("input", {type: "radio", name: "adapter", className: "radio", checked: adapter.id === now});
+            radio.onchange = () => select(adapter.id);
+            const label = make("label", {title: adapter.description}, radio, make("span", {textContent: nameOf(adapter)}));
+            const row = make("div", {className: "row"}, label);
+            label.classList.toggle("selected", adapter.id === now);
+            if (adapter.id && adapter.id === now) {
+                const more = button("⋯", () => adapterMenu(more, label), {className: "more", ariaHasPopup: "menu"});
+                more.ariaLabel = `More for ${nameOf(adapter)}`;
+                row.append(more);
+            }
+            return row;
+        });
+        box.replaceChildren(...rows);
+        $("#page").classList.toggle("begun", rows.length > 1);
+        if (focused) (box.querySelector(`.${focused}:is(button, :checked)`) ?? box.querySelector(":checked")).focus();
+        scroll();
+    }
+
+    /** The selected row of a long shelf is in view; the window itself stays where it is. */
+    function scroll() {
+        const row = $("#shelf .selected"), box = row?.closest("#shelf");
+        if (!row) return;
+        const {top, bottom} = row.getBoundingClientRect(), frame = box.getBoundingClientRect();
+        box.scrollTop += Math.min(0, top - frame.top) + Math.max(0, bottom - frame.bottom);
+    }
+
+    function drawChats() {
+        const list = $("#conversation"), all = chats();
+        if (!list) return; // it is being renamed
+        const here = all.find(({id}) => id === chat.id) ?? chat;
+        const options = (all.includes(here) ? all : [here, ...all]).map((conversation) =>
+            make("option", {value: conversation.id, textContent: titleOf(conversation), selected: conversation === here}));
+        list.replaceChildren(...options);
+        for (const control of [list, $("#new_chat"), $("#chat_menu")]) control.disabled = busy;
+    }
+
+    function drawBounds() {
+        const shelf = adapters(), lines = [];
+        if (shelf.length >= MAX_SHELF) lines.push(`The shelf is full: the next new adapter takes the place of “${nameOf(shelf.at(-1))}”, its last.`);
+        if (homeless()) lines.push("This browser's room for the page is full (4 MB): what is new stays in this tab, and goes when it is closed. Delete something, or forget everything.");
+        $("#bounds").replaceChildren(...lines.map((textContent) => make("p", {textContent})));
+        $("#do_not_keep").checked = !keeping();
+    }
+
+    function draw() {
+        drawShelf();
+        drawChats();
+        drawBounds();
+    }
+
+    // ---- the shelf ----
+
+    function select(id) {
+        chat.adapter = id;
+        wanted = null;
+        if (seen === null) keepTab();
+        else keepChat(read(CHAT + chat.id, checkChat)?.at);
+        drawShelf();
+        press("selected");
+    }
+
+    function change(adapter) {
+        putAdapter(adapter);
+        draw();
+    }
+
+    function move(adapter, step) {
+        const shelf = adapters(), from = shelf.findIndex(({id}) => id === adapter.id), to = from + step;
+        if (to < 0 || to >= shelf.length) return;
+        shelf.splice(to, 0, ...shelf.splice(from, 1));
+        arrange(shelf);
+        draw();
+        note("#note", `“${nameOf(adapter)}” is number ${to + 1} of ${shelf.length}.`);
+    }
+
+    function duplicate(adapter) {
+        const shelf = adapters(), copy = {...adapter, id: newId(), name: `${nameOf(adapter).slice(0, MAX_NAME - 7)} (copy)`};
+        shelf.splice(shelf.findIndex(({id}) => id === adapter.id) + 1, 0, copy);
+        arrange(shelf);
+        select(copy.id);
+        draw();
+    }
+
+    function removeAdapter(adapter) {
+        const shelf = adapters(), at = shelf.findIndex(({id}) => id === adapter.id), next = shelf[at + 1] ?? shelf[at - 1];
+        remove(ADAPTER + adapter.id);
+        settle();
+        select(next?.id ?? "");
+        draw();
+        note("#note", `“${nameOf(adapter)}” is deleted.`, ["Undo", () => {
+            change(adapter);
+            select(adapter.id);
+        }]);
+    }
+
+    function adapterMenu(anchor, label) {
+        const adapter = selected(), shelf = adapters(), at = shelf.findIndex(({id}) => id === adapter.id);
+        menu(anchor, [
+            ["Rename", () => rename(label, nameOf(adapter), "#shelf :checked", (name) => change({...adapter, name}))],
+            ["Edit description", () => enter("#description textarea", adapter.description)],
+            ["Duplicate", () => duplicate(adapter), shelf.length < MAX_SHELF],
+            ["Move up", () => move(adapter, -1), at > 0],
+            ["Move down", () => move(adapter, 1), at < shelf.length - 1],
+            ["Delete", () => removeAdapter(adapter)],
+        ]);
+    }
+
+    /** The text in a box of Gradio's, as if it were typed. */
+    function enter(box, text) {
+        $(box).value = text;
+        $(box).dispatchEvent(new Event("input", {bubbles: true}));
+        $(box).focus();
+    }
+
+    function shelfKey(event) {
+        const step = {ArrowUp: -1, ArrowDown: 1}[event.key], adapter = selected();
+        if (!event.altKey || !step || !adapter) return;
+        event.preventDefault();
+        move(adapter, step);
+    }
+
+    // ---- conversations ----
+
+    function removeChat() {
+        const gone = chat, text = seen;
+        remove(CHAT + gone.id);
+        settle();
+        openChat(newId(), gone.adapter);
+        note("#chat_note", `“${titleOf(gone)}” is deleted.`, ["Undo", () => {
+            write(CHAT + gone.id, text);
+            openChat(gone.id);
+        }]);
+    }
+
+    function chatMenu() {
+        menu($("#chat_menu"), [
+            ["Rename", () => rename($("#conversation"), titleOf(chat), "#conversation", (name) => {
+                chat.name = name;
+                keepChat();
+            })],
+            ["Delete", removeChat, seen !== null],
+        ]);
+    }
+
+    // ---- forgetting ----
+
+    function forget() {
+        for (const store of stores)
+            for (const key of [...keys(store, ADAPTER), ...keys(store, CHAT), TAB]) delete store[key];
+        asked.clear(); // what is being answered comes to nothing
+        $("#message .stop-button")?.click();
+        typed = {description: "", message: "", describe: typed.describe};
+        for (const box of ["#description textarea", "#message textarea"]) enter(box, "");
+        openChat(newId());
+    }
+
+    function askToForget() {
+        note("#note", "Forget all adapters and conversations in this browser, in all tabs?", ["Forget", () => {
+            forget();
+            stores[0][FORGOTTEN] = newId(); // other tabs hear of it
+            note("#note", "All is forgotten.");
+        }], ["Leave them", () => {}]);
+    }
+
+    function doNotKeep(event) {
+        if (event.target.checked) stores[0][KEEP] = "no";
+        else delete stores[0][KEEP];
+        settle();
+        draw();
+        note("#note", keeping()
+            ? "What is new is kept in this browser, also when the tab is closed."
+            : "What is new stays in this tab and goes when it is closed. What was kept before stays until you forget it.");
+    }
+
+    function heard(event) {
+        if (event.key === FORGOTTEN) return forget();
+        if (event.key === KEEP) settle();
+        if (event.key === CHAT + chat.id && !busy && raw(event.key) !== seen) return openChat(chat.id, chat.adapter);
+        draw();
+    }
+
+    // ---- what Gradio's events call: the components' values go in, and new ones come out ----
+
+    const update = (properties) => ({...properties, __type__: "update"});
+
+    /** -> description, message, describe: as they were before the page was loaded again. */
+    function start(...values) {
+        let kept = null;
+        try {
+            kept = JSON.parse(raw(TAB));
+        } catch {}
+        const {description, message, describe} = kept ?? {};
+        typed = {
+            description: isText(description, LIMIT) ? description : values[0],
+            message: isText(message, LIMIT) ? message : values[1],
+            describe: typeof describe === "boolean" ? describe : null,
+        };
+        loadChat(isText(kept?.chat, 64) && kept.chat ? kept.chat : chat.id);
+        if (isText(kept?.adapter, 64)) chat.adapter = kept.adapter;
+        settle();
+        draw();
+        $("#shelf").addEventListener("keydown", shelfKey);
+        $("#conversation").addEventListener("change", (event) => openChat(event.target.value));
+        $("#new_chat").addEventListener("click", () => openChat(newId(), chat.adapter));
+        $("#chat_menu").addEventListener("click", chatMenu);
+        $("#forget").addEventListener("click", askToForget);
+        $("#do_not_keep").addEventListener("change", doNotKeep);
+        window.addEventListener("storage", heard);
+        started = true;
+        return [typed.description, typed.message, typed.describe ?? values[2]];
+    }
+    let started = false;
+
+    function keepTyped(name, value) {
+        if (!started) return;
+        typed[name] = value;
+        keepTab();
+    }
+
+    /** What the adapter is that answers now, as the server reads it; "" is none. */
+    function adapter() {
+        if (wanted !== null) return JSON.stringify({name: "", description: wanted, strength: 1});
+        const {name, description, strength} = selected() ?? {};
+        return description ? JSON.stringify({name, description, strength}) : "";
+    }
+
+    const turns = () => JSON.stringify(chat.turns);
+
+    /** Generate is an order: its number, a space, the description. From when it is pressed, and not from when the
+     * server has made the adapter, that is the one which is wanted, until it is made or another one is selected. */
+    function generate(description) {
+        note("#note");
+        wanted = description.trim() ? description : null;
+        return `${++order} ${description}`;
+    }
+
+    /** An order is done, with no description where it failed. */
+    function made(text) {
+        const [number, ...words] = text.split(" "), description = words.join(" ");
+        const last = Number(number) === order && wanted !== null;
+        if (last) wanted = null;
+        if (!description) return;
+        const shelf = adapters();
+        let adapter = shelf.find((other) => other.description === description);
+        if (!adapter) {
+            adapter = {id: newId(), name: "", description, strength: 1};
+            for (const gone of shelf.splice(MAX_SHELF - 1)) remove(ADAPTER + gone.id);
+            arrange([adapter, ...shelf]);
+        }
+        if (last) select(adapter.id);
+        draw();
+        if (last && innerWidth < 900) $("#talk").scrollIntoView();
+    }
+
+    function failed() {
+        wanted = null;
+    }
+
+    /** -> the strength of the selected adapter. */
+    const strength = () => update({value: selected()?.strength ?? 1, interactive: Boolean(selected())});
+
+    function setStrength(value) {
+        const adapter = selected();
+        if (adapter && checkAdapter({...adapter, strength: value}).strength === value) putAdapter({...adapter, strength: value});
+    }
+
+    /** -> id of the question, adapter, describe, turns before it, message if there is a new one: an answer begins. */
+    function ask(describe, message) {
+        const id = newId();
+        asked.set(id, {chat, earlier: message === undefined ? chat.turns.slice(0, -1) : chat.turns});
+        busy = true;
+        drawChats();
+        return [id, adapter(), describe, turns(), ...(message === undefined ? [] : [message])];
+    }
+
+    /** A turn as far as it is written. */
+    function heardTurn(text) {
+        const turn = JSON.parse(text), question = asked.get(turn.id);
+        if (question?.chat !== chat) return; // forgotten meanwhile
+        chat.turns = [...question.earlier, turn];
+        keepChat();
+    }
+
+    function answered() {
+        busy = false;
+        drawChats();
+    }
+
+    // Undo and Clear are the page's alone, so that nothing that is typed or sent meanwhile meets an older conversation.
+
+    /** -> chat, message, Retry, Undo, Clear. */
+    function undo(bubbles, message) {
+        const undone = chat.turns.at(-1), buttons = Array(3).fill(update({interactive: chat.turns.length > 1}));
+        chat.turns = chat.turns.slice(0, -1);
+        keepChat();
+        return [bubbles.slice(0, -2), message.trim() ? message : undone.question, ...buttons];
+    }
+
+    /** -> chat, Retry, Undo, Clear. */
+    function clear() {
+        chat.turns = [];
+        keepChat();
+        return [[], ...Array(3).fill(update({interactive: false}))];
+    }
+
+    /** -> description, message: an example's, which leaves a message that was typed. */
+    function example(index, all, message) {
+        const examples = JSON.parse(all), typed = message.trim();
+        const sample = examples.some((example) => example.message === typed) || !typed;
+        return [examples[index].description, sample ? examples[index].message : message];
+    }
+
+    const described = () => typed.describe;
+
+    return {start, keepTyped, adapter, turns, generate, made, failed, strength, setStrength, ask, heardTurn, answered, undo, clear, example, described, scroll};
+})();
