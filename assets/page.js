@@ -5,21 +5,21 @@ window.hyperlora = (() => {
     const LIMIT = 2_000_000; // characters in all, each two bytes: 4 MB
     const MAX_SHELF = 32, MAX_NAME = 120, MAX_STRENGTH = 1.5, NO_ADAPTER = "No adapter";
     const ADAPTER = "hyperlora.adapter.", CHAT = "hyperlora.chat.", TAB = "hyperlora.tab";
-    const KEEP = "hyperlora.keep", FORGOTTEN = "hyperlora.forgotten";
+    const KEEP = "hyperlora.keep", FORGOTTEN = "hyperlora.forgotten", THEME = "hyperlora.theme";
     const $ = (selector) => document.querySelector(selector);
     const press = (name) => $(`#${name}`).click();
     const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(8)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 
     // ---- storage: the browser's, else this tab's, else this page's memory; a later one has the newer text ----
 
-    function open(name) {
+    function open(name, refused) {
         try {
             return Object.keys(window[name]) && window[name];
         } catch {
-            return {}; // a browser may refuse
+            return refused;
         }
     }
-    const stores = [open("localStorage"), open("sessionStorage"), {}];
+    const stores = [open("localStorage", Object.freeze({[KEEP]: "no"})), open("sessionStorage", {}), {}];
     const parsed = new Map();
     const keys = (store, prefix = "hyperlora.") => Object.keys(store).filter((key) => key.startsWith(prefix));
     const keeping = () => stores[0][KEEP] !== "no";
@@ -50,6 +50,12 @@ window.hyperlora = (() => {
             for (const later of stores.slice(i + 1)) delete later[key];
             return;
         }
+    }
+
+    function setting(key, value) {
+        try {
+            stores[0][key] = value;
+        } catch {} // full to the last: it stays as it was, which is seen
     }
 
     function remove(key) {
@@ -86,7 +92,7 @@ window.hyperlora = (() => {
 
     function entries(prefix, check) {
         const ids = new Set(stores.flatMap((store) => keys(store, prefix)).map((key) => key.slice(prefix.length)));
-        return [...ids].map((id) => ({id, ...read(prefix + id, check)})).filter((entry) => Object.keys(entry).length > 1);
+        return [...ids].filter((id) => read(prefix + id, check)).map((id) => ({...read(prefix + id, check), id}));
     }
 
     /** The shelf from its top, at most as long as it may be. */
@@ -116,7 +122,7 @@ window.hyperlora = (() => {
     let chat = {id: newId(), name: "", adapter: "", turns: []};
     let seen = null; // its text in storage when this tab last read or wrote it
     let typed = {description: "", message: "", describe: null};
-    let busy = false;
+    let busy = false, dropped = false; // an answer is being written; it was forgotten meanwhile
     let wanted = null, order = 0; // the description that Generate was pressed for, and how often it was
     const asked = new Map(); // id of a question -> the conversation and its turns before
 
@@ -182,7 +188,7 @@ window.hyperlora = (() => {
 
     /** A menu of [label, what it does, whether it can be done] under the button. */
     function menu(anchor, items) {
-        const list = make("div", {className: "menu", popover: "auto", role: "menu"});
+        const list = make("div", {className: "menu", popover: "auto", role: "menu", ariaLabel: anchor.ariaLabel});
         for (const [label, does, possible = true] of items) {
             const item = button(label, () => {
                 list.hidePopover();
@@ -329,6 +335,7 @@ window.hyperlora = (() => {
         settle();
         select(next?.id ?? "");
         draw();
+        $("#shelf :checked").focus();
         note("#note", `“${nameOf(adapter)}” is deleted.`, ["Undo", () => {
             change(adapter);
             select(adapter.id);
@@ -339,7 +346,10 @@ window.hyperlora = (() => {
         const adapter = selected(), shelf = adapters(), at = shelf.findIndex(({id}) => id === adapter.id);
         menu(anchor, [
             ["Rename", () => rename(label, nameOf(adapter), "#shelf :checked", (name) => change({...adapter, name}))],
-            ["Edit description", () => enter("#description textarea", adapter.description)],
+            ["Edit description", () => {
+                enter("#description textarea", adapter.description);
+                $("#description textarea").focus();
+            }],
             ["Duplicate", () => duplicate(adapter), shelf.length < MAX_SHELF],
             ["Move up", () => move(adapter, -1), at > 0],
             ["Move down", () => move(adapter, 1), at < shelf.length - 1],
@@ -351,7 +361,6 @@ window.hyperlora = (() => {
     function enter(box, text) {
         $(box).value = text;
         $(box).dispatchEvent(new Event("input", {bubbles: true}));
-        $(box).focus();
     }
 
     function shelfKey(event) {
@@ -368,6 +377,7 @@ window.hyperlora = (() => {
         remove(CHAT + gone.id);
         settle();
         openChat(newId(), gone.adapter);
+        $("#conversation").focus();
         note("#chat_note", `“${titleOf(gone)}” is deleted.`, ["Undo", () => {
             write(CHAT + gone.id, text);
             openChat(gone.id);
@@ -384,12 +394,39 @@ window.hyperlora = (() => {
         ]);
     }
 
+    // ---- what is about the page ----
+
+    /** Our own card or README over the page. */
+    function show(html) {
+        const panel = make("dialog", {id: "reader", ariaLabel: "About HyperLoRA", innerHTML: html});
+        panel.prepend(button("×", () => panel.close(), {className: "close", ariaLabel: "Close"}));
+        panel.onclick = (event) => event.target === panel && panel.close();
+        panel.onclose = () => panel.remove();
+        $(".gradio-container").append(panel);
+        panel.showModal();
+        panel.scrollTop = 0;
+    }
+
+    /** The visitor's choice of light or dark; without one, their system's. */
+    function paint() {
+        if (stores[0][THEME]) document.body.classList.toggle("dark", stores[0][THEME] === "dark");
+        $("#theme").ariaPressed = String(document.body.classList.contains("dark"));
+    }
+
+    function turnTheme() {
+        const dark = document.body.classList.toggle("dark");
+        setting(THEME, dark ? "dark" : "light");
+        paint();
+    }
+
     // ---- forgetting ----
 
     function forget() {
         for (const store of stores)
             for (const key of [...keys(store, ADAPTER), ...keys(store, CHAT), TAB]) delete store[key];
+        parsed.clear();
         asked.clear(); // what is being answered comes to nothing
+        dropped = busy;
         $("#message .stop-button")?.click();
         typed = {description: "", message: "", describe: typed.describe};
         for (const box of ["#description textarea", "#message textarea"]) enter(box, "");
@@ -399,13 +436,13 @@ window.hyperlora = (() => {
     function askToForget() {
         note("#note", "Forget all adapters and conversations in this browser, in all tabs?", ["Forget", () => {
             forget();
-            stores[0][FORGOTTEN] = newId(); // other tabs hear of it
+            setting(FORGOTTEN, newId()); // other tabs hear of it
             note("#note", "All is forgotten.");
         }], ["Leave them", () => {}]);
     }
 
     function doNotKeep(event) {
-        if (event.target.checked) stores[0][KEEP] = "no";
+        if (event.target.checked) setting(KEEP, "no");
         else delete stores[0][KEEP];
         settle();
         draw();
@@ -417,8 +454,15 @@ window.hyperlora = (() => {
     function heard(event) {
         if (event.key === FORGOTTEN) return forget();
         if (event.key === KEEP) settle();
-        if (event.key === CHAT + chat.id && !busy && raw(event.key) !== seen) return openChat(chat.id, chat.adapter);
+        if (event.key === THEME) paint();
+        if (!busy && raw(CHAT + chat.id) !== seen) {
+            const {adapter} = chat;
+            loadChat(chat.id);
+            chat.adapter = adapter;
+            press("show");
+        }
         draw();
+        if (event.key === ADAPTER + chat.adapter) press("selected");
     }
 
     // ---- what Gradio's events call: the components' values go in, and new ones come out ----
@@ -447,7 +491,10 @@ window.hyperlora = (() => {
         $("#chat_menu").addEventListener("click", chatMenu);
         $("#forget").addEventListener("click", askToForget);
         $("#do_not_keep").addEventListener("change", doNotKeep);
+        $("#theme").addEventListener("click", turnTheme);
         window.addEventListener("storage", heard);
+        matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint); // after Gradio, which follows it
+        paint();
         started = true;
         return [typed.description, typed.message, typed.describe ?? values[2]];
     }
@@ -520,19 +567,22 @@ window.hyperlora = (() => {
         const turn = JSON.parse(text), question = asked.get(turn.id);
         if (question?.chat !== chat) return; // forgotten meanwhile
         chat.turns = [...question.earlier, turn];
+        if (turn.end) asked.delete(turn.id);
         keepChat();
     }
 
     function answered() {
         busy = false;
         drawChats();
+        if (dropped) press("show");
+        dropped = false;
     }
 
     // Undo and Clear are the page's alone, so that nothing that is typed or sent meanwhile meets an older conversation.
 
     /** -> chat, message, Retry, Undo, Clear. */
     function undo(bubbles, message) {
-        const undone = chat.turns.at(-1), buttons = Array(3).fill(update({interactive: chat.turns.length > 1}));
+        const undone = chat.turns.at(-1) ?? {question: ""}, buttons = Array(3).fill(update({interactive: chat.turns.length > 1}));
         chat.turns = chat.turns.slice(0, -1);
         keepChat();
         return [bubbles.slice(0, -2), message.trim() ? message : undone.question, ...buttons];
@@ -554,5 +604,5 @@ window.hyperlora = (() => {
 
     const described = () => typed.describe;
 
-    return {start, keepTyped, adapter, turns, generate, made, failed, strength, setStrength, ask, heardTurn, answered, undo, clear, example, described, scroll};
+    return {start, keepTyped, adapter, turns, generate, made, failed, strength, setStrength, ask, heardTurn, answered, undo, clear, example, described, scroll, show};
 })();

@@ -16,6 +16,7 @@ from hyperlora.errors import UserError
 from hyperlora.hub import gigabytes
 from hyperlora.presets import load_examples
 from hyperlora.text import check_text
+from hyperlora.ui.documents import card, readme
 from hyperlora.ui.markdown import to_html
 from hyperlora.ui.model import Model
 from hyperlora.ui.session import KEPT, Turn, one_line, read_adapter, read_turns, write
@@ -154,6 +155,13 @@ class Handlers:
     async def refuse(self) -> None:
         """No download, or no more of it: a smaller model."""
         self.model.answer(False)
+
+    def read(self, name: object) -> str:
+        """-> the card of the model that answers, or the README, as HTML."""
+        try:
+            return readme() if name == "readme" else card(self.model.pipe)
+        except Exception as error:
+            return f"<p>{escape(sentence(error))}</p>"
 
     def show(self, kept: object) -> tuple:
         """-> chat, Retry, Undo, Clear: a conversation that the page holds."""

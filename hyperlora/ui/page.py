@@ -3,6 +3,7 @@
 import json
 import logging
 import socket
+from pathlib import Path
 
 import gradio as gr
 
@@ -24,6 +25,13 @@ THEME = gr.themes.Base(
 )
 DOWNLOAD = "() => document.querySelector('#zip').click()"
 # What a visitor has is drawn by `assets/page.js` into these; the rest of the page is Gradio's.
+PAPER = "https://arxiv.org/abs/2506.06105"
+TITLE = f"""<header><h1>HyperLoRA</h1><nav aria-label="About HyperLoRA">
+<button type="button" onclick="document.querySelector('#card').click()">Card</button>
+<button type="button" onclick="document.querySelector('#readme').click()">README</button>
+<a href="{PAPER}" target="_blank" rel="noopener noreferrer">Paper</a>
+<button type="button" id="theme" aria-label="Dark" title="Light or dark">◐</button>
+</nav></header><p>Describe a task, get an adapter, chat with it.</p>"""
 SHELF = """<div class="label" id="shelf_label">Your adapters</div>
 <div id="shelf" role="radiogroup" aria-labelledby="shelf_label"></div>
 <div id="note" role="status"></div>
@@ -47,6 +55,13 @@ def read_asset(name: str) -> str:
         return ""
 
 
+def find_favicon() -> Path | None:
+    try:
+        return assets_dir() / "favicon.svg"
+    except UserError:
+        return None
+
+
 def js(name: str, *parameters: str) -> str:
     """A call of `assets/page.js` with the values of the event's inputs."""
     values = ", ".join(parameters)
@@ -59,14 +74,16 @@ def build_page(model: Model) -> gr.Blocks:
     plain = {"js_on_load": None, "apply_default_css": False}
     with gr.Blocks(title="HyperLoRA", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as demo:
         # What page.js gives a handler, in the order of its parameters, and what it is given.
-        id, adapter, turns, turn, made, examples = (gr.Textbox("", visible="hidden") for _ in range(6))
+        id, adapter, turns, turn, made, examples, name, document = (gr.Textbox("", visible="hidden") for _ in range(8))
         ordered = gr.Textbox("", visible="hidden", elem_id="ordered")
         # What page.js presses.
-        show, selected = (gr.Button(visible="hidden", elem_id=name) for name in ("show", "selected"))
+        show, selected, card, readme = (
+            gr.Button(visible="hidden", elem_id=name) for name in ("show", "selected", "card", "readme")
+        )
         timer = gr.Timer(1)
         with gr.Row(elem_id="page"):
             with gr.Column(elem_id="describe", min_width=320):
-                gr.HTML("<h1>HyperLoRA</h1><p>Describe a task, get an adapter, chat with it.</p>", elem_id="title")
+                gr.HTML(TITLE, **plain, elem_id="title")
                 who = gr.HTML(elem_id="about")
                 with gr.Column(visible=False, elem_id="download") as panel:
                     about = gr.HTML()
@@ -140,8 +157,8 @@ def build_page(model: Model) -> gr.Blocks:
         for event in (restored.success, selected.click):
             event(None, None, [strength], js=js("strength"))
         selected.click(on.select, [adapter], [state], js=js("adapter"), trigger_mode="always_last", **raw, **quick)
-        for name, component in typed.items():
-            component.change(None, component, None, js=f"(value) => hyperlora.keepTyped('{name}', value)")
+        for box, component in typed.items():
+            component.change(None, component, None, js=f"(value) => hyperlora.keepTyped('{box}', value)")
         strength.input(None, [strength], None, js=js("setStrength", "value"))
 
         is_ready = ([describe], [state, generate, message, who, line, describe, examples, chips, description, timer])
@@ -192,6 +209,10 @@ def build_page(model: Model) -> gr.Blocks:
         exported = export.click(on.export, [adapter], archive, js=js("adapter"), **raw, **private)
         exported.success(None, js=DOWNLOAD, **private)
 
+        for asked, which in ((card, "card"), (readme, "readme")):
+            found = asked.click(on.read, [name], [document], js=f"() => '{which}'", **raw, **quick)
+            found.success(None, [document], None, js=js("show", "html"))
+
     return demo.queue(default_concurrency_limit=MAX_THREADS - MAX_CHATS, max_size=256, api_open=False)
 
 
@@ -213,6 +234,7 @@ def launch(demo: gr.Blocks, host: str = "127.0.0.1", port: int | None = None) ->
         max_file_size=1,  # nothing on the page takes a file
         state_session_capacity=1000,
         theme=THEME,
+        favicon_path=find_favicon(),
         css=read_asset("style.css"),
         head=f"<script>{read_asset('page.js')}</script>",
     )

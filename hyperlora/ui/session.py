@@ -12,7 +12,7 @@ from hyperlora.errors import UserError
 from hyperlora.text import check_text
 
 KEPT = "What the page kept"
-DAMAGED = "What the page kept of this visit is damaged: open it in a new tab."
+DAMAGED = "What the page kept of this adapter or conversation is damaged: delete it, and begin a new one."
 MAX_NAME = 2_000  # characters, as of a description, which a name is by default
 MAX_STRENGTH = 1.5
 MAX_TURNS = 100
