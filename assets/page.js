@@ -410,6 +410,7 @@ window.hyperlora = (() => {
     /** The visitor's choice of light or dark; without one, their system's. */
     function paint() {
         if (stores[0][THEME]) document.body.classList.toggle("dark", stores[0][THEME] === "dark");
+        document.body.style.background = "var(--body-background-fill)"; // Gradio's is the system's
         $("#theme").ariaPressed = String(document.body.classList.contains("dark"));
     }
 

@@ -1,5 +1,6 @@
 """The page in a real browser, on the tiny model."""
 
+import json
 import os
 import re
 import shutil
@@ -23,7 +24,7 @@ from tests.test_app import ADD, REVERSE, serving, slow, wait_until
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-TIMEOUT = 120_000  # milliseconds: a busy machine is no failure
+TIMEOUT = 15_000  # milliseconds: a busy machine is no failure
 expect.set_options(timeout=TIMEOUT)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found: install it, or name it in CHROMIUM")
 
@@ -627,6 +628,366 @@ def test_a_reload_in_the_middle_of_an_answer_ends_it_and_the_page_says_so(page: 
         wait_until(lambda: not pipe.engine._batch.rows, 60)  # the whole answer would take longer
     expect_interrupted(page, pipe.chat("one two"))
     expect_answers(page, said(pipe, "one two"))
+
+
+def test_a_server_that_was_started_again_in_the_middle_of_an_answer_goes_on(
+    browser: Browser, url: str, pipe: hyperlora.Pipeline
+) -> None:
+    model = Model(lambda: pipe)
+    model.start()
+    with serving(model) as first, visit(browser, first) as page:
+        expect(page.locator("#generate")).to_be_enabled()
+
+        def instead(route: Route) -> None:
+            headers = route.request.headers | {"x-forwarded-host": urlsplit(first).netloc}
+            route.continue_(url=route.request.url.replace(first, url), headers=headers)
+
+        with slow(pipe, 2):
+            send(page, "one two")
+            wait_until(lambda: any(chat["turns"][0]["answer"] for chat in stored(page, "chat")))
+            page.context.route(f"{first}**", instead)  # another server from now on, which knows of nothing
+            page.reload()
+            wait_until(lambda: not pipe.engine._batch.rows, 60)
+        expect_interrupted(page, pipe.chat("one two"))
+        expect_answers(page, said(pipe, "one two"))
+        page.goto("about:blank")
+        page.context.unroute_all()
+
+
+def test_the_back_button_loses_nothing(page: Page, pipe: hyperlora.Pipeline) -> None:
+    answers = fill(page, pipe)
+    page.goto("about:blank")
+    page.go_back()
+    expect_filled(page, answers)
+
+
+# ---- the shelf and the conversations ----
+
+
+def rows(page: Page, *names: str, selected: str) -> None:
+    """The shelf is that, below "No adapter"."""
+    expect(page.locator("#shelf label")).to_have_text(["No adapter", *names])
+    expect(page.locator("#shelf label.selected")).to_have_text(selected)
+
+
+def pick(page: Page, item: str, more: str = "#shelf .more") -> None:
+    """An item of the selected adapter's menu, or of another one."""
+    page.locator(more).click()
+    page.get_by_role("menuitem", name=item).click()
+
+
+HOSTILE = "<img src=x onerror=alert(1)><b>My</b> &amp; own"
+
+
+def test_an_adapter_is_renamed_duplicated_moved_deleted_and_edited_by_mouse(
+    page: Page, pipe: hyperlora.Pipeline
+) -> None:
+    generate(page, ADD)
+    generate(page, REVERSE)
+    pick(page, "Rename")
+    page.get_by_label("Name").fill(HOSTILE)
+    page.get_by_label("Name").press("Enter")
+    rows(page, HOSTILE, ADD, selected=HOSTILE)
+    send(page, "one two")
+    expect_answers(page, said(pipe, "one two", REVERSE, HOSTILE))
+    pick(page, "Duplicate")
+    rows(page, HOSTILE, f"{HOSTILE} (copy)", ADD, selected=f"{HOSTILE} (copy)")
+    pick(page, "Move down")
+    rows(page, HOSTILE, ADD, f"{HOSTILE} (copy)", selected=f"{HOSTILE} (copy)")
+    page.locator("#shelf label", has_text=ADD).click()
+    pick(page, "Delete")
+    rows(page, HOSTILE, f"{HOSTILE} (copy)", selected=f"{HOSTILE} (copy)")
+    expect(page.locator("#note")).to_contain_text(f"“{ADD}” is deleted.")
+    page.get_by_role("button", name="Undo").first.click()
+    page.reload()
+    rows(page, HOSTILE, ADD, f"{HOSTILE} (copy)", selected=ADD)
+    pick(page, "Edit description")
+    expect(page.locator("#description textarea")).to_have_value(ADD)
+    expect(page.locator("#description textarea")).to_be_focused()
+    expect(page.locator("#shelf img, #shelf b, #chat b, #conversation b")).to_have_count(0)
+
+
+def test_the_shelf_by_keyboard(page: Page) -> None:
+    for description in (ADD, REVERSE, "Third."):
+        generate(page, description)
+    page.locator("#generate").focus()
+    page.keyboard.press("Tab")
+    expect(page.locator("#shelf :checked")).to_be_focused()  # one stop for all rows
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    rows(page, "Third.", REVERSE, ADD, selected=ADD)
+    page.keyboard.press("Alt+ArrowUp")
+    rows(page, "Third.", ADD, REVERSE, selected=ADD)
+    expect(page.locator("#note")).to_have_text(f"“{ADD}” is number 2 of 3.")
+    page.keyboard.press("Tab")
+    expect(page.locator("#shelf .more")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("menuitem", name="Rename")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(page.locator("#shelf .more")).to_be_focused()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")
+    page.keyboard.type("Sums")
+    page.keyboard.press("Enter")
+    rows(page, "Third.", "Sums", REVERSE, selected="Sums")
+    expect(page.locator("#shelf :checked")).to_be_focused()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.keyboard.press("ArrowUp")  # from the first to the last
+    expect(page.get_by_role("menuitem", name="Delete")).to_be_focused()
+    page.keyboard.press("Enter")
+    rows(page, "Third.", REVERSE, selected=REVERSE)
+    expect(page.locator("#shelf :checked")).to_be_focused()
+
+
+def test_each_adapter_has_a_strength_of_its_own(page: Page, pipe: hyperlora.Pipeline) -> None:
+    strength = page.locator("#strength input[type=number]")
+    expect(strength).to_be_disabled()  # there is nothing that it could scale
+    generate(page, ADD)
+    strength.fill("0.5")
+    generate(page, REVERSE)
+    expect(strength).to_have_value("1")
+    page.locator("#shelf label", has_text=ADD).click()
+    expect(strength).to_have_value("0.5")
+    send(page, "one two")
+    expect_answers(page, said(pipe, "one two", ADD, f"{ADD} · strength 0.5", strength=0.5))
+
+
+def test_conversations_each_have_their_adapter(page: Page, pipe: hyperlora.Pipeline) -> None:
+    conversation = page.get_by_label("Conversation", exact=True)
+    generate(page, ADD)
+    send(page, "one two")
+    adding = said(pipe, "one two", ADD)
+    expect_answers(page, adding)
+    page.locator("#new_chat").click()
+    expect(page.locator("#chat .message-row")).to_have_count(0)
+    generate(page, REVERSE)
+    send(page, "three")
+    expect_answers(page, said(pipe, "three", REVERSE))
+    conversation.select_option("one two")
+    expect_answers(page, adding)
+    rows(page, REVERSE, ADD, selected=ADD)
+    pick(page, "Rename", "#chat_menu")
+    page.get_by_label("Name").fill(HOSTILE)
+    page.get_by_label("Name").press("Enter")
+    page.reload()
+    expect(conversation.locator("option:checked")).to_have_text(HOSTILE)
+    expect_answers(page, adding)
+    pick(page, "Delete", "#chat_menu")
+    expect(page.locator("#chat .message-row")).to_have_count(0)
+    expect(conversation.locator("option")).to_have_text(["New conversation", "three"])
+    page.locator("#chat_note button").click()
+    expect_answers(page, adding)
+    with slow(pipe, 1):
+        send(page, "one two")
+        expect(conversation).to_be_disabled()
+        page.get_by_role("button", name="Stop").click()
+        expect(conversation).to_be_enabled()
+
+
+def test_tabs_do_not_overwrite_each_other(page: Page, url: str, pipe: hyperlora.Pipeline) -> None:
+    generate(page, ADD)
+    send(page, "one two")
+    expect_answers(page, said(pipe, "one two", ADD))
+    other = page.context.new_page()
+    other.goto(url)
+    expect(other.locator("#generate")).to_be_enabled()
+    rows(other, ADD, selected="No adapter")
+    generate(other, REVERSE)
+    rows(page, REVERSE, ADD, selected=ADD)  # each has its own selected
+    other.get_by_label("Conversation", exact=True).select_option("one two")
+    expect_answers(other, said(pipe, "one two", ADD))
+    send(page, "three")  # what one tab is answered, the other sees
+    answers = said(pipe, "one two", ADD), said(pipe, "three", ADD)
+    expect_answers(page, *answers)
+    expect_answers(other, *answers)
+    with slow(pipe, 1):
+        send(page, "from the one")
+        expect(page.get_by_role("button", name="Stop")).to_be_visible()
+        expect(other.locator("#chat .user.message .md").last).to_have_text("from the one")
+        send(other, "from the other")
+        for tab in (page, other):
+            tab.get_by_role("button", name="Stop").click()
+            expect(tab.get_by_role("button", name="Send")).to_be_visible()
+    # From here on they are two conversations, the other's with what it saw.
+    kept = sorted([turn["question"] for turn in chat["turns"]] for chat in stored(page, "chat"))
+    before = ["one two", "three", "from the one"]
+    assert kept == [before, [*before, "from the other"]]
+
+
+def test_forget_everything_is_asked_first_and_meant_in_all_tabs(page: Page, url: str, pipe: hyperlora.Pipeline) -> None:
+    generate(page, ADD)
+    send(page, "one two")
+    expect_answers(page, said(pipe, "one two", ADD))
+    other = page.context.new_page()
+    other.goto(url)
+    expect(other.locator("#generate")).to_be_enabled()
+    page.locator("#forget").click()
+    page.get_by_role("button", name="Leave them").click()
+    rows(page, ADD, selected=ADD)
+    other.locator("#description textarea").fill("Half of a descr")
+    with slow(pipe, 1):
+        send(other, "from the other")
+        wait_until(lambda: len(stored(page, "chat")) == 2)
+        page.locator("#forget").click()
+        page.get_by_role("button", name="Forget", exact=True).click()
+        for tab in (page, other):
+            rows(tab, selected="No adapter")
+            expect(tab.get_by_role("button", name="Send")).to_be_visible()
+            expect(tab.locator("#chat .message-row")).to_have_count(0)
+            expect(tab.locator("#description textarea")).to_have_value("")
+    assert stored(page, "chat") == stored(page, "adapter") == []
+    expect(page.locator("#note")).to_have_text("All is forgotten.")
+    send(other, "one two")
+    expect_answers(other, said(pipe, "one two"))
+
+
+def test_what_is_not_to_be_kept_is_gone_with_the_tab(page: Page, url: str, pipe: hyperlora.Pipeline) -> None:
+    generate(page, ADD)
+    page.get_by_label("Do not keep").check()
+    generate(page, REVERSE)
+    send(page, "one two")
+    answer = said(pipe, "one two", REVERSE)
+    expect_answers(page, answer)
+    page.reload()
+    expect_answers(page, answer)
+    rows(page, REVERSE, ADD, selected=REVERSE)
+    other = page.context.new_page()
+    other.goto(url)
+    expect(other.locator("#generate")).to_be_enabled()
+    rows(other, ADD, selected="No adapter")
+    expect(other.get_by_label("Do not keep")).to_be_checked()
+    assert stored(page, "chat") == []
+    page.get_by_label("Do not keep").uncheck()
+    rows(other, REVERSE, ADD, selected="No adapter")
+    assert [chat["turns"][0]["question"] for chat in stored(page, "chat")] == ["one two"]
+
+
+def keep(page: Page, **entries: object) -> None:
+    """Put entries where the browser keeps them, and load the page again."""
+    put = "(entries) => { for (const [key, text] of Object.entries(entries)) localStorage[`hyperlora.${key}`] = text; }"
+    page.evaluate(
+        put,
+        {
+            key.replace("_", "."): value if isinstance(value, str) else json.dumps(value)
+            for key, value in entries.items()
+        },
+    )
+    page.reload()
+    expect(page.locator("#generate")).to_be_enabled()
+
+
+def test_a_full_store_says_so_and_loses_nothing(page: Page, pipe: hyperlora.Pipeline) -> None:
+    turn = {"question": "large", "by": "", "answer": "a" * 1_999_700, "end": "stop"}
+    keep(page, chat_large={"turns": [turn]})
+    expect(page.locator("#bounds")).to_be_empty()
+    for description in (ADD, REVERSE):
+        generate(page, description)
+    expect(page.locator("#bounds")).to_contain_text("room for the page is full (4 MB)")
+    send(page, "one two")
+    expect_answers(page, said(pipe, "one two", REVERSE))
+    page.reload()
+    expect(page.locator("#bounds")).to_contain_text("goes when it is closed")
+    rows(page, REVERSE, ADD, selected=REVERSE)
+    expect_answers(page, said(pipe, "one two", REVERSE))
+    page.get_by_label("Conversation", exact=True).select_option("large")
+    pick(page, "Delete", "#chat_menu")
+    expect(page.locator("#bounds")).to_be_empty()  # there is room again, and all moves in
+    assert {adapter["description"] for adapter in stored(page, "adapter")} == {ADD, REVERSE}
+    assert [chat["turns"][0]["question"] for chat in stored(page, "chat")] == ["one two"]
+
+
+def test_a_full_shelf_says_which_one_would_go(page: Page) -> None:
+    keep(page, **{f"adapter_{i}": {"description": f"Number {i}.", "place": i} for i in range(1, 32)})
+    expect(page.locator("#bounds")).to_be_empty()
+    generate(page, ADD)
+    expect(page.locator("#bounds")).to_contain_text("the next new adapter takes the place of “Number 1.”")
+    page.locator("#shelf .more").click()
+    expect(page.get_by_role("menuitem", name="Duplicate")).to_be_disabled()
+    page.keyboard.press("Escape")
+    generate(page, REVERSE)
+    rows(page, REVERSE, ADD, *(f"Number {i}." for i in range(31, 1, -1)), selected=REVERSE)
+    expect(page.locator("#bounds")).to_contain_text("“Number 2.”")
+
+
+def test_what_is_damaged_in_the_browser_breaks_nothing(page: Page, pipe: hyperlora.Pipeline) -> None:
+    page.evaluate("sessionStorage['hyperlora.tab'] = JSON.stringify({chat: {}, adapter: 3, message: [1]})")
+    keep(
+        page,
+        adapter_a="{",
+        adapter_b="null",
+        adapter_c=3,
+        adapter_d={"description": ["a"]},
+        adapter_e={"description": "a" * 100_000},
+        adapter_f={"description": HOSTILE, "name": {}, "strength": "much", "place": "1", "id": "a", "turns": 3},
+        adapter_g={"description": ADD, "name": "\ud83d", "strength": -7},
+        chat_a="[" * 100_000,
+        chat_b={"turns": {}},
+        chat_c={"turns": [None]},
+        chat_d={"turns": [{"question": 1, "by": "", "answer": "", "end": ""}]},
+        chat_e={"turns": [{"question": HOSTILE, "by": HOSTILE, "answer": HOSTILE, "end": HOSTILE}], "adapter": ["a"]},
+        chat_f={"turns": [{"question": "odd", "by": "", "answer": "", "end": "", "more": 1}]},
+        chat_g={"turns": [], "name": "\ud83d"},
+    )
+    expect(page.locator("#shelf label")).to_have_count(3)
+    conversation = page.get_by_label("Conversation", exact=True)
+    expect(conversation.locator("option")).to_have_count(4)
+    conversation.select_option(HOSTILE)
+    expect(page.locator("#chat .md")).to_have_text([HOSTILE, HOSTILE, f"{HOSTILE} · {HOSTILE}"])
+    expect(page.locator("#shelf img, #shelf b, #chat img, #chat b")).to_have_count(0)
+    page.locator("#shelf label").filter(has_text=HOSTILE).click()
+    expect(page.locator("#strength input[type=number]")).to_have_value("1")
+    conversation.select_option("odd")
+    expect(page.locator(".toast-body")).to_contain_text("is damaged: delete it")
+    page.locator("#new_chat").click()
+    send(page, "one two")
+    expect(page.locator("#chat .bot.message")).to_have_count(1)
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+
+
+# ---- the first minute ----
+
+
+def test_an_example_by_keyboard_on_a_phone_ends_at_the_chat(
+    browser: Browser, url: str, pipe: hyperlora.Pipeline
+) -> None:
+    with visit(browser, url, viewport={"width": 375, "height": 700}) as page:
+        expect(page.locator("#generate")).to_be_enabled()
+        expect(page.get_by_role("button", name="Send")).not_to_be_in_viewport()
+        page.locator("#examples button").first.focus()
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("button", name="Send")).to_be_in_viewport(ratio=1)
+        page.get_by_role("button", name="Send").click()
+        example = load_examples()[0]
+        expect_answers(page, said(pipe, example["message"], example["description"]))
+
+
+def test_card_and_readme_are_read_on_the_page(
+    page: Page, pipe: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipe, "preset", get_preset("mini"))
+    for name, heading in (("Card", "HyperLoRA mini"), ("README", "HyperLoRA")):
+        page.get_by_role("button", name=name, exact=True).click()
+        panel = page.get_by_role("dialog")
+        expect(panel.locator("h1")).to_have_text(heading)
+        expect(panel.locator("img, a[href]:not([target=_blank])")).to_have_count(0)
+        page.keyboard.press("Escape")
+        expect(panel).to_have_count(0)
+    paper = page.get_by_role("link", name="Paper")
+    assert paper.get_attribute("href") == "https://arxiv.org/abs/2506.06105"
+    assert (paper.get_attribute("target"), paper.get_attribute("rel")) == ("_blank", "noopener noreferrer")
+
+
+def test_light_or_dark_is_remembered(page: Page) -> None:
+    body, light = page.locator("body"), "rgb(255, 255, 255)"
+    expect(body).to_have_css("background-color", light)
+    page.locator("#theme").press("Enter")
+    expect(body).not_to_have_css("background-color", light)
+    page.reload()
+    expect(page.locator("#theme")).to_have_attribute("aria-pressed", "true")
+    expect(body).not_to_have_css("background-color", light)
+    page.locator("#theme").click()
+    expect(body).to_have_css("background-color", light)
 
 
 def test_export_downloads_the_selected_adapter(page: Page, tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def build_page(model: Model) -> gr.Blocks:
         start = js("start", *typed)
         restored = demo.load(None, [*typed.values()], [*typed.values()], js=start)
         for shown in (restored.success, show.click):
-            shown(on.show, [turns], seen, js=js("turns"), **raw, **quick)
+            shown(on.show, [turns], seen, js=js("turns"), **raw, **private)
         for event in (restored.success, selected.click):
             event(None, None, [strength], js=js("strength"))
         selected.click(on.select, [adapter], [state], js=js("adapter"), trigger_mode="always_last", **raw, **quick)
