@@ -208,7 +208,7 @@ window.hyperlora = (() => {
             list.remove();
             anchor.ariaExpanded = "false";
         };
-        $(".gradio-container").append(list);
+        $("main").append(list);
         list.showPopover({source: anchor});
         anchor.ariaExpanded = "true";
         const {right, bottom, top} = anchor.getBoundingClientRect(), {width, height} = list.getBoundingClientRect();
@@ -400,9 +400,10 @@ window.hyperlora = (() => {
     function show(html) {
         const panel = make("dialog", {id: "reader", ariaLabel: "About HyperLoRA", innerHTML: html});
         panel.prepend(button("×", () => panel.close(), {className: "close", ariaLabel: "Close"}));
+        for (const wide of panel.querySelectorAll("table, pre")) wide.tabIndex = 0; // they scroll, by keyboard too
         panel.onclick = (event) => event.target === panel && panel.close();
         panel.onclose = () => panel.remove();
-        $(".gradio-container").append(panel);
+        $("main").append(panel);
         panel.showModal();
         panel.scrollTop = 0;
     }
@@ -486,6 +487,7 @@ window.hyperlora = (() => {
         if (isText(kept?.adapter, 64)) chat.adapter = kept.adapter;
         settle();
         draw();
+        $("#status").role = "status";
         $("#shelf").addEventListener("keydown", shelfKey);
         $("#conversation").addEventListener("change", (event) => openChat(event.target.value));
         $("#new_chat").addEventListener("click", () => openChat(newId(), chat.adapter));

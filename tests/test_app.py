@@ -720,6 +720,37 @@ def test_the_examples_are_those_of_the_model_that_answers(
     assert "The page goes on without examples" in caplog.text
 
 
+def test_card_and_readme_are_html_of_our_own_and_load_nothing(
+    on: Handlers, pipe: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def links(html: str) -> set[str | None]:
+        found: set[str | None] = set()
+        parser = HTMLParser()
+
+        def see(tag: str, attributes: list[tuple[str, str | None]]) -> None:
+            given = dict(attributes)
+            assert tag not in ("img", "script", "b") and not any(name.startswith("on") for name in given)
+            if "href" in given:
+                assert (given["target"], given["rel"]) == ("_blank", "noopener noreferrer")
+                found.add(given["href"])
+
+        parser.handle_starttag = see
+        parser.feed(html)
+        return found
+
+    assert "<h1>HyperLoRA</h1>" in on.read("readme") and links(on.read("readme")) <= {"http://127.0.0.1:7860"}
+    assert on.read("card") == f'<div class="markdown"><p>No card comes with {pipe.hyperlora.name}.</p>\n</div>'
+    for preset in PRESETS.values():
+        monkeypatch.setattr(pipe, "preset", preset)
+        hub = {f"https://huggingface.co/{preset.hyperlora}"} if preset.hyperlora_subfolder else set()
+        assert links(on.read("card")) == hub
+        assert preset.name != "mini" or "<h1>HyperLoRA mini</h1>" in on.read("card")
+    monkeypatch.setattr("hyperlora.ui.documents.assets_dir", lambda: Path("/nowhere/assets"))
+    assert "<h1>HyperLoRA</h1>" in on.read("readme") or on.read("readme") == (
+        "<p>The README is not beside this copy of HyperLoRA.</p>"
+    )
+
+
 # ---- a download ----
 
 
