@@ -489,6 +489,7 @@ window.hyperlora = (() => {
         draw();
         $("#status").role = "status";
         $("#shelf").addEventListener("keydown", shelfKey);
+        $("#strength").addEventListener("click", (event) => event.target.closest("button") && setStrength(1)); // its reset
         $("#conversation").addEventListener("change", (event) => openChat(event.target.value));
         $("#new_chat").addEventListener("click", () => openChat(newId(), chat.adapter));
         $("#chat_menu").addEventListener("click", chatMenu);

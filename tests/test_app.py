@@ -1,6 +1,7 @@
 """The page without a browser: its handlers on a tiny model, and the server with concurrent clients."""
 
 import asyncio
+import email
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from html import escape, unescape
 from html.parser import HTMLParser
+from importlib.metadata import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -745,10 +747,11 @@ def test_card_and_readme_are_html_of_our_own_and_load_nothing(
         hub = {f"https://huggingface.co/{preset.hyperlora}"} if preset.hyperlora_subfolder else set()
         assert links(on.read("card")) == hub
         assert preset.name != "mini" or "<h1>HyperLoRA mini</h1>" in on.read("card")
-    monkeypatch.setattr("hyperlora.ui.documents.assets_dir", lambda: Path("/nowhere/assets"))
-    assert "<h1>HyperLoRA</h1>" in on.read("readme") or on.read("readme") == (
-        "<p>The README is not beside this copy of HyperLoRA.</p>"
-    )
+    monkeypatch.setattr("hyperlora.ui.documents.assets_dir", lambda: Path("/nowhere/assets"))  # an installed package
+    monkeypatch.setattr("hyperlora.ui.documents.metadata", lambda name: email.message_from_string("Name: a\n\n# Mine"))
+    assert "<h1>Mine</h1>" in on.read("readme")
+    monkeypatch.setattr("hyperlora.ui.documents.metadata", lambda name: metadata("no package of this name"))
+    assert on.read("readme") == "<p>The README is not beside this copy of HyperLoRA.</p>"
 
 
 # ---- a download ----

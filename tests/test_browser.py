@@ -24,7 +24,7 @@ from tests.test_app import ADD, REVERSE, serving, slow, wait_until
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-TIMEOUT = 15_000  # milliseconds: a busy machine is no failure
+TIMEOUT = 120_000  # milliseconds: a busy machine is no failure
 expect.set_options(timeout=TIMEOUT)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found: install it, or name it in CHROMIUM")
 
@@ -751,6 +751,9 @@ def test_each_adapter_has_a_strength_of_its_own(page: Page, pipe: hyperlora.Pipe
     expect(strength).to_have_value("0.5")
     send(page, "one two")
     expect_answers(page, said(pipe, "one two", ADD, f"{ADD} · strength 0.5", strength=0.5))
+    page.get_by_label("Reset to default value").click()
+    page.locator("#retry").click()
+    expect_answers(page, said(pipe, "one two", ADD))
 
 
 def test_conversations_each_have_their_adapter(page: Page, pipe: hyperlora.Pipeline) -> None:
