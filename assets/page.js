@@ -8,7 +8,10 @@ window.hyperlora = (() => {
     const KEEP = "hyperlora.keep", FORGOTTEN = "hyperlora.forgotten", THEME = "hyperlora.theme";
     const $ = (selector) => document.querySelector(selector);
     const press = (name) => $(`#${name}`).click();
-    const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(8)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+    const hex = (byte) => byte.toString(16).padStart(2, "0");
+    const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(8)), hex).join("");
+    /** The text's beginning, with no half character at its end. */
+    const cut = (text, most) => text.slice(0, most).replace(/[\uD800-\uDBFF]$/, "");
 
     // ---- storage: the browser's, else this tab's, else this page's memory; a later one has the newer text ----
 
@@ -40,9 +43,10 @@ window.hyperlora = (() => {
     function write(key, text) {
         for (const [i, store] of stores.entries()) {
             if (i === 0 && !keeping()) continue;
-            const others = keys(store).reduce((sum, other) => sum + (other === key ? 0 : other.length + store[other].length), 0);
+            const others = keys(store).filter((other) => other !== key);
+            const size = others.reduce((sum, other) => sum + other.length + store[other].length, key.length + text.length);
             try {
-                if (i < 2 && others + key.length + text.length > LIMIT) continue;
+                if (i < 2 && size > LIMIT) continue;
                 store[key] = text;
             } catch {
                 continue; // the browser's own bound is lower
@@ -69,7 +73,11 @@ window.hyperlora = (() => {
             for (const key of [...keys(store, ADAPTER), ...keys(store, CHAT)]) write(key, raw(key));
     }
 
-    const homeless = () => keeping() && stores.slice(1).some((store) => keys(store, ADAPTER).length || keys(store, CHAT).length);
+    /** When that goes for which there is no room; null where there is room. */
+    function lasts() {
+        if (keys(stores[2]).length) return "the page is closed or loaded again";
+        return keeping() && [ADAPTER, CHAT].some((prefix) => keys(stores[1], prefix).length) ? "the tab is closed" : null;
+    }
 
     // ---- what is in it ----
 
@@ -79,15 +87,15 @@ window.hyperlora = (() => {
     function checkAdapter(value) {
         if (!isText(value.description, 10_000) || !value.description.trim()) return null;
         const name = isText(value.name, MAX_NAME) ? value.name : "";
-        const strength = isNumber(value.strength) && value.strength >= 0 && value.strength <= MAX_STRENGTH ? value.strength : 1;
-        return {...value, name, strength, place: isNumber(value.place) ? value.place : 0};
+        const possible = isNumber(value.strength) && value.strength >= 0 && value.strength <= MAX_STRENGTH;
+        return {...value, name, strength: possible ? value.strength : 1, place: isNumber(value.place) ? value.place : 0};
     }
 
     function checkChat(value) {
         const isTurn = (turn) => ["question", "by", "answer", "end"].every((name) => isText(turn[name], LIMIT));
         if (!Array.isArray(value.turns) || !value.turns.every(isTurn)) return null;
-        const name = isText(value.name, MAX_NAME) ? value.name : "";
-        return {name, adapter: isText(value.adapter, 64) ? value.adapter : "", turns: value.turns, at: isNumber(value.at) ? value.at : 0};
+        const name = isText(value.name, MAX_NAME) ? value.name : "", adapter = isText(value.adapter, 64) ? value.adapter : "";
+        return {name, adapter, turns: value.turns, at: isNumber(value.at) ? value.at : 0};
     }
 
     function entries(prefix, check) {
@@ -96,14 +104,18 @@ window.hyperlora = (() => {
     }
 
     /** The shelf from its top, at most as long as it may be. */
-    const adapters = () => entries(ADAPTER, checkAdapter).sort((a, b) => b.place - a.place || (a.id < b.id ? 1 : -1)).slice(0, MAX_SHELF);
+    function adapters() {
+        const all = entries(ADAPTER, checkAdapter);
+        return all.sort((a, b) => b.place - a.place || (a.id < b.id ? 1 : -1)).slice(0, MAX_SHELF);
+    }
+
     /** The conversations, the latest first. */
     const chats = () => entries(CHAT, checkChat).sort((a, b) => b.at - a.at);
     const nameOf = (adapter) => adapter.name || adapter.description;
 
     function titleOf(conversation) {
         const question = conversation.turns[0]?.question.trim().replace(/\s+/g, " ") ?? "";
-        return conversation.name || (question.length > 60 ? `${question.slice(0, 60)}…` : question) || "New conversation";
+        return conversation.name || (question.length > 60 ? `${cut(question, 60)}…` : question) || "New conversation";
     }
 
     function putAdapter({id, ...adapter}) {
@@ -136,6 +148,7 @@ window.hyperlora = (() => {
         } catch {
             delete stores[1][TAB];
             stores[2][TAB] = text;
+            drawBounds();
         }
     }
 
@@ -225,7 +238,7 @@ window.hyperlora = (() => {
             if (over) return;
             over = true;
             box.replaceWith(element);
-            if (entered && box.value.trim() && box.value !== name) does(box.value.trim());
+            if (entered && box.value.trim() && box.value !== name) does(cut(box.value.trim(), MAX_NAME));
             draw();
         };
         box.onkeydown = (event) => {
@@ -284,8 +297,13 @@ window.hyperlora = (() => {
 
     function drawBounds() {
         const shelf = adapters(), lines = [];
-        if (shelf.length >= MAX_SHELF) lines.push(`The shelf is full: the next new adapter takes the place of “${nameOf(shelf.at(-1))}”, its last.`);
-        if (homeless()) lines.push("This browser's room for the page is full (4 MB): what is new stays in this tab, and goes when it is closed. Delete something, or forget everything.");
+        if (shelf.length >= MAX_SHELF)
+            lines.push(`The shelf is full: the next new adapter takes the place of “${nameOf(shelf.at(-1))}”, its last.`);
+        if (lasts())
+            lines.push(
+                `This browser's room for the page is full (4 MB): what is new goes when ${lasts()}. ` +
+                    "Delete something, or forget everything.",
+            );
         $("#bounds").replaceChildren(...lines.map((textContent) => make("p", {textContent})));
         $("#do_not_keep").checked = !keeping();
     }
@@ -322,7 +340,8 @@ window.hyperlora = (() => {
     }
 
     function duplicate(adapter) {
-        const shelf = adapters(), copy = {...adapter, id: newId(), name: `${nameOf(adapter).slice(0, MAX_NAME - 7)} (copy)`};
+        const shelf = adapters(), name = `${cut(nameOf(adapter), MAX_NAME - 7)} (copy)`;
+        const copy = {...adapter, id: newId(), name};
         shelf.splice(shelf.findIndex(({id}) => id === adapter.id) + 1, 0, copy);
         arrange(shelf);
         select(copy.id);
@@ -554,7 +573,8 @@ window.hyperlora = (() => {
 
     function setStrength(value) {
         const adapter = selected();
-        if (adapter && checkAdapter({...adapter, strength: value}).strength === value) putAdapter({...adapter, strength: value});
+        const changed = adapter && {...adapter, strength: value};
+        if (changed && checkAdapter(changed).strength === value) putAdapter(changed);
     }
 
     /** -> id of the question, adapter, describe, turns before it, message if there is a new one: an answer begins. */
@@ -608,5 +628,6 @@ window.hyperlora = (() => {
 
     const described = () => typed.describe;
 
-    return {start, keepTyped, adapter, turns, generate, made, failed, strength, setStrength, ask, heardTurn, answered, undo, clear, example, described, scroll, show};
+    const shared = {start, keepTyped, adapter, turns, generate, made, failed, strength, setStrength, ask, heardTurn, answered};
+    return {...shared, undo, clear, example, described, scroll, show};
 })();

@@ -1017,7 +1017,19 @@ def test_two_visitors_have_their_own_shelves(page: Page, browser: Browser, url: 
         expect(page.locator("#shelf label")).to_have_text(["No adapter", REVERSE])
 
 
-@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
+def test_five_adapters_are_in_view(page: Page) -> None:
+    page.set_viewport_size({"width": 1280, "height": 720})
+    for i in range(5):
+        generate(page, f"Write the {i + 1}. letter of the word.")
+    page.locator("#shelf label", has_text="No adapter").click()
+    for row in page.locator("#shelf label").all():
+        expect(row).to_be_in_viewport(ratio=1)
+    assert page.evaluate(
+        "document.querySelector('#shelf').scrollHeight <= document.querySelector('#shelf').clientHeight"
+    )
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (1920, 1080), (390, 844), (320, 640)])
 def test_it_fits(page: Page, width: int, height: int) -> None:
     page.set_viewport_size({"width": width, "height": height})
     for i in range(8):
