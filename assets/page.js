@@ -44,9 +44,9 @@ window.hyperlora = (() => {
         for (const [i, store] of stores.entries()) {
             if (i === 0 && !keeping()) continue;
             const others = keys(store).filter((other) => other !== key);
-            const size = others.reduce((sum, other) => sum + other.length + store[other].length, key.length + text.length);
+            const size = others.reduce((sum, other) => sum + other.length + store[other].length, key.length);
             try {
-                if (i < 2 && size > LIMIT) continue;
+                if (i < 2 && size + text.length > LIMIT) continue;
                 store[key] = text;
             } catch {
                 continue; // the browser's own bound is lower
@@ -76,7 +76,8 @@ window.hyperlora = (() => {
     /** When that goes for which there is no room; null where there is room. */
     function lasts() {
         if (keys(stores[2]).length) return "the page is closed or loaded again";
-        return keeping() && [ADAPTER, CHAT].some((prefix) => keys(stores[1], prefix).length) ? "the tab is closed" : null;
+        const here = [ADAPTER, CHAT].some((prefix) => keys(stores[1], prefix).length);
+        return keeping() && here ? "the tab is closed" : null;
     }
 
     // ---- what is in it ----
@@ -88,13 +89,15 @@ window.hyperlora = (() => {
         if (!isText(value.description, 10_000) || !value.description.trim()) return null;
         const name = isText(value.name, MAX_NAME) ? value.name : "";
         const possible = isNumber(value.strength) && value.strength >= 0 && value.strength <= MAX_STRENGTH;
-        return {...value, name, strength: possible ? value.strength : 1, place: isNumber(value.place) ? value.place : 0};
+        const strength = possible ? value.strength : 1;
+        return {...value, name, strength, place: isNumber(value.place) ? value.place : 0};
     }
 
     function checkChat(value) {
         const isTurn = (turn) => ["question", "by", "answer", "end"].every((name) => isText(turn[name], LIMIT));
         if (!Array.isArray(value.turns) || !value.turns.every(isTurn)) return null;
-        const name = isText(value.name, MAX_NAME) ? value.name : "", adapter = isText(value.adapter, 64) ? value.adapter : "";
+        const name = isText(value.name, MAX_NAME) ? value.name : "";
+        const adapter = isText(value.adapter, 64) ? value.adapter : "";
         return {name, adapter, turns: value.turns, at: isNumber(value.at) ? value.at : 0};
     }
 
@@ -188,7 +191,9 @@ window.hyperlora = (() => {
         return element;
     }
 
-    const button = (label, does, properties) => make("button", {type: "button", textContent: label, onclick: does, ...properties});
+    function button(textContent, onclick, properties) {
+        return make("button", {type: "button", textContent, onclick, ...properties});
+    }
 
     /** A line beside its cause, with what can be done about it. */
     function note(place, text = "", ...actions) {
@@ -259,12 +264,13 @@ window.hyperlora = (() => {
         const focused = box.contains(document.activeElement) ? document.activeElement.className || "radio" : null;
         const now = selected()?.id ?? "";
         const rows = [{id: "", name: NO_ADAPTER, description: ""}, ...adapters()].map((adapter) => {
-            const radio = make("input", {type: "radio", name: "adapter", className: "radio", checked: adapter.id === now});
+            const checked = adapter.id === now, name = make("span", {textContent: nameOf(adapter)});
+            const radio = make("input", {type: "radio", name: "adapter", className: "radio", checked});
             radio.onchange = () => select(adapter.id);
-            const label = make("label", {title: adapter.description}, radio, make("span", {textContent: nameOf(adapter)}));
+            const label = make("label", {title: adapter.description}, radio, name);
             const row = make("div", {className: "row"}, label);
-            label.classList.toggle("selected", adapter.id === now);
-            if (adapter.id && adapter.id === now) {
+            label.classList.toggle("selected", checked);
+            if (adapter.id && checked) {
                 const more = button("⋯", () => adapterMenu(more, label), {className: "more", ariaHasPopup: "menu"});
                 more.ariaLabel = `More for ${nameOf(adapter)}`;
                 row.append(more);
@@ -289,21 +295,22 @@ window.hyperlora = (() => {
         const list = $("#conversation"), all = chats();
         if (!list) return; // it is being renamed
         const here = all.find(({id}) => id === chat.id) ?? chat;
-        const options = (all.includes(here) ? all : [here, ...all]).map((conversation) =>
-            make("option", {value: conversation.id, textContent: titleOf(conversation), selected: conversation === here}));
+        const options = (all.includes(here) ? all : [here, ...all]).map((each) =>
+            make("option", {value: each.id, textContent: titleOf(each), selected: each === here}));
         list.replaceChildren(...options);
         for (const control of [list, $("#new_chat"), $("#chat_menu")]) control.disabled = busy;
     }
 
     function drawBounds() {
         const shelf = adapters(), lines = [];
-        if (shelf.length >= MAX_SHELF)
-            lines.push(`The shelf is full: the next new adapter takes the place of “${nameOf(shelf.at(-1))}”, its last.`);
-        if (lasts())
-            lines.push(
-                `This browser's room for the page is full (4 MB): what is new goes when ${lasts()}. ` +
-                    "Delete something, or forget everything.",
-            );
+        if (shelf.length >= MAX_SHELF) {
+            const last = nameOf(shelf.at(-1));
+            lines.push(`The shelf is full: the next new adapter takes the place of “${last}”, its last.`);
+        }
+        if (lasts()) {
+            lines.push(`This browser's room for the page is full (4 MB): what is new goes when ${lasts()}.`);
+            lines.push("Delete something, or forget everything.");
+        }
         $("#bounds").replaceChildren(...lines.map((textContent) => make("p", {textContent})));
         $("#do_not_keep").checked = !keeping();
     }
@@ -349,7 +356,8 @@ window.hyperlora = (() => {
     }
 
     function removeAdapter(adapter) {
-        const shelf = adapters(), at = shelf.findIndex(({id}) => id === adapter.id), next = shelf[at + 1] ?? shelf[at - 1];
+        const shelf = adapters(), at = shelf.findIndex(({id}) => id === adapter.id);
+        const next = shelf[at + 1] ?? shelf[at - 1];
         remove(ADAPTER + adapter.id);
         settle();
         select(next?.id ?? "");
@@ -467,9 +475,9 @@ window.hyperlora = (() => {
         else delete stores[0][KEEP];
         settle();
         draw();
-        note("#note", keeping()
-            ? "What is new is kept in this browser, also when the tab is closed."
-            : "What is new stays in this tab and goes when it is closed. What was kept before stays until you forget it.");
+        const kept = "What is new is kept in this browser, also when the tab is closed.";
+        const not = "What is new goes when this tab is closed. What was kept before stays until you forget it.";
+        note("#note", keeping() ? kept : not);
     }
 
     function heard(event) {
@@ -508,7 +516,8 @@ window.hyperlora = (() => {
         draw();
         $("#status").role = "status";
         $("#shelf").addEventListener("keydown", shelfKey);
-        $("#strength").addEventListener("click", (event) => event.target.closest("button") && setStrength(1)); // its reset
+        // The slider says nothing of its reset.
+        $("#strength").addEventListener("click", (event) => event.target.closest("button") && setStrength(1));
         $("#conversation").addEventListener("change", (event) => openChat(event.target.value));
         $("#new_chat").addEventListener("click", () => openChat(newId(), chat.adapter));
         $("#chat_menu").addEventListener("click", chatMenu);
@@ -606,7 +615,8 @@ window.hyperlora = (() => {
 
     /** -> chat, message, Retry, Undo, Clear. */
     function undo(bubbles, message) {
-        const undone = chat.turns.at(-1) ?? {question: ""}, buttons = Array(3).fill(update({interactive: chat.turns.length > 1}));
+        const undone = chat.turns.at(-1) ?? {question: ""};
+        const buttons = Array(3).fill(update({interactive: chat.turns.length > 1}));
         chat.turns = chat.turns.slice(0, -1);
         keepChat();
         return [bubbles.slice(0, -2), message.trim() ? message : undone.question, ...buttons];
@@ -628,6 +638,8 @@ window.hyperlora = (() => {
 
     const described = () => typed.describe;
 
-    const shared = {start, keepTyped, adapter, turns, generate, made, failed, strength, setStrength, ask, heardTurn, answered};
-    return {...shared, undo, clear, example, described, scroll, show};
+    return {
+        start, keepTyped, adapter, turns, generate, made, failed, strength, setStrength, ask, heardTurn, answered,
+        undo, clear, example, described, scroll, show,
+    };
 })();

@@ -890,7 +890,7 @@ def test_a_full_store_says_so_and_loses_nothing(page: Page, pipe: hyperlora.Pipe
     send(page, "one two")
     expect_answers(page, said(pipe, "one two", REVERSE))
     page.reload()
-    expect(page.locator("#bounds")).to_contain_text("goes when it is closed")
+    expect(page.locator("#bounds")).to_contain_text("what is new goes when the tab is closed")
     rows(page, REVERSE, ADD, selected=REVERSE)
     expect_answers(page, said(pipe, "one two", REVERSE))
     page.get_by_label("Conversation", exact=True).select_option("large")
@@ -1024,9 +1024,7 @@ def test_five_adapters_are_in_view(page: Page) -> None:
     page.locator("#shelf label", has_text="No adapter").click()
     for row in page.locator("#shelf label").all():
         expect(row).to_be_in_viewport(ratio=1)
-    assert page.evaluate(
-        "document.querySelector('#shelf').scrollHeight <= document.querySelector('#shelf').clientHeight"
-    )
+    assert page.locator("#shelf").evaluate("(shelf) => shelf.scrollHeight <= shelf.clientHeight")
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 800), (1920, 1080), (390, 844), (320, 640)])
