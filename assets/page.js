@@ -139,6 +139,7 @@ window.hyperlora = (() => {
     let typed = {description: "", message: "", describe: null};
     let busy = false, dropped = false; // an answer is being written; it was forgotten meanwhile
     let wanted = null, order = 0; // the description that Generate was pressed for, and how often it was
+    let forgotten = 0; // the last order that nobody wants any more
     const asked = new Map(); // id of a question -> the conversation and its turns before
 
     const selected = () => adapters().find((adapter) => adapter.id === chat.adapter);
@@ -454,7 +455,8 @@ window.hyperlora = (() => {
         for (const store of stores)
             for (const key of [...keys(store, ADAPTER), ...keys(store, CHAT), TAB]) delete store[key];
         parsed.clear();
-        asked.clear(); // what is being answered comes to nothing
+        asked.clear(); // what is being answered, or made, comes to nothing
+        forgotten = order;
         dropped = busy;
         $("#message .stop-button")?.click();
         typed = {description: "", message: "", describe: typed.describe};
@@ -540,8 +542,8 @@ window.hyperlora = (() => {
 
     /** What the adapter is that answers now, as the server reads it; "" is none. */
     function adapter() {
-        if (wanted !== null) return JSON.stringify({name: "", description: wanted, strength: 1});
-        const {name, description, strength} = selected() ?? {};
+        const isWanted = (adapter) => (wanted === null ? adapter.id === chat.adapter : adapter.description === wanted);
+        const {name = "", description = wanted, strength = 1} = adapters().find(isWanted) ?? {};
         return description ? JSON.stringify({name, description, strength}) : "";
     }
 
@@ -560,7 +562,7 @@ window.hyperlora = (() => {
         const [number, ...words] = text.split(" "), description = words.join(" ");
         const last = Number(number) === order && wanted !== null;
         if (last) wanted = null;
-        if (!description) return;
+        if (!description || Number(number) <= forgotten) return;
         const shelf = adapters();
         let adapter = shelf.find((other) => other.description === description);
         if (!adapter) {

@@ -845,6 +845,21 @@ def test_forget_everything_is_asked_first_and_meant_in_all_tabs(page: Page, url:
     expect_answers(other, said(pipe, "one two"))
 
 
+def test_an_adapter_that_is_made_while_all_is_forgotten_is_not_kept(
+    page: Page, pipe: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with held(pipe, monkeypatch) as go:
+        page.locator("#description textarea").fill("Forget this one.")
+        page.locator("#generate").click()
+        expect(page.locator("#status .done")).to_have_text("Making the adapter…")
+        page.locator("#forget").click()
+        page.get_by_role("button", name="Forget", exact=True).click()
+        go.set()
+        expect(page.locator("#status .done")).to_have_text(re.compile(r"Made in \d+ ms\."))
+    generate(page, ADD)
+    rows(page, ADD, selected=ADD)
+
+
 def test_what_is_not_to_be_kept_is_gone_with_the_tab(page: Page, url: str, pipe: hyperlora.Pipeline) -> None:
     generate(page, ADD)
     page.get_by_label("Do not keep").check()

@@ -56,6 +56,7 @@ def read_asset(name: str) -> str:
 
 
 def find_favicon() -> Path | None:
+    """Gradio shows its own where there is none."""
     try:
         return assets_dir() / "favicon.svg"
     except UserError:
@@ -113,10 +114,7 @@ def build_page(model: Model) -> gr.Blocks:
                         0, MAX_STRENGTH, value=1, step=0.1, label="Adapter strength", elem_id="strength"
                     )
                     export = gr.Button("Export", size="sm", elem_id="export")
-                describe = gr.Checkbox(
-                    label="Put the description in the prompt too",
-                    elem_id="in_prompt",
-                )
+                describe = gr.Checkbox(label="Put the description in the prompt too", elem_id="in_prompt")
                 gr.HTML(KEPT, **plain, elem_id="kept")
                 archive = gr.DownloadButton(visible="hidden", elem_id="zip")
             with gr.Column(elem_id="talk", min_width=320):
