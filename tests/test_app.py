@@ -582,6 +582,73 @@ def test_markdown_has_no_html_and_loads_nothing(markdown: str, html: str | None)
     assert to_html("a" * 50_001) is None
 
 
+# ---- two answers to one message ----
+
+
+def side(which: str, adapter: str = "", **said: object) -> str:
+    return json.dumps({"side": which, "adapter": adapter} | said)
+
+
+def text_of(html: str) -> str:
+    return re.sub("<[^>]*>", "", html)
+
+
+def test_a_message_has_an_answer_of_each_side(on: Handlers, pipe: hyperlora.Pipeline) -> None:
+    """With an adapter, without, and without but with the adapter's description in the prompt; both at the same time."""
+    adapter, request = pipe.adapt(REVERSE), SimpleNamespace(session_hash="a")
+    wanted = {
+        side("left", shelved(REVERSE)): pipe.chat("one two", adapter),
+        side("right", shelved(REVERSE, strength=0.5)): pipe.chat("one two", adapter.scaled(0.5)),
+        side("right", shelved(REVERSE), describe=True): pipe.chat("one two", adapter, describe=True),
+        side("left", shelved(REVERSE), prompted=True): pipe.chat(f"{REVERSE}\none two"),
+        side("right"): pipe.chat("one two"),
+    }
+    answers = {asked: on.compare(asked, "one two", 7, request) for asked in wanted}
+    for asked, answer in answers.items():
+        *_, last = answer
+        [text] = re.findall('<div class="verbatim">(.*?)</div>', last, re.DOTALL)
+        assert unescape(text) == wanted[asked]
+    assert on._streams == {}
+
+
+def test_both_sides_stop_together_and_say_so(on: Handlers, pipe: hyperlora.Pipeline) -> None:
+    request = SimpleNamespace(session_hash="a")
+    with slow(pipe, 0.05):
+        answers = [on.compare(side(which), "one two", 7, request) for which in ("left", "right")]
+        for answer in answers:
+            next(answer)
+        asyncio.run(on.stop(request))
+        assert all("Stopped." in list(answer)[-1] for answer in answers)
+    assert on._streams == {}
+
+
+@pytest.mark.parametrize(
+    ("asked", "message", "seed", "sentence"),
+    [
+        (side("left"), " ", 7, "The message is empty"),
+        (side("left"), None, 7, "The message must be text"),
+        (side("left"), "a", -1, "seed must be"),
+        (side("left"), "a", "7", "seed must be"),
+        (side("middle"), "a", 7, "is damaged"),
+        ("[]", "a", 7, "is damaged"),
+        (None, "a", 7, "is damaged"),
+        (side("left", shelved("🎈")), "a", 7, "no letter or digit"),
+        (side("left", shelved("Do it.", strength=99)), "a", 7, "The strength must be"),
+    ],
+)
+def test_a_side_that_cannot_answer_says_why(
+    on: Handlers, asked: object, message: object, seed: object, sentence: str
+) -> None:
+    [answer] = on.compare(asked, message, seed, SimpleNamespace(session_hash="a"))
+    assert sentence in text_of(answer) and answer.startswith('<span class="error">')
+
+
+def test_an_answer_that_is_compared_is_text(on: Handlers, answering: Callable[..., None]) -> None:
+    answering("<b>", "&amp;\n  x", end="length")
+    *_, last = on.compare(side("left"), "a", 7, SimpleNamespace(session_hash="a"))
+    assert "&lt;b&gt;&amp;amp;\n  x" in last and "Cut off at the token limit." in last
+
+
 # ---- export ----
 
 

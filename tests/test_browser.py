@@ -1008,6 +1008,80 @@ def test_light_or_dark_is_remembered(page: Page) -> None:
     expect(body).to_have_css("background-color", light)
 
 
+def compared(page: Page) -> list[str]:
+    """The names and the answers of both sides."""
+    expect(page.locator("#left_wins")).to_be_enabled()
+    names = [page.locator(side).get_attribute("data-by") for side in ("#left", "#right")]
+    return names + [page.locator(f"{side} .verbatim").inner_text() for side in ("#left", "#right")]
+
+
+def test_two_answers_to_one_message_are_compared(page: Page, pipe: hyperlora.Pipeline) -> None:
+    """The selected adapter against the base, then against that with its description, and then against another one."""
+    generate(page, ADD)
+    generate(page, REVERSE)
+    page.get_by_role("button", name="Compare").click()
+    base, reverse, add = (pipe.chat("one two", adapter) for adapter in (None, pipe.adapt(REVERSE), pipe.adapt(ADD)))
+    page.get_by_label("Message to both").fill("one two")
+    page.get_by_role("button", name="Ask both").click()
+    assert compared(page) == [REVERSE, "No adapter", reverse, base]
+    prompted = f"No adapter, “{REVERSE}” in its prompt"
+    page.get_by_role("combobox", name="Right").select_option(label=prompted)
+    page.get_by_role("button", name="Ask both").click()
+    expect(page.locator("#right")).to_have_attribute("data-by", prompted)
+    assert compared(page)[3] == pipe.chat(f"{REVERSE}\none two")
+    page.get_by_role("combobox", name="Right").select_option(label=ADD)
+    page.get_by_label("Message to both").press("Enter")
+    expect(page.locator("#right")).to_have_attribute("data-by", ADD)
+    assert compared(page) == [REVERSE, ADD, reverse, add]
+    page.get_by_role("button", name="Compare").click()
+    expect(page.get_by_label("Message to both")).to_be_hidden()
+    send(page, "one two")
+    expect_answers(page, said(pipe, "one two", REVERSE))
+
+
+def test_a_vote_is_for_an_answer_whose_giver_is_not_named_before(page: Page, pipe: hyperlora.Pipeline) -> None:
+    generate(page, REVERSE)
+    base, reverse = pipe.chat("one two"), pipe.chat("one two", pipe.adapt(REVERSE))
+    page.get_by_role("button", name="Compare").click()
+    page.get_by_label("Guess").check()
+    shown = set()
+    for vote in range(1, 30):
+        page.get_by_label("Message to both").fill("one two")
+        page.get_by_role("button", name="Ask both").click()
+        expect(page.locator("#left")).to_have_attribute("data-by", "Answer 1")
+        names = compared(page)
+        assert names[:2] == ["Answer 1", "Answer 2"] and {*names[2:]} == {base, reverse}
+        page.get_by_role("button", name="Left is better" if names[2] == reverse else "Right is better").click()
+        expect(page.locator("#verdict")).to_have_text(f"“No adapter” 0, both alike 0, “{REVERSE}” {vote}")
+        expect(page.locator("#left_wins")).to_be_disabled()
+        left = page.locator("#left").get_attribute("data-by")
+        assert left == (REVERSE if names[2] == reverse else "No adapter")
+        shown.add(left)
+        if len(shown) == 2:
+            break
+    assert len(shown) == 2  # shuffled
+    page.reload()
+    page.get_by_role("button", name="Compare").click()
+    page.get_by_label("Message to both").fill("one two")
+    page.get_by_role("button", name="Ask both").click()
+    compared(page)
+    page.get_by_role("button", name="Both alike").click()
+    expect(page.locator("#verdict")).to_have_text(f"“No adapter” 0, both alike 1, “{REVERSE}” {vote}")
+
+
+def test_two_answers_are_stopped_together(page: Page, pipe: hyperlora.Pipeline) -> None:
+    page.get_by_role("button", name="Compare").click()
+    with slow(pipe, 1):
+        page.get_by_label("Message to both").fill("one two")
+        page.get_by_role("button", name="Ask both").click()
+        for side in ("#left", "#right"):
+            expect(page.locator(f"{side} .verbatim")).not_to_have_text("…")
+        page.locator("#halt").click()
+        for side in ("#left", "#right"):
+            expect(page.locator(side)).to_contain_text("Stopped.")
+    expect(page.locator("#halt")).to_be_hidden()
+
+
 def test_export_downloads_the_selected_adapter(page: Page, tmp_path: Path) -> None:
     page.locator("#export").click()
     expect(page.locator(".toast-body")).to_contain_text("Select an adapter first")

@@ -19,7 +19,7 @@ from hyperlora.text import check_text
 from hyperlora.ui.documents import card, readme
 from hyperlora.ui.markdown import to_html
 from hyperlora.ui.model import Model
-from hyperlora.ui.session import KEPT, Turn, one_line, read_adapter, read_turns, write
+from hyperlora.ui.session import KEPT, SIDES, Turn, one_line, read_adapter, read_side, read_turns, write
 
 if TYPE_CHECKING:
     from hyperlora.chat import ChatStream
@@ -60,6 +60,13 @@ def bubbles(turns: list[Turn], busy: bool = False) -> list[dict]:
         by = turn.by if written or turn.end == "stop" else f"{turn.by} · {ENDS.get(turn.end, turn.end)}"
         messages.append({"role": "assistant", "content": [answer, verbatim(by)]})
     return messages
+
+
+def one_answer(answer: str, end: str, markdown: bool) -> str:
+    """An answer as HTML, which says why it is not whole; `end` is empty while it is written."""
+    shown = to_html(answer) if markdown else None
+    text = shown or f'<div class="verbatim">{escape(answer) or ("(no text)" if end else "…")}</div>'
+    return text + (status("done", ENDS[end].capitalize() + ".") if end not in ("", "stop") else "")
 
 
 def about(pipe: "Pipeline") -> str:
@@ -293,6 +300,38 @@ class Handlers:
             turn.end = "error"
         yield bubbles(turns), write(turn), *self._idle(turns)
 
+    def compare(self, side: object, message: object, seed: object, request: gr.Request) -> Iterator[str]:
+        """-> one of two answers to a message, as HTML; again and again while it streams."""
+        visitor, answer, how = None, "", ""
+        try:
+            pipe = self.model.pipe
+            which, shelved, describe, prompted = read_side(side)
+            messages, adapter = check_text(message, "The message"), None
+            if shelved:
+                adapter = self.model.adapter(shelved.description).scaled(shelved.strength)
+            if prompted:
+                messages, adapter = pipe.prepare(messages, adapter, describe=True), None
+            stream = pipe.chat(messages, adapter=adapter, stream=True, describe=describe, seed=seed)
+            visitor = f"{request.session_hash} {which}"
+            if before := self._streams.get(visitor):
+                before.stop()  # asked again meanwhile
+            self._streams[visitor] = stream
+            drawn = 0.0
+            for piece in stream:
+                answer += piece
+                if time.monotonic() - drawn > REDRAW:
+                    drawn = time.monotonic()
+                    yield one_answer(answer, "", pipe.markdown)
+            how = stream.finish_reason
+            yield one_answer(answer, how, pipe.markdown)
+        except Exception as error:
+            yield one_answer(answer, "error", False) * bool(answer) + status("error", sentence(error))
+        finally:
+            if visitor is not None:
+                stream.stop()
+                if self._streams.get(visitor) is stream:
+                    del self._streams[visitor]
+
     @staticmethod
     def _buttons(turns: list[Turn]) -> tuple[gr.Button, ...]:
         """-> Retry, Undo, Clear as they are when nothing is being written."""
@@ -303,8 +342,10 @@ class Handlers:
         return gr.Textbox(interactive=True, submit_btn="Send", stop_btn=False), *self._buttons(turns), gr.skip()
 
     async def stop(self, request: gr.Request) -> None:
-        if stream := self._streams.get(request.session_hash):
-            stream.stop()
+        """End what this visitor is answered now."""
+        for visitor in (request.session_hash, *(f"{request.session_hash} {side}" for side in SIDES)):
+            if stream := self._streams.get(visitor):
+                stream.stop()
 
     def export(self, chosen: object) -> Iterator[str]:
         """-> the zip; Gradio has its own copy when the folder goes."""

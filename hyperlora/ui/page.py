@@ -11,7 +11,7 @@ from hyperlora.errors import UserError
 from hyperlora.presets import assets_dir
 from hyperlora.ui.handlers import INSTEAD, LOADING, Handlers, status
 from hyperlora.ui.model import Model
-from hyperlora.ui.session import MAX_STRENGTH
+from hyperlora.ui.session import MAX_STRENGTH, SIDES
 
 # Threads for handlers that wait; the chat takes at most MAX_CHATS of them, so that the rest of the page goes on.
 MAX_THREADS, MAX_CHATS = 80, 60
@@ -38,8 +38,18 @@ SHELF = """<div class="label" id="shelf_label">Your adapters</div>
 <div id="bounds" role="status"></div>"""
 CHATS = """<select id="conversation" aria-label="Conversation"></select>
 <button type="button" id="new_chat">New</button>
+<button type="button" id="compare" aria-pressed="false">Compare</button>
 <button type="button" id="chat_menu" aria-haspopup="menu" aria-label="More for the conversation">⋯</button>
 <div id="chat_note" role="status"></div>"""
+VERSUS = """<label>Left <select id="left_by" aria-label="Left"></select></label>
+<label>Right <select id="right_by" aria-label="Right"></select></label>
+<label title="The two are shuffled, and unnamed until you have voted.">
+<input type="checkbox" id="blind"> Guess</label>"""
+VOTE = """<div role="group" aria-label="Your vote">
+<button type="button" id="left_wins" disabled>Left is better</button>
+<button type="button" id="same" disabled>Both alike</button>
+<button type="button" id="right_wins" disabled>Right is better</button>
+</div><div id="verdict" role="status"></div>"""
 KEPT = """<label title="What is new then stays in this tab, and goes when it is closed.">
 <input type="checkbox" id="do_not_keep"> Do not keep</label>
 <button type="button" id="forget">Forget everything</button>"""
@@ -78,8 +88,9 @@ def build_page(model: Model) -> gr.Blocks:
         id, adapter, turns, turn, made, examples, name, document = (gr.Textbox("", visible="hidden") for _ in range(8))
         ordered = gr.Textbox("", visible="hidden", elem_id="ordered")
         # What page.js presses.
-        show, selected, card, readme = (
-            gr.Button(visible="hidden", elem_id=name) for name in ("show", "selected", "card", "readme")
+        show, selected, card, readme, ask_left, ask_right = (
+            gr.Button(visible="hidden", elem_id=name)
+            for name in ("show", "selected", "card", "readme", "ask_left", "ask_right")
         )
         timer = gr.Timer(1)
         with gr.Row(elem_id="page"):
@@ -141,6 +152,22 @@ def build_page(model: Model) -> gr.Blocks:
                         gr.Button(name, size="sm", interactive=False, elem_id=name.lower())
                         for name in ("Retry", "Undo", "Clear")
                     )
+                with gr.Column(elem_id="versus"):
+                    gr.HTML(VERSUS, **plain, elem_id="who_answers")
+                    with gr.Row(elem_id="answers"):
+                        left, right = (gr.HTML("", elem_id=side) for side in SIDES)
+                    gr.HTML(VOTE, **plain, elem_id="vote")
+                    question = gr.Textbox(
+                        label="Message to both",
+                        show_label=False,
+                        placeholder="A message to both",
+                        submit_btn="Ask both",
+                        max_lines=6,
+                        elem_id="question",
+                    )
+                    halt = gr.Button("Stop", size="sm", elem_id="halt")
+
+        side, seed = gr.Textbox("", visible="hidden"), gr.Number(visible="hidden")
 
         private = {"api_visibility": "private", "show_progress": "hidden"}
         quick = {**private, "queue": False}
@@ -202,6 +229,21 @@ def build_page(model: Model) -> gr.Blocks:
         for answer in (sent, again):
             answer.then(None, js=js("answered"))
         message.stop(on.stop, None, None, **quick)
+        question.submit(None, None, None, js=js("askBoth"))
+        for which, asked, answer in zip(SIDES, (ask_left, ask_right), (left, right), strict=True):
+            compared = asked.click(  # an event of its own each: Gradio answers those of one event one after the other
+                on.compare,
+                [side, question, seed],
+                [answer],
+                js=f"(side, message) => hyperlora.askSide('{which}', message)",
+                api_visibility="private",
+                show_progress="hidden",
+                concurrency_limit=MAX_CHATS,
+                concurrency_id="chat",
+                **raw,
+            )
+            compared.then(None, js=js("sideAnswered"))
+        halt.click(on.stop, None, None, **quick)
         undo.click(None, [chat, message], [chat, message, retry, undo, clear], js=js("undo", "chat", "message"))
         clear.click(None, None, seen, js=js("clear"))
         exported = export.click(on.export, [adapter], archive, js=js("adapter"), **raw, **private)

@@ -15,6 +15,7 @@ KEPT = "What the page kept"
 DAMAGED = "What the page kept of this adapter or conversation is damaged: delete it, and begin a new one."
 MAX_NAME = 2_000  # characters, as of a description, which a name is by default
 MAX_STRENGTH = 1.5
+SIDES = ("left", "right")
 MAX_TURNS = 100
 MAX_CHARACTERS = 1_000_000  # of the turns but the last; older ones leave
 
@@ -66,6 +67,15 @@ def read_adapter(kept: object) -> Shelved | None:
     if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= MAX_STRENGTH:
         raise UserError(f"The strength must be a number from 0 to {MAX_STRENGTH:g}.")
     return Shelved(description, one_line(name) or description, strength)
+
+
+def read_side(kept: object) -> tuple[str, Shelved | None, bool, bool]:
+    """One of two that are compared: which, its adapter, whether the description is in its prompt too, and whether it is
+    the base model with nothing but that. Raises `UserError` for what no page holds."""
+    item = _read(kept, 10 * MAX_CHARACTERS)
+    if not isinstance(item, dict) or item.get("side") not in SIDES:
+        raise UserError(DAMAGED)
+    return item["side"], read_adapter(item.get("adapter")), item.get("describe") is True, item.get("prompted") is True
 
 
 def read_turns(kept: object) -> list[Turn]:
