@@ -3,7 +3,7 @@
 // from storage is checked here before it is shown, and by the server before it is used; names and texts are never HTML.
 window.hyperlora = (() => {
     const LIMIT = 2_000_000; // characters in all, each two bytes: 4 MB
-    const MAX_SHELF = 32, MAX_NAME = 120, MAX_STRENGTH = 1.5, NO_ADAPTER = "No adapter";
+    const MAX_SHELF = 32, MAX_NAME = 120, MAX_STRENGTH = 4, NO_ADAPTER = "No adapter";
     const ADAPTER = "hyperlora.adapter.", CHAT = "hyperlora.chat.", TAB = "hyperlora.tab";
     const SCORE = "hyperlora.score", MAX_PAIRS = 50; // votes, of so many pairs
     const KEEP = "hyperlora.keep", FORGOTTEN = "hyperlora.forgotten", THEME = "hyperlora.theme";
@@ -89,7 +89,7 @@ window.hyperlora = (() => {
     function checkAdapter(value) {
         if (!isText(value.description, 10_000) || !value.description.trim()) return null;
         const name = isText(value.name, MAX_NAME) ? value.name : "";
-        const possible = isNumber(value.strength) && value.strength >= 0 && value.strength <= MAX_STRENGTH;
+        const possible = isNumber(value.strength) && Math.abs(value.strength) <= MAX_STRENGTH;
         const strength = possible ? value.strength : 1;
         return {...value, name, strength, place: isNumber(value.place) ? value.place : 0};
     }
@@ -331,13 +331,13 @@ window.hyperlora = (() => {
 
     // ---- the shelf ----
 
-    function select(id) {
+    function select(id, fresh = false) {
         chat.adapter = id;
         wanted = null;
         if (seen === null) keepTab();
         else keepChat(read(CHAT + chat.id, checkChat)?.at);
         drawShelf();
-        press("selected");
+        press(fresh ? "placed" : "selected"); // of a new one the status says how long it took
     }
 
     function change(adapter) {
@@ -603,7 +603,11 @@ window.hyperlora = (() => {
         $("#status").role = "status";
         $("#shelf").addEventListener("keydown", shelfKey);
         // The slider says nothing of its reset.
-        $("#strength").addEventListener("click", (event) => event.target.closest("button") && setStrength(1));
+        $("#strength").addEventListener("click", (event) => {
+            if (!event.target.closest("button")) return;
+            setStrength(1);
+            press("selected");
+        });
         $("#conversation").addEventListener("change", (event) => openChat(event.target.value));
         $("#new_chat").addEventListener("click", () => openChat(newId(), chat.adapter));
         $("#chat_menu").addEventListener("click", chatMenu);
@@ -657,7 +661,7 @@ window.hyperlora = (() => {
             for (const gone of shelf.splice(MAX_SHELF - 1)) remove(ADAPTER + gone.id);
             arrange([adapter, ...shelf]);
         }
-        if (last) select(adapter.id);
+        if (last) select(adapter.id, true);
         draw();
         if (last && innerWidth < 900) $("#talk").scrollIntoView();
     }

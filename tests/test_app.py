@@ -366,12 +366,26 @@ def test_strength_scales_the_adapter_and_is_named(visitor: Visitor, pipe: hyperl
     assert half == (pipe.chat("one two", adapter=pipe.adapt(REVERSE).scaled(0.5)), f"{REVERSE} · strength 0.5")
     visitor.conversation, visitor.strength = [], 0
     assert visitor.ask("one two", REVERSE)[0] == pipe.chat("one two")
+    visitor.conversation, visitor.strength = [], -2.5
+    assert visitor.ask("one two", REVERSE)[0] == pipe.chat("one two", adapter=pipe.adapt(REVERSE).scaled(-2.5))
 
 
-@pytest.mark.parametrize("strength", [-0.1, 1.6, float("nan"), float("inf"), "1", None, True, [1]])
+@pytest.mark.parametrize("strength", [-4, -1.5, 0, 0.4, 2.2, 4])
+def test_a_strength_beyond_what_was_trained_is_said(
+    on: Handlers, pipe: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch, strength: float
+) -> None:
+    norm = pipe.adapt(REVERSE).norm()
+    monkeypatch.setattr(pipe.hyperlora.config, "norm_range", (0.5 * norm, 2 * norm))
+    said = on.select(shelved(REVERSE, "", strength))
+    assert ("‖ΔW‖" in said) == (not 0.5 <= abs(strength) <= 2)
+    assert ("may fall apart" in said) == (abs(strength) > 2)
+    assert "‖ΔW‖" not in on.generate(f"1 {REVERSE}")[0]
+
+
+@pytest.mark.parametrize("strength", [-4.1, 4.1, float("nan"), float("inf"), "1", None, True, [1]])
 def test_a_strength_that_is_none_is_one_sentence(visitor: Visitor, strength: object) -> None:
     visitor.strength = strength
-    with pytest.warns(UserWarning, match="The strength must be a number from 0 to 1.5"):
+    with pytest.warns(UserWarning, match="The strength must be a number from -4 to 4"):
         visitor.hear(visitor.on.send(*visitor.asked(ADD), "one", visitor.request))
     with pytest.raises(gr.Error, match="The strength must be a number"):
         next(visitor.on.export(shelved(ADD, "", strength)))

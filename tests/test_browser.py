@@ -147,6 +147,7 @@ def test_from_an_example_to_an_answer(page: Page, pipe: hyperlora.Pipeline) -> N
     expect(page.locator("#status")).to_have_text(re.compile(r"Made in \d+ ms\.|Ready\."))
     page.get_by_role("button", name="Send").click()
     expect_answers(page, said(pipe, example["message"], example["description"]))
+    expect(page.locator("#status")).to_have_text(re.compile(r"Made in \d+ ms\.|Ready\."))  # it is still there
     expect(page.locator("#message textarea")).to_have_value("")
     expect(page.locator("#line")).to_contain_text("each message on its own")
 
@@ -751,7 +752,13 @@ def test_each_adapter_has_a_strength_of_its_own(page: Page, pipe: hyperlora.Pipe
     expect(strength).to_have_value("0.5")
     send(page, "one two")
     expect_answers(page, said(pipe, "one two", ADD, f"{ADD} · strength 0.5", strength=0.5))
-    page.get_by_label("Reset to default value").click()
+    norm = pipe.adapt(ADD).norm()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipe.hyperlora.config, "norm_range", (0.5 * norm, 2 * norm))
+        strength.fill("-3")
+        expect(page.locator("#status")).to_contain_text("the answers may fall apart")
+        page.get_by_label("Reset to default value").click()
+        expect(page.locator("#status")).to_be_empty()
     page.locator("#retry").click()
     expect_answers(page, said(pipe, "one two", ADD))
 

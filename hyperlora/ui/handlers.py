@@ -23,6 +23,7 @@ from hyperlora.ui.session import KEPT, SIDES, Turn, one_line, read_adapter, read
 
 if TYPE_CHECKING:
     from hyperlora.chat import ChatStream
+    from hyperlora.lora import Adapter
     from hyperlora.pipe import Pipeline
 
 NO_ADAPTER, LOADING, INSTEAD = "No adapter", "Loading the model…", "Use a small model instead"
@@ -190,24 +191,26 @@ class Handlers:
             description = one_line(description)
             known = self.model.has(description)
             started = time.perf_counter()
-            notice = self.model.adapter(description).notice
+            adapter = self.model.adapter(description)
             milliseconds = (time.perf_counter() - started) * 1000
+            notices = self._notices(adapter)
         except Exception as error:
             return status("error", sentence(error)), f"{order} "
-        text = status("done", "Ready." if known else f"Made in {milliseconds:.0f} ms.")
-        if notice:
-            text += " " + status("notice", notice)
+        text = status("done", "Ready." if known else f"Made in {milliseconds:.0f} ms.") + notices
         # The page selects it, unless the visitor has selected another one, or pressed again, since.
         return text, f"{order} {description}"
 
     def select(self, chosen: object) -> str:
-        """-> status: the selected adapter's notice, if it has one."""
+        """-> status: what there is to know of the selected adapter at its strength."""
         try:
             shelved = read_adapter(chosen)
-            notice = self.model.adapter(shelved.description).notice if shelved else None
+            return self._notices(self.model.adapter(shelved.description).scaled(shelved.strength)) if shelved else ""
         except Exception as error:
             return status("error", sentence(error))
-        return status("notice", notice) if notice else ""
+
+    def _notices(self, adapter: "Adapter") -> str:
+        notices = adapter.notice, self.model.pipe.hyperlora.norm_notice(adapter)
+        return "".join(" " + status("notice", notice) for notice in notices if notice)
 
     def send(
         self, id: object, chosen: object, describe: object, kept: object, message: object, request: gr.Request

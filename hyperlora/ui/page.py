@@ -9,9 +9,10 @@ import gradio as gr
 
 from hyperlora.errors import UserError
 from hyperlora.presets import assets_dir
+from hyperlora.recipe import MAX_STRENGTH
 from hyperlora.ui.handlers import INSTEAD, LOADING, Handlers, status
 from hyperlora.ui.model import Model
-from hyperlora.ui.session import MAX_STRENGTH, SIDES
+from hyperlora.ui.session import SIDES
 
 # Threads for handlers that wait; the chat takes at most MAX_CHATS of them, so that the rest of the page goes on.
 MAX_THREADS, MAX_CHATS = 80, 60
@@ -88,9 +89,9 @@ def build_page(model: Model) -> gr.Blocks:
         id, adapter, turns, turn, made, examples, name, document = (gr.Textbox("", visible="hidden") for _ in range(8))
         ordered = gr.Textbox("", visible="hidden", elem_id="ordered")
         # What page.js presses.
-        show, selected, card, readme, ask_left, ask_right = (
+        show, selected, placed, card, readme, ask_left, ask_right = (
             gr.Button(visible="hidden", elem_id=name)
-            for name in ("show", "selected", "card", "readme", "ask_left", "ask_right")
+            for name in ("show", "selected", "placed", "card", "readme", "ask_left", "ask_right")
         )
         timer = gr.Timer(1)
         with gr.Row(elem_id="page"):
@@ -122,7 +123,7 @@ def build_page(model: Model) -> gr.Blocks:
                 gr.HTML(SHELF, **plain, elem_id="adapters")
                 with gr.Row(elem_id="tools"):
                     strength = gr.Slider(
-                        0, MAX_STRENGTH, value=1, step=0.1, label="Adapter strength", elem_id="strength"
+                        -MAX_STRENGTH, MAX_STRENGTH, value=1, step=0.1, label="Adapter strength", elem_id="strength"
                     )
                     export = gr.Button("Export", size="sm", elem_id="export")
                 describe = gr.Checkbox(label="Put the description in the prompt too", elem_id="in_prompt")
@@ -179,12 +180,13 @@ def build_page(model: Model) -> gr.Blocks:
         restored = demo.load(None, [*typed.values()], [*typed.values()], js=start)
         for shown in (restored.success, show.click):
             shown(on.show, [turns], seen, js=js("turns"), **raw, **private)
-        for event in (restored.success, selected.click):
+        for event in (restored.success, selected.click, placed.click):
             event(None, None, [strength], js=js("strength"))
-        selected.click(on.select, [adapter], [state], js=js("adapter"), trigger_mode="always_last", **raw, **quick)
         for box, component in typed.items():
             component.change(None, component, None, js=f"(value) => hyperlora.keepTyped('{box}', value)")
         strength.input(None, [strength], None, js=js("setStrength", "value"))
+        for event in (selected.click, strength.input):  # of the slider after the line above
+            event(on.select, [adapter], [state], js=js("adapter"), trigger_mode="always_last", **raw, **quick)
 
         is_ready = ([describe], [state, generate, message, who, line, describe, examples, chips, description, timer])
         offer = (None, [panel, about, allow, refuse, generate, message])

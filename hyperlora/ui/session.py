@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hyperlora.errors import UserError
+from hyperlora.recipe import MAX_STRENGTH
 from hyperlora.text import check_text
 
 KEPT = "What the page kept"
 DAMAGED = "What the page kept of this adapter or conversation is damaged: delete it, and begin a new one."
 MAX_NAME = 2_000  # characters, as of a description, which a name is by default
-MAX_STRENGTH = 1.5
 SIDES = ("left", "right")
 MAX_TURNS = 100
 MAX_CHARACTERS = 1_000_000  # of the turns but the last; older ones leave
@@ -64,8 +64,8 @@ def read_adapter(kept: object) -> Shelved | None:
     description, name, strength = one_line(item.get("description")), item.get("name"), item.get("strength")
     if len(check_text(name, KEPT)) > MAX_NAME:
         raise UserError(DAMAGED)
-    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= MAX_STRENGTH:
-        raise UserError(f"The strength must be a number from 0 to {MAX_STRENGTH:g}.")
+    if type(strength) not in (int, float) or not abs(strength) <= MAX_STRENGTH:  # NaN fails the comparison
+        raise UserError(f"The strength must be a number from {-MAX_STRENGTH} to {MAX_STRENGTH}.")
     return Shelved(description, one_line(name) or description, strength)
 
 

@@ -1,0 +1,59 @@
+"""The README's pictures of the page, with the mini model: python -m tests.screenshots [FOLDER]
+
+Takes Chromium as tests/test_browser.py does.
+"""
+
+import sys
+from pathlib import Path
+
+from playwright.sync_api import Page, expect, sync_playwright
+
+import hyperlora
+from hyperlora.ui.model import Model
+from tests.test_app import serving
+from tests.test_browser import CHROMIUM, generate, send
+
+BRACKETS, PLURAL = "Put each word in square brackets.", "Write the plural of the word."
+
+
+def chat(page: Page) -> None:
+    generate(page, BRACKETS)
+    generate(page, PLURAL)
+    send(page, "window")
+    expect(page.locator("#chat")).to_contain_text("windows")
+    page.get_by_text(BRACKETS, exact=True).last.click()
+    send(page, "one two three")
+    expect(page.locator("#chat")).to_contain_text("[one] [two] [three]")
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+
+
+def compare(page: Page) -> None:
+    page.get_by_role("button", name="Compare").click()
+    page.get_by_label("Message to both").fill("one two three")
+    page.get_by_role("button", name="Ask both").click()
+    expect(page.locator("#left_wins")).to_be_enabled()
+
+
+def main(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    model = Model(lambda: hyperlora.pipeline("mini"))
+    model.start()
+    with serving(model) as url, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page.goto(url)
+        expect(page.locator("#generate")).to_be_enabled()
+        chat(page)
+        page.screenshot(path=folder / "screenshot.png")
+        compare(page)
+        page.screenshot(path=folder / "compare.png")
+        page.locator("#theme").click()
+        page.get_by_role("button", name="Compare").click()
+        page.set_viewport_size({"width": 375, "height": 812})
+        page.locator("#talk").scroll_into_view_if_needed()
+        page.screenshot(path=folder / "phone.png")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "assets"))
