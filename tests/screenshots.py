@@ -21,7 +21,7 @@ def chat(page: Page) -> None:
     generate(page, PLURAL)
     send(page, "window")
     expect(page.locator("#chat")).to_contain_text("windows")
-    page.get_by_text(BRACKETS, exact=True).last.click()
+    page.locator("#shelf label", has_text=BRACKETS).click()
     send(page, "one two three")
     expect(page.locator("#chat")).to_contain_text("[one] [two] [three]")
     expect(page.get_by_role("button", name="Send")).to_be_visible()
