@@ -385,6 +385,7 @@ window.hyperlora = (() => {
                 enter("#description textarea", adapter.description);
                 $("#description textarea").focus();
             }],
+            ["Copy link", () => press("share")],
             ["Duplicate", () => duplicate(adapter), shelf.length < MAX_SHELF],
             ["Move up", () => move(adapter, -1), at > 0],
             ["Move down", () => move(adapter, 1), at < shelf.length - 1],
@@ -403,6 +404,46 @@ window.hyperlora = (() => {
         if (!event.altKey || !step || !adapter) return;
         event.preventDefault();
         move(adapter, step);
+    }
+
+    // ---- links: a recipe in the URL's fragment, which no server logs ----
+
+    let followed = "", brought = null; // the fragment that is read; what it is to, once the visitor wants that made
+
+    /** The link to the selected adapter, copied where the browser lets us, and to be seen. */
+    async function copy(text) {
+        const {link, error} = JSON.parse(text);
+        if (error) return note("#note", error);
+        const url = location.origin + location.pathname + link;
+        let said = "Copy this link:";
+        try {
+            await navigator.clipboard.writeText(url);
+            said = "The link is copied:";
+        } catch {} // not over plain HTTP
+        note("#note", said);
+        $("#note").append(make("input", {className: "rename", readOnly: true, value: url, ariaLabel: "Link", onfocus: (event) => event.target.select()}));
+    }
+
+    /** Once the model is there: let it read the link that the page was opened with. */
+    function follow() {
+        if (!location.hash.startsWith("#adapter=") || $("#generate").disabled) return;
+        followed = location.hash;
+        history.replaceState(null, "", location.pathname + location.search);
+        press("opened");
+    }
+
+    const fragment = () => followed;
+
+    /** What a link is to, for the visitor to read before anything is made of it. */
+    function offer(text) {
+        const {description, strength, error} = JSON.parse(text);
+        if (error) return note("#note", error);
+        const at = strength === 1 ? "" : `, at strength ${strength}`;
+        note("#note", `The link is to an adapter: “${description}”${at}.`, ["Make it", () => {
+            brought = {description, strength};
+            enter("#description textarea", description);
+            setTimeout(() => press("generate"));
+        }], ["Leave it", () => {}]);
     }
 
     // ---- conversations ----
@@ -657,7 +698,8 @@ window.hyperlora = (() => {
         const shelf = adapters();
         let adapter = shelf.find((other) => other.description === description);
         if (!adapter) {
-            adapter = {id: newId(), name: "", description, strength: 1};
+            const strength = brought?.description === description ? brought.strength : 1;
+            adapter = {id: newId(), name: "", description, strength};
             for (const gone of shelf.splice(MAX_SHELF - 1)) remove(ADAPTER + gone.id);
             arrange([adapter, ...shelf]);
         }
@@ -733,6 +775,6 @@ window.hyperlora = (() => {
 
     return {
         start, keepTyped, adapter, turns, generate, made, failed, strength, setStrength, ask, heardTurn, answered,
-        undo, clear, example, described, scroll, show, askBoth, askSide, sideAnswered,
+        undo, clear, example, described, scroll, show, askBoth, askSide, sideAnswered, copy, follow, fragment, offer,
     };
 })();

@@ -37,6 +37,7 @@ import hyperlora
 from hyperlora.errors import UserError
 from hyperlora.hub import Cancelled
 from hyperlora.presets import PRESETS, Preset, assets_dir
+from hyperlora.recipe import Recipe
 from hyperlora.ui.handlers import SKIP, Handlers, about, bubbles, progress
 from hyperlora.ui.markdown import to_html
 from hyperlora.ui.model import MAX_ADAPTERS, Model
@@ -594,6 +595,31 @@ def test_markdown_has_no_html_and_loads_nothing(markdown: str, html: str | None)
         assert attributes.keys() <= {"class", "href", "title"}
         assert attributes.get("href", "http://").startswith(("http://", "data:image/"))
     assert to_html("a" * 50_001) is None
+
+
+# ---- links ----
+
+
+@pytest.mark.parametrize("strength", [1, -0.5, 4])
+def test_a_link_is_to_the_adapter_that_was_shared(on: Handlers, pipe: hyperlora.Pipeline, strength: float) -> None:
+    link = json.loads(on.share(shelved(REVERSE, "Mine", strength)))["link"]
+    assert Recipe.from_link(link, pipe.hyperlora.checkpoint) == Recipe(REVERSE, strength=strength)
+    assert json.loads(on.open_link(link)) == {"description": REVERSE, "strength": strength}
+
+
+def test_what_cannot_be_shared_or_opened_says_why(on: Handlers, pipe: hyperlora.Pipeline) -> None:
+    here, blend = pipe.hyperlora.checkpoint, Recipe(blend=((1, Recipe(ADD)), (1, Recipe(REVERSE))))
+    for asked, given, sentence in (
+        (on.share, "", "Select an adapter first"),
+        (on.share, "{", "is damaged"),
+        (on.share, shelved("a " * 900), "shorten"),
+        (on.open_link, None, "must be text"),
+        (on.open_link, "#adapter=" + "A" * 9000, "longer than 2,048"),
+        (on.open_link, "#adapter=%3Cscript%3E", "The link is damaged"),
+        (on.open_link, Recipe(REVERSE).link("0" * 12), "for the checkpoint 000000000000"),
+        (on.open_link, blend.link(here), "to a blend or an upload"),
+    ):
+        assert sentence in json.loads(asked(given))["error"]
 
 
 # ---- two answers to one message ----

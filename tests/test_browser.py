@@ -19,6 +19,7 @@ import hyperlora
 from hyperlora.errors import UserError
 from hyperlora.hub import Cancelled
 from hyperlora.presets import get_preset, load_examples
+from hyperlora.recipe import Recipe
 from hyperlora.ui.model import Model
 from tests.test_app import ADD, REVERSE, serving, slow, wait_until
 
@@ -56,7 +57,7 @@ def browser() -> Iterator[Browser]:
 
 
 @contextmanager
-def visit(browser: Browser, url: str, **options) -> Iterator[Page]:
+def visit(browser: Browser, url: str, fragment: str = "", **options) -> Iterator[Page]:
     """The page as a visitor of their own has it, in as many tabs as they open.
 
     It fails where a page logs an error, or asks another host for anything, which is also kept from it.
@@ -78,7 +79,7 @@ def visit(browser: Browser, url: str, **options) -> Iterator[Page]:
     context.on("console", lambda message: complain(message.text) if message.type == "error" else None)
     context.on("weberror", lambda error: complain(str(error.error)))
     page = context.new_page()
-    page.goto(url)
+    page.goto(url + fragment)
     yield page
     context.close()
     assert complaints == []
@@ -1013,6 +1014,41 @@ def test_light_or_dark_is_remembered(page: Page) -> None:
     expect(body).not_to_have_css("background-color", light)
     page.locator("#theme").click()
     expect(body).to_have_css("background-color", light)
+
+
+def test_an_adapter_is_shared_by_link(page: Page, browser: Browser, url: str, pipe: hyperlora.Pipeline) -> None:
+    """Its description is shown before anything is made of it; nothing of it is in what the server is asked for."""
+    generate(page, "Write <b>it</b> in capitals.")
+    page.locator("#strength input[type=number]").fill("-0.5")
+    page.get_by_label("More for Write <b>it</b> in capitals.").click()
+    page.get_by_role("menuitem", name="Copy link").click()
+    link = page.get_by_label("Link", exact=True).input_value()
+    assert link.startswith(f"{url.rstrip('/')}/#adapter=") and len(link) < 2100
+    with visit(browser, url, link[link.index("#") :]) as other:
+        note = other.locator("#note")
+        expect(note).to_contain_text("“Write <b>it</b> in capitals.”, at strength -0.5.")
+        expect(other.locator("#shelf label")).to_have_count(1)  # no adapter
+        assert other.url == url
+        other.get_by_role("button", name="Make it").click()
+        expect(other.locator("#shelf label.selected")).to_have_text("Write <b>it</b> in capitals.")
+        expect(other.locator("#strength input[type=number]")).to_have_value("-0.5")
+        send(other, "one two")
+        by = "Write <b>it</b> in capitals. · strength -0.5"
+        expect_answers(other, said(pipe, "one two", "Write <b>it</b> in capitals.", by, strength=-0.5))
+
+
+@pytest.mark.parametrize(
+    ("fragment", "sentence"),
+    [
+        ("#adapter=eyJ", "The link is damaged"),
+        ("#adapter=<img src=x onerror=alert(1)>", "The link is damaged"),
+        (Recipe(REVERSE).link("0" * 12), "The link is for the checkpoint 000000000000"),
+    ],
+)
+def test_a_link_that_is_no_good_says_so(browser: Browser, url: str, fragment: str, sentence: str) -> None:
+    with visit(browser, url, fragment) as page:
+        expect(page.locator("#note")).to_contain_text(sentence)
+        expect(page.locator("#shelf label")).to_have_count(1)
 
 
 def compared(page: Page) -> list[str]:

@@ -15,6 +15,7 @@ import gradio as gr
 from hyperlora.errors import UserError
 from hyperlora.hub import gigabytes
 from hyperlora.presets import load_examples
+from hyperlora.recipe import Recipe
 from hyperlora.text import check_text
 from hyperlora.ui.documents import card, readme
 from hyperlora.ui.markdown import to_html
@@ -207,6 +208,26 @@ class Handlers:
             return self._notices(self.model.adapter(shelved.description).scaled(shelved.strength)) if shelved else ""
         except Exception as error:
             return status("error", sentence(error))
+
+    def share(self, chosen: object) -> str:
+        """-> JSON: the "link" to an adapter of the shelf, as a URL's fragment, or the "error" that there is none."""
+        try:
+            if (shelved := read_adapter(chosen)) is None:
+                raise UserError("Select an adapter first: without one there is nothing to share.")
+            recipe = Recipe(shelved.description, strength=shelved.strength)
+            return json.dumps({"link": recipe.link(self.model.pipe.hyperlora.checkpoint)})
+        except Exception as error:
+            return json.dumps({"error": sentence(error)})
+
+    def open_link(self, fragment: object) -> str:
+        """-> JSON: the "description" and "strength" that a link is to, or the "error" in it. Nothing is made yet."""
+        try:
+            recipe = Recipe.from_link(fragment, self.model.pipe.hyperlora.checkpoint)
+            if recipe.description is None:
+                raise UserError("The link is to a blend or an upload, which Python opens and this page does not.")
+            return json.dumps({"description": one_line(recipe.description), "strength": recipe.strength})
+        except Exception as error:
+            return json.dumps({"error": sentence(error)})
 
     def _notices(self, adapter: "Adapter") -> str:
         notices = adapter.notice, self.model.pipe.hyperlora.norm_notice(adapter)

@@ -89,9 +89,9 @@ def build_page(model: Model) -> gr.Blocks:
         id, adapter, turns, turn, made, examples, name, document = (gr.Textbox("", visible="hidden") for _ in range(8))
         ordered = gr.Textbox("", visible="hidden", elem_id="ordered")
         # What page.js presses.
-        show, selected, placed, card, readme, ask_left, ask_right = (
+        show, selected, placed, card, readme, ask_left, ask_right, share, opened = (
             gr.Button(visible="hidden", elem_id=name)
-            for name in ("show", "selected", "placed", "card", "readme", "ask_left", "ask_right")
+            for name in ("show", "selected", "placed", "card", "readme", "ask_left", "ask_right", "share", "opened")
         )
         timer = gr.Timer(1)
         with gr.Row(elem_id="page"):
@@ -168,7 +168,8 @@ def build_page(model: Model) -> gr.Blocks:
                     )
                     halt = gr.Button("Stop", size="sm", elem_id="halt")
 
-        side, seed = gr.Textbox("", visible="hidden"), gr.Number(visible="hidden")
+        side, link, shared = (gr.Textbox("", visible="hidden") for _ in range(3))
+        seed = gr.Number(visible="hidden")
 
         private = {"api_visibility": "private", "show_progress": "hidden"}
         quick = {**private, "queue": False}
@@ -194,6 +195,7 @@ def build_page(model: Model) -> gr.Blocks:
         for asked in (restored.success, timer.tick):
             there = asked(on.ready, *is_ready, js=js("described"), **quick).then(on.offer, *offer, **quick)
             there.then(None, js=js("scroll"))  # the examples of the model that answers take room
+            there.then(None, js=js("follow"))  # a link is read once the model is there
         allow.click(on.allow, None, None, **quick).then(on.offer, *offer, **quick)
         refuse.click(on.refuse, None, None, **quick).then(on.offer, *offer, **quick)
 
@@ -250,6 +252,11 @@ def build_page(model: Model) -> gr.Blocks:
         clear.click(None, None, seen, js=js("clear"))
         exported = export.click(on.export, [adapter], archive, js=js("adapter"), **raw, **private)
         exported.success(None, js=DOWNLOAD, **private)
+
+        sharing = share.click(on.share, [adapter], [shared], js=js("adapter"), **raw, **quick)
+        sharing.success(None, [shared], None, js=js("copy", "text"))
+        following = opened.click(on.open_link, [link], [shared], js=js("fragment"), **raw, **quick)
+        following.success(None, [shared], None, js=js("offer", "text"))
 
         for asked, which in ((card, "card"), (readme, "readme")):
             found = asked.click(on.read, [name], [document], js=f"() => '{which}'", **raw, **quick)
