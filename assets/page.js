@@ -120,6 +120,8 @@ window.hyperlora = (() => {
 
     /** The conversations, the latest first. */
     const chats = () => entries(CHAT, checkChat).sort((a, b) => b.at - a.at);
+    /** An adapter as the server reads it. */
+    const told = ({name, description, strength}) => JSON.stringify({name, description, strength});
     const nameOf = (adapter) => adapter.name || adapter.description;
 
     function titleOf(conversation) {
@@ -501,8 +503,7 @@ window.hyperlora = (() => {
     /** A side as the server reads it. */
     function rival(value) {
         const prompted = value === "prompted", adapter = adapters().find(({id}) => id === (prompted ? selected()?.id : value));
-        const {name, description, strength} = adapter ?? {};
-        return {adapter: adapter ? JSON.stringify({name, description, strength}) : "", prompted, describe: typed.describe ?? $("#in_prompt input").checked};
+        return {adapter: adapter ? told(adapter) : "", prompted, describe: typed.describe ?? $("#in_prompt input").checked};
     }
 
     function askBoth() {
@@ -676,7 +677,7 @@ window.hyperlora = (() => {
     function adapter() {
         const isWanted = (adapter) => (wanted === null ? adapter.id === chat.adapter : adapter.description === wanted);
         const {name = "", description = wanted, strength = 1} = adapters().find(isWanted) ?? {};
-        return description ? JSON.stringify({name, description, strength}) : "";
+        return description ? told({name, description, strength}) : "";
     }
 
     const turns = () => JSON.stringify(chat.turns);

@@ -462,10 +462,10 @@ class ChatEngine:
 
     def _next(self, running: list[_Row]) -> _Row | None:
         """Who joins next, of those who wait: a visitor, or else a background job's row where it has few of them."""
-        if len(running) >= self.max_batch:
+        waiting = list(self._inbox.waiting)  # others may come meanwhile
+        if not waiting or len(running) >= self.max_batch:
             return None
         late = sum(row.ended is not None for row in running) >= max(1, self.max_batch // 2)
-        waiting = list(self._inbox.waiting)  # others may come meanwhile
         others = (row for row in waiting if row.ended is not None and not late)
         return next((row for row in waiting if row.ended is None), None) or next(others, None)
 

@@ -18,7 +18,7 @@ MAX_LEAVES, MAX_DEPTH = 8, 3  # descriptions and uploads in a recipe; a blend of
 MAX_STRENGTH = 4  # of strengths and weights, either way
 MAX_RANK = 64  # of a blend, and of what visitors bring
 MAX_LINK = 2_048  # characters after the #
-MAX_JSON = 100_000  # characters: descriptions at their longest, each character written as \uXXXX
+MAX_JSON = 100_000  # characters: descriptions at their longest, each character written as an escape of six
 PREFIX = "adapter="  # of a link's fragment
 DAMAGED_LINK = "The link is damaged: ask for it again, and copy the whole of it."
 BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # they show a text in another order than it has

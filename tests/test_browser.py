@@ -796,13 +796,18 @@ def test_conversations_each_have_their_adapter(page: Page, pipe: hyperlora.Pipel
         expect(conversation).to_be_enabled()
 
 
+def second_tab(page: Page, url: str) -> Page:
+    other = page.context.new_page()
+    other.goto(url)
+    expect(other.locator("#generate")).to_be_enabled()
+    return other
+
+
 def test_tabs_do_not_overwrite_each_other(page: Page, url: str, pipe: hyperlora.Pipeline) -> None:
     generate(page, ADD)
     send(page, "one two")
     expect_answers(page, said(pipe, "one two", ADD))
-    other = page.context.new_page()
-    other.goto(url)
-    expect(other.locator("#generate")).to_be_enabled()
+    other = second_tab(page, url)
     rows(other, ADD, selected="No adapter")
     generate(other, REVERSE)
     rows(page, REVERSE, ADD, selected=ADD)  # each has its own selected
@@ -830,9 +835,7 @@ def test_forget_everything_is_asked_first_and_meant_in_all_tabs(page: Page, url:
     generate(page, ADD)
     send(page, "one two")
     expect_answers(page, said(pipe, "one two", ADD))
-    other = page.context.new_page()
-    other.goto(url)
-    expect(other.locator("#generate")).to_be_enabled()
+    other = second_tab(page, url)
     page.locator("#forget").click()
     page.get_by_role("button", name="Leave them").click()
     rows(page, ADD, selected=ADD)
@@ -878,9 +881,7 @@ def test_what_is_not_to_be_kept_is_gone_with_the_tab(page: Page, url: str, pipe:
     page.reload()
     expect_answers(page, answer)
     rows(page, REVERSE, ADD, selected=REVERSE)
-    other = page.context.new_page()
-    other.goto(url)
-    expect(other.locator("#generate")).to_be_enabled()
+    other = second_tab(page, url)
     rows(other, ADD, selected="No adapter")
     expect(other.get_by_label("Do not keep")).to_be_checked()
     assert stored(page, "chat") == []

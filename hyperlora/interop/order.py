@@ -6,16 +6,15 @@ from dataclasses import replace
 from itertools import combinations, permutations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hyperlora.adapted import AdaptedModel
-from hyperlora.base import device_of
 from hyperlora.config import read_json
 from hyperlora.generator import HyperLoRA
+from hyperlora.likelihood import likelihoods
 from hyperlora.presets import assets_dir
-from hyperlora.prompt import encode_answers, with_description
+from hyperlora.prompt import with_description
 
 ALL_ORDERS = 4  # of so many module types every order is tried; of more, only what swaps of two lead to
 
@@ -80,21 +79,7 @@ def _losses(
     task_input: Tensor,
 ) -> Tensor:
     """The answer's mean loss a token under each network's adapter, [networks]; one forward pass."""
-    config = networks[0].config
-    text = with_description(example["description"], example["input"], config.prompt_style)
+    text = with_description(example["description"], example["input"], networks[0].config.prompt_style)
     chat = [{"role": "user", "content": text}, {"role": "assistant", "content": example["output"]}]
-    [(prompt, answer)] = encode_answers(tokenizer, [chat])
-    ids = torch.tensor(prompt + answer, device=device_of(adapted.model.get_input_embeddings()))
-    task_input = task_input.to(networks[0].network.task_encoder[0].weight.device)
-    each = [network.factors(task_input[None]) for network in networks]
-    factors = {
-        module: tuple(torch.cat([factors[module][side] for factors in each]) for side in (0, 1))
-        for module in config.target_modules
-    }
-    rows = torch.arange(len(networks))
-    with adapted.use_factors(factors, rows, networks[0].scale):
-        # An index: with a slice a bfloat16 product on a CPU copies the output matrix for each row.
-        last = torch.arange(-len(answer) - 1, 0)
-        logits = adapted.model(ids.expand(len(rows), -1), use_cache=False, logits_to_keep=last).logits
-    targets = ids[-len(answer) :].to(logits.device).expand(len(rows), -1)
-    return F.cross_entropy(logits[:, :-1].float().mT, targets, reduction="none").mean(dim=1)
+    adapters = [network.generate(embeddings=task_input[None])[0] for network in networks]
+    return torch.tensor([row.loss for row in likelihoods(adapted, tokenizer, [chat] * len(adapters), adapters)])

@@ -20,7 +20,7 @@ from hyperlora.text import check_text
 from hyperlora.ui.documents import card, readme
 from hyperlora.ui.markdown import to_html
 from hyperlora.ui.model import Model
-from hyperlora.ui.session import KEPT, SIDES, Turn, one_line, read_adapter, read_side, read_turns, write
+from hyperlora.ui.session import KEPT, SIDES, Shelved, Turn, one_line, read_adapter, read_side, read_turns, write
 
 if TYPE_CHECKING:
     from hyperlora.chat import ChatStream
@@ -205,7 +205,7 @@ class Handlers:
         """-> status: what there is to know of the selected adapter at its strength."""
         try:
             shelved = read_adapter(chosen)
-            return self._notices(self.model.adapter(shelved.description).scaled(shelved.strength)) if shelved else ""
+            return self._notices(self._adapter(shelved)) if shelved else ""
         except Exception as error:
             return status("error", sentence(error))
 
@@ -228,6 +228,9 @@ class Handlers:
             return json.dumps({"description": one_line(recipe.description), "strength": recipe.strength})
         except Exception as error:
             return json.dumps({"error": sentence(error)})
+
+    def _adapter(self, shelved: Shelved) -> "Adapter":
+        return self.model.adapter(shelved.description).scaled(shelved.strength)
 
     def _notices(self, adapter: "Adapter") -> str:
         notices = adapter.notice, self.model.pipe.hyperlora.norm_notice(adapter)
@@ -288,7 +291,7 @@ class Handlers:
                     waiting = True
                     box = gr.Textbox(interactive=False, submit_btn="Waiting for the adapter…")
                     yield *SKIP[:2], box, *off, gr.skip()
-                by, adapter = shelved.name, self.model.adapter(shelved.description).scaled(shelved.strength)
+                by, adapter = shelved.name, self._adapter(shelved)
                 by += f" · strength {shelved.strength:g}" if shelved.strength != 1 else ""
                 by += " · description in the prompt" if describe else ""
             messages = []
@@ -326,13 +329,11 @@ class Handlers:
 
     def compare(self, side: object, message: object, seed: object, request: gr.Request) -> Iterator[str]:
         """-> one of two answers to a message, as HTML; again and again while it streams."""
-        visitor, answer, how = None, "", ""
+        visitor, answer = None, ""
         try:
             pipe = self.model.pipe
             which, shelved, describe, prompted = read_side(side)
-            messages, adapter = check_text(message, "The message"), None
-            if shelved:
-                adapter = self.model.adapter(shelved.description).scaled(shelved.strength)
+            messages, adapter = check_text(message, "The message"), self._adapter(shelved) if shelved else None
             if prompted:
                 messages, adapter = pipe.prepare(messages, adapter, describe=True), None
             stream = pipe.chat(messages, adapter=adapter, stream=True, describe=describe, seed=seed)
@@ -346,8 +347,7 @@ class Handlers:
                 if time.monotonic() - drawn > REDRAW:
                     drawn = time.monotonic()
                     yield one_answer(answer, "", pipe.markdown)
-            how = stream.finish_reason
-            yield one_answer(answer, how, pipe.markdown)
+            yield one_answer(answer, stream.finish_reason, pipe.markdown)
         except Exception as error:
             yield one_answer(answer, "error", False) * bool(answer) + status("error", sentence(error))
         finally:
@@ -380,7 +380,7 @@ class Handlers:
             try:
                 if (shelved := read_adapter(chosen)) is None:
                     raise UserError("Select an adapter first: there is nothing to export without one.")
-                adapter = self.model.adapter(shelved.description).scaled(shelved.strength)
+                adapter = self._adapter(shelved)
                 path = export_zip(adapter, folder, own_template(self.model.pipe.tokenizer))
             except Exception as error:
                 raise gr.Error(escape(sentence(error)), print_exception=False) from error
