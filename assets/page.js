@@ -479,7 +479,8 @@ window.hyperlora = (() => {
     /** Those who can be compared, as [value, name]. */
     function rivals() {
         const read = selected() ? [["prompted", `${NO_ADAPTER}, “${nameOf(selected())}” in its prompt`]] : [];
-        return [...adapters().map((adapter) => [adapter.id, nameOf(adapter)]), ["", NO_ADAPTER], ...read];
+        const at = ({strength}) => (strength === 1 ? "" : ` · strength ${strength}`);
+        return [...adapters().map((adapter) => [adapter.id, nameOf(adapter) + at(adapter)]), ["", NO_ADAPTER], ...read];
     }
 
     function drawRivals() {
@@ -528,7 +529,8 @@ window.hyperlora = (() => {
         for (const [i, id] of ["left", "right"].entries())
             $(`#${id}`).dataset.by = round.blind ? `Answer ${i + 1}` : round.shown[i][0];
         $("#versus").classList.toggle("running", round.answered < 2);
-        for (const vote of document.querySelectorAll("#vote button")) vote.disabled = round.answered < 2 || round.voted;
+        const off = round.answered < 2 || round.voted || $("#answers .error") !== null;
+        for (const vote of document.querySelectorAll("#vote button")) vote.disabled = off;
     }
 
     function sideAnswered() {
@@ -720,6 +722,7 @@ window.hyperlora = (() => {
         const adapter = selected();
         const changed = adapter && {...adapter, strength: value};
         if (changed && checkAdapter(changed).strength === value) putAdapter(changed);
+        drawRivals();
     }
 
     /** -> id of the question, adapter, describe, turns before it, message if there is a new one: an answer begins. */

@@ -1113,6 +1113,18 @@ def test_a_vote_is_for_an_answer_whose_giver_is_not_named_before(page: Page, pip
     expect(page.locator("#verdict")).to_have_text(f"“No adapter” 0, both alike 1, “{REVERSE}” {vote}")
 
 
+def test_what_cannot_be_compared_says_so_and_is_not_voted_on(page: Page) -> None:
+    generate(page, REVERSE)
+    page.locator("#strength input[type=number]").fill("0.5")
+    page.get_by_role("button", name="Compare").click()
+    page.get_by_role("button", name="Ask both").click()
+    for side in ("#left", "#right"):
+        expect(page.locator(f"{side} .error")).to_contain_text("The message is empty")
+    expect(page.locator("#halt")).to_be_hidden()
+    expect(page.locator("#left")).to_have_attribute("data-by", f"{REVERSE} · strength 0.5")
+    expect(page.locator("#left_wins")).to_be_disabled()
+
+
 def test_two_answers_are_stopped_together(page: Page, pipe: hyperlora.Pipeline) -> None:
     page.get_by_role("button", name="Compare").click()
     with slow(pipe, 1):
