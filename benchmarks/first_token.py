@@ -5,6 +5,7 @@ The alternative to the first is the same embedder and hypernetwork with PEFT beh
 alone, in the second pair with an empty Gradio page.
 """
 
+import json
 import statistics
 import subprocess
 import sys
@@ -166,11 +167,12 @@ def use_page(url: str, start: float) -> tuple[float, str]:
     """Wait until the page makes an adapter, then chat: (seconds until the adapter, the answer's beginning)."""
     client = Client(url, verbose=False)
     while time.perf_counter() - start < TIMEOUT:
-        status, *_, made = client.predict(f"1 {next(iter(TASKS))}", "", api_name="/generate")
+        status, made = client.predict(f"1 {next(iter(TASKS))}", api_name="/generate")
         if made := made.removeprefix("1 "):
             seconds = time.perf_counter() - start
-            # which adapter, its strength, whether the description is in the prompt, the conversation, the message
-            for chat, *_ in client.submit(made, 1, False, "", "one two three", api_name="/send"):
+            adapter = json.dumps({"name": "", "description": made, "strength": 1})
+            # its id, the adapter, whether the description is in the prompt too, the conversation, the message
+            for chat, *_ in client.submit("1", adapter, False, "", "one two three", api_name="/send"):
                 answer = chat[-1]["content"][0]["text"]
                 if answer != "…":
                     return seconds, answer
