@@ -5,7 +5,6 @@ window.hyperlora = (() => {
     const LIMIT = 2_000_000; // characters in all, each two bytes: 4 MB
     const MAX_SHELF = 32, MAX_NAME = 120, MAX_STRENGTH = 4, NO_ADAPTER = "No adapter";
     const ADAPTER = "hyperlora.adapter.", CHAT = "hyperlora.chat.", TAB = "hyperlora.tab";
-    const SCORE = "hyperlora.score", MAX_PAIRS = 50; // votes, of so many pairs
     const KEEP = "hyperlora.keep", FORGOTTEN = "hyperlora.forgotten", THEME = "hyperlora.theme";
     const $ = (selector) => document.querySelector(selector);
     const press = (name) => $(`#${name}`).click();
@@ -102,11 +101,6 @@ window.hyperlora = (() => {
         return {name, adapter, turns: value.turns, at: isNumber(value.at) ? value.at : 0};
     }
 
-    function checkScore(value) {
-        const good = ([, counts]) => Array.isArray(counts) && counts.length === 3 && counts.every(isNumber);
-        return Object.fromEntries(Object.entries(value).filter(good).slice(0, MAX_PAIRS));
-    }
-
     function entries(prefix, check) {
         const ids = new Set(stores.flatMap((store) => keys(store, prefix)).map((key) => key.slice(prefix.length)));
         return [...ids].filter((id) => read(prefix + id, check)).map((id) => ({...read(prefix + id, check), id}));
@@ -121,7 +115,7 @@ window.hyperlora = (() => {
     /** The conversations, the latest first. */
     const chats = () => entries(CHAT, checkChat).sort((a, b) => b.at - a.at);
     /** An adapter as the server reads it. */
-    const told = ({name, description, strength}) => JSON.stringify({name, description, strength});
+    const told = ({name, description, strength, recipe}) => JSON.stringify({name, description, strength, recipe});
     const nameOf = (adapter) => adapter.name || adapter.description;
 
     function titleOf(conversation) {
@@ -289,7 +283,7 @@ window.hyperlora = (() => {
         box.replaceChildren(...rows);
         $("#page").classList.toggle("begun", rows.length > 1);
         if (focused) (box.querySelector(`.${focused}:is(button, :checked)`) ?? box.querySelector(":checked")).focus();
-        drawRivals();
+        drawn();
         scroll();
     }
 
@@ -472,82 +466,19 @@ window.hyperlora = (() => {
         ]);
     }
 
-    // ---- two answers to one message ----
+    // ---- what is beside the conversation: one mode at a time, each a file of its own ----
 
-    let round = null; // what is compared: its two sides as [name, what the server is told], and which was shown where
+    const begins = []; // what they do once the page is there
+    const draws = []; // and when the shelf, or what is selected, has changed
+    const drawn = () => started && draws.forEach((draw) => draw());
 
-    /** Those who can be compared, as [value, name]. */
-    function rivals() {
-        const read = selected() ? [["prompted", `${NO_ADAPTER}, “${nameOf(selected())}” in its prompt`]] : [];
-        const at = ({strength}) => (strength === 1 ? "" : ` · strength ${strength}`);
-        return [...adapters().map((adapter) => [adapter.id, nameOf(adapter) + at(adapter)]), ["", NO_ADAPTER], ...read];
-    }
-
-    function drawRivals() {
-        const all = rivals();
-        for (const [id, first] of [["#left_by", selected()?.id ?? ""], ["#right_by", ""]]) {
-            const list = $(id), now = all.some(([value]) => value === list.dataset.chosen) ? list.dataset.chosen : first;
-            list.replaceChildren(...all.map(([value, textContent]) => make("option", {value, textContent, selected: value === now})));
-            list.onchange = () => {
-                list.dataset.chosen = list.value;
-            };
-        }
-    }
-
-    function toggleCompare() {
-        const on = $("#page").classList.toggle("comparing");
-        $("#compare").ariaPressed = String(on);
-        drawRivals();
-        if (on) $("#question textarea").focus();
-    }
-
-    /** A side as the server reads it. */
-    function rival(value) {
-        const prompted = value === "prompted", adapter = adapters().find(({id}) => id === (prompted ? selected()?.id : value));
-        return {adapter: adapter ? told(adapter) : "", prompted, describe: typed.describe ?? $("#in_prompt input").checked};
-    }
-
-    function askBoth() {
-        if ($("#versus").classList.contains("running")) return;
-        const chosen = [$("#left_by"), $("#right_by")], blind = $("#blind").checked;
-        const sides = chosen.map((list) => [list.selectedOptions[0]?.textContent ?? NO_ADAPTER, rival(list.value)]);
-        const shown = blind && Math.random() < 0.5 ? sides.reverse() : sides;
-        round = {shown, blind, seed: Math.floor(Math.random() * 2 ** 31), answered: 0};
-        note("#verdict");
-        drawRound();
-        press("ask_left");
-        press("ask_right");
-    }
-
-    /** -> side, message, seed. */
-    function askSide(which, message) {
-        const [, side] = round.shown[which === "left" ? 0 : 1];
-        return [JSON.stringify({...side, side: which}), message, round.seed];
-    }
-
-    function drawRound() {
-        for (const [i, id] of ["left", "right"].entries())
-            $(`#${id}`).dataset.by = round.blind ? `Answer ${i + 1}` : round.shown[i][0];
-        $("#versus").classList.toggle("running", round.answered < 2);
-        const off = round.answered < 2 || round.voted || $("#answers .error") !== null;
-        for (const vote of document.querySelectorAll("#vote button")) vote.disabled = off;
-    }
-
-    function sideAnswered() {
-        round.answered += 1;
-        drawRound();
-    }
-
-    /** The visitor's votes of these two, by name, kept in their browser alone. */
-    function vote(winner) {
-        const names = round.shown.map(([name]) => cut(name, MAX_NAME)), pair = [...names].sort(), key = JSON.stringify(pair);
-        const score = read(SCORE, checkScore) ?? {}, counts = score[key] ?? [0, 0, 0]; // the first's, alike, the second's
-        counts[winner === null ? 1 : pair[0] === names[winner] ? 0 : 2] += 1;
-        delete score[key];
-        write(SCORE, JSON.stringify(Object.fromEntries([[key, counts], ...Object.entries(score)].slice(0, MAX_PAIRS))));
-        Object.assign(round, {voted: true, blind: false});
-        drawRound();
-        note("#verdict", `“${pair[0]}” ${counts[0]}, both alike ${counts[1]}, “${pair[1]}” ${counts[2]}`);
+    /** The mode that the page is in: "" is the conversation. */
+    function turn(mode) {
+        $("#page").dataset.mode = mode;
+        for (const other of document.querySelectorAll("#modes button"))
+            other.ariaPressed = String(other.dataset.mode === mode);
+        drawn();
+        if (mode) $(`#${mode} :is(textarea, input:not([type=checkbox]))`)?.focus();
     }
 
     // ---- what is about the page ----
@@ -580,8 +511,9 @@ window.hyperlora = (() => {
     // ---- forgetting ----
 
     function forget() {
+        const settings = [KEEP, FORGOTTEN, THEME];
         for (const store of stores)
-            for (const key of [...keys(store, ADAPTER), ...keys(store, CHAT), TAB, SCORE]) delete store[key];
+            for (const key of keys(store).filter((key) => !settings.includes(key))) delete store[key];
         parsed.clear();
         asked.clear(); // what is being answered, or made, comes to nothing
         forgotten = order;
@@ -655,9 +587,9 @@ window.hyperlora = (() => {
         $("#conversation").addEventListener("change", (event) => openChat(event.target.value));
         $("#new_chat").addEventListener("click", () => openChat(newId(), chat.adapter));
         $("#chat_menu").addEventListener("click", chatMenu);
-        $("#compare").addEventListener("click", toggleCompare);
-        for (const [id, winner] of [["#left_wins", 0], ["#same", null], ["#right_wins", 1]])
-            $(id).addEventListener("click", () => vote(winner));
+        for (const mode of document.querySelectorAll("#modes button"))
+            mode.addEventListener("click", () => turn(mode.ariaPressed === "true" ? "" : mode.dataset.mode));
+        for (const begin of begins) begin();
         $("#forget").addEventListener("click", askToForget);
         $("#do_not_keep").addEventListener("change", doNotKeep);
         $("#theme").addEventListener("click", turnTheme);
@@ -665,6 +597,7 @@ window.hyperlora = (() => {
         matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint); // after Gradio, which follows it
         paint();
         started = true;
+        drawn();
         return [typed.description, typed.message, typed.describe ?? values[2]];
     }
     let started = false;
@@ -722,7 +655,7 @@ window.hyperlora = (() => {
         const adapter = selected();
         const changed = adapter && {...adapter, strength: value};
         if (changed && checkAdapter(changed).strength === value) putAdapter(changed);
-        drawRivals();
+        drawn();
     }
 
     /** -> id of the question, adapter, describe, turns before it, message if there is a new one: an answer begins. */
@@ -779,6 +712,9 @@ window.hyperlora = (() => {
 
     return {
         start, keepTyped, adapter, turns, generate, made, failed, strength, setStrength, ask, heardTurn, answered,
-        undo, clear, example, described, scroll, show, askBoth, askSide, sideAnswered, copy, follow, fragment, offer,
+        undo, clear, example, described, scroll, show, copy, follow, fragment, offer,
+        // for the other files
+        $, press, make, button, note, enter, cut, read, write, newId, isNumber, MAX_NAME, NO_ADAPTER,
+        adapters, selected, told, nameOf, typed: () => typed, begins, draws, turn,
     };
 })();

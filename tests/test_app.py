@@ -38,6 +38,7 @@ from hyperlora.errors import UserError
 from hyperlora.hub import Cancelled
 from hyperlora.presets import PRESETS, Preset, assets_dir
 from hyperlora.recipe import Recipe
+from hyperlora.ui.compare import Compare
 from hyperlora.ui.handlers import SKIP, Handlers, about, bubbles, progress
 from hyperlora.ui.markdown import to_html
 from hyperlora.ui.model import MAX_ADAPTERS, Model
@@ -218,12 +219,12 @@ def test_adapters_are_kept_in_a_bounded_memory_and_come_back_the_same(pipe: hype
     model = Model(lambda: pipe)
     model.start()
     wait_until(lambda: model.settled)
-    first = model.adapter("Task.")
-    assert model.adapter("Task.") is first
+    first = model.adapter(Recipe("Task."))
+    assert model.adapter(Recipe("Task.")) is first
     for i in range(MAX_ADAPTERS):
-        model.adapter(f"Task {i}.")
-    assert not model.has("Task.")
-    again = model.adapter("Task.")
+        model.adapter(Recipe(f"Task {i}."))
+    assert not model.has(Recipe("Task."))
+    again = model.adapter(Recipe("Task."))
     assert again is not first
     for module, (a, b) in first.weights.items():
         assert torch.equal(a, again.weights[module][0])
@@ -233,16 +234,16 @@ def test_adapters_are_kept_in_a_bounded_memory_and_come_back_the_same(pipe: hype
 def test_whoever_asks_for_an_adapter_that_is_being_made_gets_that_one(
     model: Model, pipe: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go, asked = threading.Event(), []
+    go, asked, real = threading.Event(), [], pipe.adapt
 
     def adapt(text: str) -> object:
         asked.append(text)
         assert go.wait(300)
-        return object()
+        return real(text)
 
     monkeypatch.setattr(pipe, "adapt", adapt)
     with ThreadPoolExecutor() as pool:
-        made = [pool.submit(model.adapter, "Wait for it.") for _ in range(4)]
+        made = [pool.submit(model.adapter, Recipe("Wait for it.")) for _ in range(4)]
         wait_until(lambda: asked)
         go.set()
         assert len({id(future.result()) for future in made}) == 1
@@ -255,8 +256,8 @@ def test_a_description_that_failed_is_tried_again(
     with monkeypatch.context() as patch:
         patch.setattr(pipe, "adapt", lambda text: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            model.adapter("Fail once.")
-    assert model.adapter("Fail once.").description == "Fail once."
+            model.adapter(Recipe("Fail once."))
+    assert model.adapter(Recipe("Fail once.")).description == "Fail once."
 
 
 # ---- what the page holds ----
@@ -293,8 +294,8 @@ def test_what_no_page_holds_is_one_sentence(on: Handlers, kept: object) -> None:
 
 def test_an_adapter_of_the_shelf_is_a_description_with_a_name_and_a_strength() -> None:
     assert read_adapter("") is None
-    assert read_adapter(shelved(f" {ADD}\n")) == Shelved(ADD, ADD, 1)
-    assert read_adapter(shelved(ADD, " My\n sums ", 0.5)) == Shelved(ADD, "My sums", 0.5)
+    assert read_adapter(shelved(f" {ADD}\n")) == Shelved(Recipe(ADD), ADD, 1)
+    assert read_adapter(shelved(ADD, " My\n sums ", 0.5)) == Shelved(Recipe(ADD), "My sums", 0.5)
     for name in (None, 3, ["a"], "\ud83d", "a" * (MAX_NAME + 1)):
         with pytest.raises(UserError, match=r"^What the page kept .*[.]$"):
             read_adapter(shelved(ADD, name))
@@ -625,6 +626,11 @@ def test_what_cannot_be_shared_or_opened_says_why(on: Handlers, pipe: hyperlora.
 # ---- two answers to one message ----
 
 
+@pytest.fixture
+def compare(model: Model) -> Compare:
+    return Compare(model)
+
+
 def side(which: str, adapter: str = "", **said: object) -> str:
     return json.dumps({"side": which, "adapter": adapter} | said)
 
@@ -633,7 +639,7 @@ def text_of(html: str) -> str:
     return re.sub("<[^>]*>", "", html)
 
 
-def test_a_message_has_an_answer_of_each_side(on: Handlers, pipe: hyperlora.Pipeline) -> None:
+def test_a_message_has_an_answer_of_each_side(compare: Compare, pipe: hyperlora.Pipeline) -> None:
     """With an adapter, without, and without but with the adapter's description in the prompt; both at the same time."""
     adapter, request = pipe.adapt(REVERSE), SimpleNamespace(session_hash="a")
     wanted = {
@@ -643,23 +649,23 @@ def test_a_message_has_an_answer_of_each_side(on: Handlers, pipe: hyperlora.Pipe
         side("left", shelved(REVERSE), prompted=True): pipe.chat(f"{REVERSE}\none two"),
         side("right"): pipe.chat("one two"),
     }
-    answers = {asked: on.compare(asked, "one two", 7, request) for asked in wanted}
+    answers = {asked: compare.answer(asked, "one two", 7, request) for asked in wanted}
     for asked, answer in answers.items():
         *_, last = answer
         [text] = re.findall('<div class="verbatim">(.*?)</div>', last, re.DOTALL)
         assert unescape(text) == wanted[asked]
-    assert on._streams == {}
+    assert compare._streams == {}
 
 
-def test_both_sides_stop_together_and_say_so(on: Handlers, pipe: hyperlora.Pipeline) -> None:
+def test_both_sides_stop_together_and_say_so(compare: Compare, pipe: hyperlora.Pipeline) -> None:
     request = SimpleNamespace(session_hash="a")
     with slow(pipe, 0.05):
-        answers = [on.compare(side(which), "one two", 7, request) for which in ("left", "right")]
+        answers = [compare.answer(side(which), "one two", 7, request) for which in ("left", "right")]
         for answer in answers:
             next(answer)
-        asyncio.run(on.stop(request))
+        asyncio.run(compare.stop(request))
         assert all("Stopped." in list(answer)[-1] for answer in answers)
-    assert on._streams == {}
+    assert compare._streams == {}
 
 
 @pytest.mark.parametrize(
@@ -677,15 +683,15 @@ def test_both_sides_stop_together_and_say_so(on: Handlers, pipe: hyperlora.Pipel
     ],
 )
 def test_a_side_that_cannot_answer_says_why(
-    on: Handlers, asked: object, message: object, seed: object, sentence: str
+    compare: Compare, asked: object, message: object, seed: object, sentence: str
 ) -> None:
-    [answer] = on.compare(asked, message, seed, SimpleNamespace(session_hash="a"))
+    [answer] = compare.answer(asked, message, seed, SimpleNamespace(session_hash="a"))
     assert sentence in text_of(answer) and answer.startswith('<span class="error">')
 
 
-def test_an_answer_that_is_compared_is_text(on: Handlers, answering: Callable[..., None]) -> None:
+def test_an_answer_that_is_compared_is_text(compare: Compare, answering: Callable[..., None]) -> None:
     answering("<b>", "&amp;\n  x", end="length")
-    *_, last = on.compare(side("left"), "a", 7, SimpleNamespace(session_hash="a"))
+    *_, last = compare.answer(side("left"), "a", 7, SimpleNamespace(session_hash="a"))
     assert "&lt;b&gt;&amp;amp;\n  x" in last and "Cut off at the token limit." in last
 
 

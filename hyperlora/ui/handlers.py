@@ -6,6 +6,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,8 @@ from hyperlora.text import check_text
 from hyperlora.ui.documents import card, readme
 from hyperlora.ui.markdown import to_html
 from hyperlora.ui.model import Model
-from hyperlora.ui.session import KEPT, SIDES, Shelved, Turn, one_line, read_adapter, read_side, read_turns, write
+from hyperlora.ui.session import KEPT, Turn, one_line, read_adapter, read_turns, write
+from hyperlora.ui.words import ENDS, REDRAW, sentence, status
 
 if TYPE_CHECKING:
     from hyperlora.chat import ChatStream
@@ -30,18 +32,9 @@ if TYPE_CHECKING:
 NO_ADAPTER, LOADING, INSTEAD = "No adapter", "Loading the model…", "Use a small model instead"
 # For the chat, the turn, the message box, Retry, Undo, Clear and who answers; what yields nothing would empty them.
 SKIP = (gr.skip(),) * 7
-# How an answer ended that is not whole.
-ENDS = {"length": "cut off at the token limit", "stopped": "stopped", "error": "ended by an error", "": "interrupted"}
 LAST = object()  # the message to ask again
-REDRAW = 0.05  # seconds between two updates of a streamed answer
-SAVE = 1.0  # and between two of what the page keeps of it
-UNEXPECTED = "Something went wrong on the server; its log says what. Please try again."
+SAVE = 1.0  # seconds between two updates of what the page keeps of a streamed answer
 log = logging.getLogger(__name__)
-
-
-def status(kind: str, text: str) -> str:
-    """A line of HTML of that class; the text is escaped."""
-    return f'<span class="{kind}">{escape(text)}</span>'
 
 
 def verbatim(text: str) -> dict[str, str]:
@@ -64,13 +57,6 @@ def bubbles(turns: list[Turn], busy: bool = False) -> list[dict]:
     return messages
 
 
-def one_answer(answer: str, end: str, markdown: bool) -> str:
-    """An answer as HTML, which says why it is not whole; `end` is empty while it is written."""
-    shown = to_html(answer) if markdown else None
-    text = shown or f'<div class="verbatim">{escape(answer) or ("(no text)" if end else "…")}</div>'
-    return text + (status("done", ENDS[end].capitalize() + ".") if end not in ("", "stop") else "")
-
-
 def about(pipe: "Pipeline") -> str:
     """Which model answers, what it can do and what not: a line of HTML that opens to more."""
     if pipe.preset is None or not pipe.preset.summary:
@@ -78,14 +64,6 @@ def about(pipe: "Pipeline") -> str:
         return escape(f"{Path(base).name} answers; adapters come from {hyperlora}.")
     line, more = escape(pipe.preset.summary), escape(pipe.preset.description)
     return f"<details><summary>{line}</summary><p>{more}</p></details>"
-
-
-def sentence(error: Exception) -> str:
-    """What a visitor reads of an error; one that is no `UserError` goes to the log."""
-    if isinstance(error, UserError):
-        return str(error)
-    log.error("Unexpected error on the page", exc_info=error)
-    return UNEXPECTED
 
 
 def progress(done: float, size: float, seconds: float) -> str:
@@ -190,9 +168,10 @@ class Handlers:
         try:
             order, _, description = check_text(ordered, "The description").partition(" ")
             description = one_line(description)
-            known = self.model.has(description)
+            recipe = Recipe(description)
+            known = self.model.has(recipe)
             started = time.perf_counter()
-            adapter = self.model.adapter(description)
+            adapter = self.model.adapter(recipe)
             milliseconds = (time.perf_counter() - started) * 1000
             notices = self._notices(adapter)
         except Exception as error:
@@ -205,7 +184,7 @@ class Handlers:
         """-> status: what there is to know of the selected adapter at its strength."""
         try:
             shelved = read_adapter(chosen)
-            return self._notices(self._adapter(shelved)) if shelved else ""
+            return self._notices(self.model.of(shelved)) if shelved else ""
         except Exception as error:
             return status("error", sentence(error))
 
@@ -214,7 +193,7 @@ class Handlers:
         try:
             if (shelved := read_adapter(chosen)) is None:
                 raise UserError("Select an adapter first: without one there is nothing to share.")
-            recipe = Recipe(shelved.description, strength=shelved.strength)
+            recipe = replace(shelved.recipe, strength=shelved.strength)
             return json.dumps({"link": recipe.link(self.model.pipe.hyperlora.checkpoint)})
         except Exception as error:
             return json.dumps({"error": sentence(error)})
@@ -228,9 +207,6 @@ class Handlers:
             return json.dumps({"description": one_line(recipe.description), "strength": recipe.strength})
         except Exception as error:
             return json.dumps({"error": sentence(error)})
-
-    def _adapter(self, shelved: Shelved) -> "Adapter":
-        return self.model.adapter(shelved.description).scaled(shelved.strength)
 
     def _notices(self, adapter: "Adapter") -> str:
         notices = adapter.notice, self.model.pipe.hyperlora.norm_notice(adapter)
@@ -287,11 +263,11 @@ class Handlers:
             id, message = check_text(id, KEPT), check_text(message, "The message")
             by, adapter = NO_ADAPTER, None
             if shelved := read_adapter(chosen):
-                if not self.model.has(shelved.description):
+                if not self.model.has(shelved.recipe):
                     waiting = True
                     box = gr.Textbox(interactive=False, submit_btn="Waiting for the adapter…")
                     yield *SKIP[:2], box, *off, gr.skip()
-                by, adapter = shelved.name, self._adapter(shelved)
+                by, adapter = shelved.name, self.model.of(shelved)
                 by += f" · strength {shelved.strength:g}" if shelved.strength != 1 else ""
                 by += " · description in the prompt" if describe else ""
             messages = []
@@ -327,35 +303,6 @@ class Handlers:
             turn.end = "error"
         yield bubbles(turns), write(turn), *self._idle(turns)
 
-    def compare(self, side: object, message: object, seed: object, request: gr.Request) -> Iterator[str]:
-        """-> one of two answers to a message, as HTML; again and again while it streams."""
-        visitor, answer = None, ""
-        try:
-            pipe = self.model.pipe
-            which, shelved, describe, prompted = read_side(side)
-            messages, adapter = check_text(message, "The message"), self._adapter(shelved) if shelved else None
-            if prompted:
-                messages, adapter = pipe.prepare(messages, adapter, describe=True), None
-            stream = pipe.chat(messages, adapter=adapter, stream=True, describe=describe, seed=seed)
-            visitor = f"{request.session_hash} {which}"
-            if before := self._streams.get(visitor):
-                before.stop()  # asked again meanwhile
-            self._streams[visitor] = stream
-            drawn = 0.0
-            for piece in stream:
-                answer += piece
-                if time.monotonic() - drawn > REDRAW:
-                    drawn = time.monotonic()
-                    yield one_answer(answer, "", pipe.markdown)
-            yield one_answer(answer, stream.finish_reason, pipe.markdown)
-        except Exception as error:
-            yield one_answer(answer, "error", False) * bool(answer) + status("error", sentence(error))
-        finally:
-            if visitor is not None:
-                stream.stop()
-                if self._streams.get(visitor) is stream:
-                    del self._streams[visitor]
-
     @staticmethod
     def _buttons(turns: list[Turn]) -> tuple[gr.Button, ...]:
         """-> Retry, Undo, Clear as they are when nothing is being written."""
@@ -367,9 +314,8 @@ class Handlers:
 
     async def stop(self, request: gr.Request) -> None:
         """End what this visitor is answered now."""
-        for visitor in (request.session_hash, *(f"{request.session_hash} {side}" for side in SIDES)):
-            if stream := self._streams.get(visitor):
-                stream.stop()
+        if stream := self._streams.get(request.session_hash):
+            stream.stop()
 
     def export(self, chosen: object) -> Iterator[str]:
         """-> the zip; Gradio has its own copy when the folder goes."""
@@ -380,7 +326,7 @@ class Handlers:
             try:
                 if (shelved := read_adapter(chosen)) is None:
                     raise UserError("Select an adapter first: there is nothing to export without one.")
-                adapter = self._adapter(shelved)
+                adapter = self.model.of(shelved)
                 path = export_zip(adapter, folder, own_template(self.model.pipe.tokenizer))
             except Exception as error:
                 raise gr.Error(escape(sentence(error)), print_exception=False) from error

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 from hyperlora.errors import UserError
 from hyperlora.hub import Cancelled
+from hyperlora.recipe import Recipe
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, and the page opens before that
     from hyperlora.lora import Adapter
     from hyperlora.pipe import Pipeline
+    from hyperlora.ui.session import Shelved
 
 MAX_ADAPTERS = 64
 log = logging.getLogger(__name__)
@@ -98,28 +100,39 @@ class Model:
 
     # ---- adapters ----
 
-    def adapter(self, description: str) -> "Adapter":
-        """The description's adapter: from memory, or made now, once however many ask. `UserError` for a bad one."""
-        pipe = self.pipe
+    def adapter(self, recipe: Recipe) -> "Adapter":
+        """The recipe's adapter: from memory, or made now, once however many ask. `UserError` for a bad one."""
+        pipe, key = self.pipe, recipe.to_json()
         with self._lock:
-            made = self._adapters.get(description)
+            made = self._adapters.get(key)
             first = made is None
             if first:
-                made = self._adapters[description] = Future()
-            self._adapters.move_to_end(description)
+                made = self._adapters[key] = Future()
+            self._adapters.move_to_end(key)
             while len(self._adapters) > MAX_ADAPTERS:
                 self._adapters.popitem(last=False)
         if first:
             try:
-                made.set_result(pipe.adapt(description))
+                made.set_result(self._make(pipe, recipe))
             except BaseException as error:
                 with self._lock:
-                    self._adapters.pop(description, None)
+                    self._adapters.pop(key, None)
                 made.set_exception(error)
         return made.result()
 
-    def has(self, description: str) -> bool:
-        """Whether the description's adapter is in memory."""
+    def _make(self, pipe: "Pipeline", recipe: Recipe) -> "Adapter":
+        if recipe.description is not None:
+            return pipe.adapt(recipe.description).scaled(recipe.strength)
+        # In the engine's thread, as all that computes; what it is blended from is made before.
+        own = {leaf.description: self.adapter(Recipe(leaf.description)) for leaf in recipe.leaves if leaf.description}
+        return pipe.engine.call(lambda: recipe.make(own.__getitem__))
+
+    def has(self, recipe: Recipe) -> bool:
+        """Whether the recipe's adapter is in memory."""
         with self._lock:
-            made = self._adapters.get(description)
+            made = self._adapters.get(recipe.to_json())
         return made is not None and made.done()
+
+    def of(self, shelved: "Shelved") -> "Adapter":
+        """The adapter of a shelf, at its strength; `UserError` for what cannot be made."""
+        return self.adapter(shelved.recipe).scaled(shelved.strength)

@@ -10,12 +10,14 @@ import gradio as gr
 from hyperlora.errors import UserError
 from hyperlora.presets import assets_dir
 from hyperlora.recipe import MAX_STRENGTH
-from hyperlora.ui.handlers import INSTEAD, LOADING, Handlers, status
+from hyperlora.ui.compare import Compare
+from hyperlora.ui.handlers import INSTEAD, LOADING, Handlers
 from hyperlora.ui.model import Model
-from hyperlora.ui.session import SIDES
+from hyperlora.ui.words import js, status
 
 # Threads for handlers that wait; the chat takes at most MAX_CHATS of them, so that the rest of the page goes on.
 MAX_THREADS, MAX_CHATS = 80, 60
+SCRIPTS = ("page.js", "compare.js")
 FONT = ["Inter", "ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 THEME = gr.themes.Base(
     primary_hue="teal",
@@ -39,18 +41,11 @@ SHELF = """<div class="label" id="shelf_label">Your adapters</div>
 <div id="bounds" role="status"></div>"""
 CHATS = """<select id="conversation" aria-label="Conversation"></select>
 <button type="button" id="new_chat">New</button>
-<button type="button" id="compare" aria-pressed="false">Compare</button>
+<div id="modes" role="group" aria-label="Beside the conversation">
+<button type="button" data-mode="compare" aria-pressed="false">Compare</button>
+</div>
 <button type="button" id="chat_menu" aria-haspopup="menu" aria-label="More for the conversation">⋯</button>
 <div id="chat_note" role="status"></div>"""
-VERSUS = """<label>Left <select id="left_by" aria-label="Left"></select></label>
-<label>Right <select id="right_by" aria-label="Right"></select></label>
-<label title="The two are shuffled, and unnamed until you have voted.">
-<input type="checkbox" id="blind"> Guess</label>"""
-VOTE = """<div role="group" aria-label="Your vote">
-<button type="button" id="left_wins" disabled>Left is better</button>
-<button type="button" id="same" disabled>Both alike</button>
-<button type="button" id="right_wins" disabled>Right is better</button>
-</div><div id="verdict" role="status"></div>"""
 KEPT = """<label title="What is new then stays in this tab, and goes when it is closed.">
 <input type="checkbox" id="do_not_keep"> Do not keep</label>
 <button type="button" id="forget">Forget everything</button>"""
@@ -74,24 +69,20 @@ def find_favicon() -> Path | None:
         return None
 
 
-def js(name: str, *parameters: str) -> str:
-    """A call of `assets/page.js` with the values of the event's inputs."""
-    values = ", ".join(parameters)
-    return f"({values}) => hyperlora.{name}({values})"
-
-
 def build_page(model: Model) -> gr.Blocks:
     """The page over `model`, which may still be loading."""
     on = Handlers(model)
     plain = {"js_on_load": None, "apply_default_css": False}
+    raw = {"preprocess": False}  # texts of page.js, that Gradio has not to look into
+    limits = {"show_progress": "hidden", "concurrency_limit": MAX_CHATS, "concurrency_id": "chat", **raw}
     with gr.Blocks(title="HyperLoRA", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as demo:
         # What page.js gives a handler, in the order of its parameters, and what it is given.
         id, adapter, turns, turn, made, examples, name, document = (gr.Textbox("", visible="hidden") for _ in range(8))
         ordered = gr.Textbox("", visible="hidden", elem_id="ordered")
         # What page.js presses.
-        show, selected, placed, card, readme, ask_left, ask_right, share, opened = (
+        show, selected, placed, card, readme, share, opened = (
             gr.Button(visible="hidden", elem_id=name)
-            for name in ("show", "selected", "placed", "card", "readme", "ask_left", "ask_right", "share", "opened")
+            for name in ("show", "selected", "placed", "card", "readme", "share", "opened")
         )
         timer = gr.Timer(1)
         with gr.Row(elem_id="page"):
@@ -153,27 +144,12 @@ def build_page(model: Model) -> gr.Blocks:
                         gr.Button(name, size="sm", interactive=False, elem_id=name.lower())
                         for name in ("Retry", "Undo", "Clear")
                     )
-                with gr.Column(elem_id="versus"):
-                    gr.HTML(VERSUS, **plain, elem_id="who_answers")
-                    with gr.Row(elem_id="answers"):
-                        left, right = (gr.HTML("", elem_id=side) for side in SIDES)
-                    gr.HTML(VOTE, **plain, elem_id="vote")
-                    question = gr.Textbox(
-                        label="Message to both",
-                        show_label=False,
-                        placeholder="A message to both",
-                        submit_btn="Ask both",
-                        max_lines=6,
-                        elem_id="question",
-                    )
-                    halt = gr.Button("Stop", size="sm", elem_id="halt")
+                Compare(model).build(limits)
 
-        side, link, shared = (gr.Textbox("", visible="hidden") for _ in range(3))
-        seed = gr.Number(visible="hidden")
+        link, shared = (gr.Textbox("", visible="hidden") for _ in range(2))
 
         private = {"api_visibility": "private", "show_progress": "hidden"}
         quick = {**private, "queue": False}
-        raw = {"preprocess": False}  # texts of page.js, that Gradio has not to look into
 
         typed = {"description": description, "message": message, "describe": describe}
         seen = [chat, retry, undo, clear]
@@ -218,13 +194,8 @@ def build_page(model: Model) -> gr.Blocks:
         making.success(None, [made], None, js=js("made", "text"))
         making.failure(None, None, [state], js="() => { hyperlora.failed(); return ''; }")
 
-        chatting = {
-            "js": "(id, adapter, describe, turns, message) => hyperlora.ask(describe, message)",
-            "show_progress": "hidden",
-            "concurrency_limit": MAX_CHATS,
-            "concurrency_id": "chat",
-            **raw,
-        }
+        asking = "(id, adapter, describe, turns, message) => hyperlora.ask(describe, message)"
+        chatting = {"js": asking, **limits}
         talk = [chat, turn, message, retry, undo, clear, who]
         to = [id, adapter, describe, turns]
         sent = message.submit(on.send, [*to, message], talk, api_visibility="undocumented", **chatting)
@@ -233,21 +204,6 @@ def build_page(model: Model) -> gr.Blocks:
         for answer in (sent, again):
             answer.then(None, js=js("answered"))
         message.stop(on.stop, None, None, **quick)
-        question.submit(None, None, None, js=js("askBoth"))
-        for which, asked, answer in zip(SIDES, (ask_left, ask_right), (left, right), strict=True):
-            compared = asked.click(  # an event of its own each: Gradio answers those of one event one after the other
-                on.compare,
-                [side, question, seed],
-                [answer],
-                js=f"(side, message) => hyperlora.askSide('{which}', message)",
-                api_visibility="private",
-                show_progress="hidden",
-                concurrency_limit=MAX_CHATS,
-                concurrency_id="chat",
-                **raw,
-            )
-            compared.then(None, js=js("sideAnswered"))
-        halt.click(on.stop, None, None, **quick)
         undo.click(None, [chat, message], [chat, message, retry, undo, clear], js=js("undo", "chat", "message"))
         clear.click(None, None, seen, js=js("clear"))
         exported = export.click(on.export, [adapter], archive, js=js("adapter"), **raw, **private)
@@ -285,7 +241,7 @@ def launch(demo: gr.Blocks, host: str = "127.0.0.1", port: int | None = None) ->
         theme=THEME,
         favicon_path=find_favicon(),
         css=read_asset("style.css"),
-        head=f"<script>{read_asset('page.js')}</script>",
+        head="".join(f"<script>{read_asset(name)}</script>" for name in SCRIPTS),
     )
     return url
 

@@ -5,11 +5,11 @@ lost connection, takes anything away. Nothing of it is trusted.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from hyperlora.errors import UserError
-from hyperlora.recipe import MAX_STRENGTH
+from hyperlora.recipe import MAX_STRENGTH, Recipe
 from hyperlora.text import check_text
 
 KEPT = "What the page kept"
@@ -22,9 +22,9 @@ MAX_CHARACTERS = 1_000_000  # of the turns but the last; older ones leave
 
 @dataclass(frozen=True)
 class Shelved:
-    """An adapter of the shelf: what it is made from, and what the visitor calls it."""
+    """An adapter of the shelf: what it is made from, at strength 1, and what the visitor calls it."""
 
-    description: str
+    recipe: Recipe
     name: str
     strength: float = 1.0
 
@@ -62,11 +62,12 @@ def read_adapter(kept: object) -> Shelved | None:
     if not isinstance(item, dict):
         raise UserError(DAMAGED)
     description, name, strength = one_line(item.get("description")), item.get("name"), item.get("strength")
+    recipe = Recipe.from_json(json.dumps(item["recipe"])) if "recipe" in item else Recipe(description)
     if len(check_text(name, KEPT)) > MAX_NAME:
         raise UserError(DAMAGED)
     if type(strength) not in (int, float) or not abs(strength) <= MAX_STRENGTH:  # NaN fails the comparison
         raise UserError(f"The strength must be a number from {-MAX_STRENGTH} to {MAX_STRENGTH}.")
-    return Shelved(description, one_line(name) or description, strength)
+    return Shelved(replace(recipe, strength=1), one_line(name) or description, strength)
 
 
 def read_side(kept: object) -> tuple[str, Shelved | None, bool, bool]:

@@ -1,0 +1,106 @@
+"""Two answers to one message, side by side: two adapters, or one against the base model."""
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import gradio as gr
+
+from hyperlora.text import check_text
+from hyperlora.ui.model import Model
+from hyperlora.ui.session import SIDES, read_side
+from hyperlora.ui.words import ENDS, REDRAW, answer_html, js, sentence, status
+
+if TYPE_CHECKING:
+    from hyperlora.chat import ChatStream
+
+WHO = """<label>Left <select id="left_by" aria-label="Left"></select></label>
+<label>Right <select id="right_by" aria-label="Right"></select></label>
+<label title="The two are shuffled, and unnamed until you have voted.">
+<input type="checkbox" id="blind"> Guess</label>"""
+VOTE = """<div role="group" aria-label="Your vote">
+<button type="button" id="left_wins" disabled>Left is better</button>
+<button type="button" id="same" disabled>Both alike</button>
+<button type="button" id="right_wins" disabled>Right is better</button>
+</div><div id="verdict" role="status"></div>"""
+
+
+class Compare:
+    """The answers that are written now, one for each side of each visitor's page."""
+
+    def __init__(self, model: Model):
+        self.model = model
+        self._streams: dict[str, ChatStream] = {}
+
+    def answer(self, side: object, message: object, seed: object, request: gr.Request) -> Iterator[str]:
+        """-> one of two answers to a message, as HTML; again and again while it streams."""
+        visitor, answer = None, ""
+        try:
+            pipe = self.model.pipe
+            which, shelved, describe, prompted = read_side(side)
+            messages, adapter = check_text(message, "The message"), self.model.of(shelved) if shelved else None
+            if prompted:
+                messages, adapter = pipe.prepare(messages, adapter, describe=True), None
+            stream = pipe.chat(messages, adapter=adapter, stream=True, describe=describe, seed=seed)
+            visitor = f"{request.session_hash} {which}"
+            if before := self._streams.get(visitor):
+                before.stop()  # asked again meanwhile
+            self._streams[visitor] = stream
+            drawn = 0.0
+            for piece in stream:
+                answer += piece
+                if time.monotonic() - drawn > REDRAW:
+                    drawn = time.monotonic()
+                    yield _html(answer, "", pipe.markdown)
+            yield _html(answer, stream.finish_reason, pipe.markdown)
+        except Exception as error:
+            yield _html(answer, "error", False) * bool(answer) + status("error", sentence(error))
+        finally:
+            if visitor is not None:
+                stream.stop()
+                if self._streams.get(visitor) is stream:
+                    del self._streams[visitor]
+
+    async def stop(self, request: gr.Request) -> None:
+        """End both answers of this visitor's."""
+        for side in SIDES:
+            if stream := self._streams.get(f"{request.session_hash} {side}"):
+                stream.stop()
+
+    def build(self, limits: dict[str, object]) -> None:
+        """The mode, in the layout that is open, and its events; `limits` are those of all chats."""
+        plain = {"js_on_load": None, "apply_default_css": False}
+        side, seed = gr.Textbox("", visible="hidden"), gr.Number(visible="hidden")
+        asks = [gr.Button(visible="hidden", elem_id=f"ask_{side}") for side in SIDES]
+        with gr.Column(elem_id="compare", elem_classes="mode"):
+            gr.HTML(WHO, **plain, elem_id="who_answers")
+            with gr.Row(elem_id="answers"):
+                answers = [gr.HTML("", elem_id=side) for side in SIDES]
+            gr.HTML(VOTE, **plain, elem_id="vote")
+            question = gr.Textbox(
+                label="Message to both",
+                show_label=False,
+                placeholder="A message to both",
+                submit_btn="Ask both",
+                max_lines=6,
+                elem_id="question",
+            )
+            halt = gr.Button("Stop", size="sm", elem_id="halt")
+        question.submit(None, None, None, js=js("askBoth"))
+        for which, ask, answer in zip(SIDES, asks, answers, strict=True):
+            asked = ask.click(  # an event of its own each: Gradio answers those of one event one after the other
+                self.answer,
+                [side, question, seed],
+                [answer],
+                js=f"(side, message) => hyperlora.askSide('{which}', message)",
+                api_visibility="private",
+                **limits,
+            )
+            asked.then(None, js=js("sideAnswered"))
+        halt.click(self.stop, None, None, api_visibility="private", show_progress="hidden", queue=False)
+
+
+def _html(answer: str, end: str, markdown: bool) -> str:
+    """An answer which says why it is not whole; `end` is empty while it is written."""
+    shown = answer_html(answer, markdown, "(no text)" if end else "…")
+    return shown + (status("done", ENDS[end].capitalize() + ".") if end not in ("", "stop") else "")

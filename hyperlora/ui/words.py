@@ -1,0 +1,38 @@
+"""What several parts of the page say and draw in the same way."""
+
+import logging
+from html import escape
+
+from hyperlora.errors import UserError
+from hyperlora.ui.markdown import to_html
+
+# How an answer ended that is not whole.
+ENDS = {"length": "cut off at the token limit", "stopped": "stopped", "error": "ended by an error", "": "interrupted"}
+REDRAW = 0.05  # seconds between two updates of a streamed answer
+UNEXPECTED = "Something went wrong on the server; its log says what. Please try again."
+log = logging.getLogger(__name__)
+
+
+def status(kind: str, text: str) -> str:
+    """A line of HTML of that class; the text is escaped."""
+    return f'<span class="{kind}">{escape(text)}</span>'
+
+
+def sentence(error: Exception) -> str:
+    """What a visitor reads of an error; one that is no `UserError` goes to the log."""
+    if isinstance(error, UserError):
+        return str(error)
+    log.error("Unexpected error on the page", exc_info=error)
+    return UNEXPECTED
+
+
+def answer_html(answer: str, markdown: bool, empty: str) -> str:
+    """An answer as HTML, in Markdown or as it is; `empty` stands for none."""
+    shown = to_html(answer) if markdown and answer.strip() else None
+    return shown or f'<div class="verbatim">{escape(answer) or empty}</div>'
+
+
+def js(name: str, *parameters: str) -> str:
+    """A call of the page's JavaScript with the values of the event's inputs."""
+    values = ", ".join(parameters)
+    return f"({values}) => hyperlora.{name}({values})"
