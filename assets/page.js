@@ -90,7 +90,8 @@ window.hyperlora = (() => {
         const name = isText(value.name, MAX_NAME) ? value.name : "";
         const possible = isNumber(value.strength) && Math.abs(value.strength) <= MAX_STRENGTH;
         const strength = possible ? value.strength : 1;
-        return {...value, name, strength, place: isNumber(value.place) ? value.place : 0};
+        const recipe = value.recipe?.constructor === Object ? value.recipe : undefined;
+        return {...value, name, strength, recipe, place: isNumber(value.place) ? value.place : 0};
     }
 
     function checkChat(value) {
@@ -268,6 +269,7 @@ window.hyperlora = (() => {
         const now = selected()?.id ?? "";
         const rows = [{id: "", name: NO_ADAPTER, description: ""}, ...adapters()].map((adapter) => {
             const checked = adapter.id === now, name = make("span", {textContent: nameOf(adapter)});
+            if (hyperlora.gone.has(adapter.recipe?.upload)) name.append(" · upload it again");
             const radio = make("input", {type: "radio", name: "adapter", className: "radio", checked});
             radio.onchange = () => select(adapter.id);
             const label = make("label", {title: adapter.description}, radio, name);
@@ -380,7 +382,7 @@ window.hyperlora = (() => {
             ["Edit description", () => {
                 enter("#description textarea", adapter.description);
                 $("#description textarea").focus();
-            }],
+            }, !adapter.recipe],
             ["Copy link", () => press("share")],
             ["Duplicate", () => duplicate(adapter), shelf.length < MAX_SHELF],
             ["Move up", () => move(adapter, -1), at > 0],
@@ -432,10 +434,11 @@ window.hyperlora = (() => {
 
     /** What a link is to, for the visitor to read before anything is made of it. */
     function offer(text) {
-        const {description, strength, error} = JSON.parse(text);
+        const {description, strength, recipe, error} = JSON.parse(text);
         if (error) return note("#note", error);
-        const at = strength === 1 ? "" : `, at strength ${strength}`;
-        note("#note", `The link is to an adapter: “${description}”${at}.`, ["Make it", () => {
+        const at = strength === 1 || recipe ? "" : `, at strength ${strength}`, name = recipe ? description : `“${description}”`;
+        note("#note", `The link is to an adapter: ${name}${at}.`, ["Make it", () => {
+            if (recipe) return hyperlora.askRecipe(recipe);
             brought = {description, strength};
             enter("#description textarea", description);
             setTimeout(() => press("generate"));
@@ -475,10 +478,12 @@ window.hyperlora = (() => {
     /** The mode that the page is in: "" is the conversation. */
     function turn(mode) {
         $("#page").dataset.mode = mode;
-        for (const other of document.querySelectorAll("#modes button"))
+        for (const other of document.querySelectorAll("[data-mode]:is(button)"))
             other.ariaPressed = String(other.dataset.mode === mode);
         drawn();
-        if (mode) $(`#${mode} :is(textarea, input:not([type=checkbox]))`)?.focus();
+        if (!mode) return;
+        if (innerWidth < 900) $("#talk").scrollIntoView();
+        $(`#${mode} :is(textarea, input:not([type=checkbox]))`)?.focus({preventScroll: true});
     }
 
     // ---- what is about the page ----
@@ -587,7 +592,7 @@ window.hyperlora = (() => {
         $("#conversation").addEventListener("change", (event) => openChat(event.target.value));
         $("#new_chat").addEventListener("click", () => openChat(newId(), chat.adapter));
         $("#chat_menu").addEventListener("click", chatMenu);
-        for (const mode of document.querySelectorAll("#modes button"))
+        for (const mode of document.querySelectorAll("[data-mode]:is(button)"))
             mode.addEventListener("click", () => turn(mode.ariaPressed === "true" ? "" : mode.dataset.mode));
         for (const begin of begins) begin();
         $("#forget").addEventListener("click", askToForget);
@@ -610,9 +615,9 @@ window.hyperlora = (() => {
 
     /** What the adapter is that answers now, as the server reads it; "" is none. */
     function adapter() {
-        const isWanted = (adapter) => (wanted === null ? adapter.id === chat.adapter : adapter.description === wanted);
-        const {name = "", description = wanted, strength = 1} = adapters().find(isWanted) ?? {};
-        return description ? told({name, description, strength}) : "";
+        const isWanted = (adapter) => (wanted === null ? adapter.id === chat.adapter : !adapter.recipe && adapter.description === wanted);
+        const {name = "", description = wanted, strength = 1, recipe} = adapters().find(isWanted) ?? {};
+        return description ? told({name, description, strength, recipe}) : "";
     }
 
     const turns = () => JSON.stringify(chat.turns);
@@ -631,17 +636,21 @@ window.hyperlora = (() => {
         const last = Number(number) === order && wanted !== null;
         if (last) wanted = null;
         if (!description || Number(number) <= forgotten) return;
-        const shelf = adapters();
-        let adapter = shelf.find((other) => other.description === description);
+        put({description, strength: brought?.description === description ? brought.strength : 1}, last, true);
+    }
+
+    /** An adapter on top of the shelf, unless one that is made of the same is there; it is selected if it `answers`. */
+    function put({recipe, description, name = "", strength = 1}, answers = true, fresh = false) {
+        const shelf = adapters(), same = JSON.stringify(recipe);
+        let adapter = shelf.find((other) => JSON.stringify(other.recipe) === same && (recipe || other.description === description));
         if (!adapter) {
-            const strength = brought?.description === description ? brought.strength : 1;
-            adapter = {id: newId(), name: "", description, strength};
+            adapter = {id: newId(), name: cut(name, MAX_NAME), description, strength, recipe};
             for (const gone of shelf.splice(MAX_SHELF - 1)) remove(ADAPTER + gone.id);
             arrange([adapter, ...shelf]);
         }
-        if (last) select(adapter.id, true);
+        if (answers) select(adapter.id, fresh);
         draw();
-        if (last && innerWidth < 900) $("#talk").scrollIntoView();
+        if (answers && innerWidth < 900) $("#talk").scrollIntoView();
     }
 
     function failed() {
@@ -715,6 +724,6 @@ window.hyperlora = (() => {
         undo, clear, example, described, scroll, show, copy, follow, fragment, offer,
         // for the other files
         $, press, make, button, note, enter, cut, read, write, newId, isNumber, MAX_NAME, NO_ADAPTER,
-        adapters, selected, told, nameOf, typed: () => typed, begins, draws, turn,
+        adapters, selected, told, nameOf, put, draw, typed: () => typed, begins, draws, turn,
     };
 })();

@@ -68,6 +68,14 @@ class Recipe:
         """1 for a description or an upload, and one more than its deepest part for a blend."""
         return 1 + max((part.depth for _, part in self.blend), default=0)
 
+    def __str__(self) -> str:
+        """In words, for whoever is to decide on it: no weight or strength is said that is 1."""
+        if self.blend:
+            text = " + ".join(f"{weight:g} * {_within(part)}" for weight, part in self.blend)
+        else:
+            text = "an uploaded adapter" if self.description is None else f"“{self.description}”"
+        return text if self.strength == 1 else f"{self.strength:g} * ({text})"
+
     def make(self, adapt: Callable[[str], "Adapter"], uploads: Mapping[str, "Adapter"] | None = None) -> "Adapter":
         """The adapter: `adapt` gives that of a description, as `Pipeline.adapt` does; `uploads` are at hand, by digest.
 
@@ -173,6 +181,11 @@ def within_rank(adapter: "Adapter") -> "Adapter":
         return adapter
     said = f"The adapter was cut from rank {adapter.rank} to {MAX_RANK}: the relative error in ‖ΔW‖ is {error:.2g}."
     return replace(cut, notice=f"{adapter.notice} {said}" if adapter.notice else said)
+
+
+def _within(part: Recipe) -> str:
+    """A part of a blend in words, in brackets where it is a blend itself."""
+    return f"({part})" if part.blend and part.strength == 1 else str(part)
 
 
 def _read(value: object) -> Recipe:

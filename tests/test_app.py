@@ -608,8 +608,15 @@ def test_a_link_is_to_the_adapter_that_was_shared(on: Handlers, pipe: hyperlora.
     assert json.loads(on.open_link(link)) == {"description": REVERSE, "strength": strength}
 
 
+def test_a_link_to_a_blend_says_what_it_is_of(on: Handlers, pipe: hyperlora.Pipeline) -> None:
+    recipe = {"blend": [[0.5, {"description": ADD}], [-1, {"description": REVERSE}]], "strength": 2}
+    shared = json.dumps({"name": "Mine", "description": "a", "strength": 2, "recipe": recipe})
+    found = json.loads(on.open_link(json.loads(on.share(shared))["link"]))
+    assert found == {"description": f"2 * (0.5 * “{ADD}” + -1 * “{REVERSE}”)", "recipe": recipe}
+
+
 def test_what_cannot_be_shared_or_opened_says_why(on: Handlers, pipe: hyperlora.Pipeline) -> None:
-    here, blend = pipe.hyperlora.checkpoint, Recipe(blend=((1, Recipe(ADD)), (1, Recipe(REVERSE))))
+    here = pipe.hyperlora.checkpoint
     for asked, given, sentence in (
         (on.share, "", "Select an adapter first"),
         (on.share, "{", "is damaged"),
@@ -618,7 +625,8 @@ def test_what_cannot_be_shared_or_opened_says_why(on: Handlers, pipe: hyperlora.
         (on.open_link, "#adapter=" + "A" * 9000, "longer than 2,048"),
         (on.open_link, "#adapter=%3Cscript%3E", "The link is damaged"),
         (on.open_link, Recipe(REVERSE).link("0" * 12), "for the checkpoint 000000000000"),
-        (on.open_link, blend.link(here), "to a blend or an upload"),
+        (on.open_link, Recipe(upload="0" * 64).link(here), "ask for its zip"),
+        (on.share, json.dumps({"name": "", "description": "a", "strength": 1, "recipe": {"upload": "0" * 64}}), "zip"),
     ):
         assert sentence in json.loads(asked(given))["error"]
 

@@ -193,17 +193,22 @@ class Handlers:
         try:
             if (shelved := read_adapter(chosen)) is None:
                 raise UserError("Select an adapter first: without one there is nothing to share.")
+            if any(leaf.upload for leaf in shelved.recipe.leaves):
+                raise UserError("A link holds no weights, and this adapter was uploaded: export it, and send the zip.")
             recipe = replace(shelved.recipe, strength=shelved.strength)
             return json.dumps({"link": recipe.link(self.model.pipe.hyperlora.checkpoint)})
         except Exception as error:
             return json.dumps({"error": sentence(error)})
 
     def open_link(self, fragment: object) -> str:
-        """-> JSON: the "description" and "strength" that a link is to, or the "error" in it. Nothing is made yet."""
+        """-> JSON: the "description" that a link is to, and its "strength" or, of a blend, the "recipe"; or the "error"
+        in it. Nothing is made yet."""
         try:
             recipe = Recipe.from_link(fragment, self.model.pipe.hyperlora.checkpoint)
-            if recipe.description is None:
-                raise UserError("The link is to a blend or an upload, which Python opens and this page does not.")
+            if any(leaf.upload for leaf in recipe.leaves):
+                raise UserError("The link is to an uploaded adapter, whose weights are not in it: ask for its zip.")
+            if recipe.blend:
+                return json.dumps({"description": str(recipe), "recipe": json.loads(recipe.to_json())})
             return json.dumps({"description": one_line(recipe.description), "strength": recipe.strength})
         except Exception as error:
             return json.dumps({"error": sentence(error)})

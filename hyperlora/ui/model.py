@@ -6,18 +6,20 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hyperlora.errors import UserError
 from hyperlora.hub import Cancelled
-from hyperlora.recipe import Recipe
+from hyperlora.recipe import Recipe, within_rank
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, and the page opens before that
     from hyperlora.lora import Adapter
     from hyperlora.pipe import Pipeline
     from hyperlora.ui.session import Shelved
 
-MAX_ADAPTERS = 64
+MAX_ADAPTERS, MAX_UPLOADS = 64, 32
+MAX_BYTES = 2**30  # of each of the two
 log = logging.getLogger(__name__)
 
 
@@ -40,6 +42,7 @@ class Model:
         self._pipe: Pipeline | None = None
         self._load = load
         self._adapters: OrderedDict[str, Future[Adapter]] = OrderedDict()
+        self._uploads: OrderedDict[str, Adapter] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
@@ -101,15 +104,18 @@ class Model:
     # ---- adapters ----
 
     def adapter(self, recipe: Recipe) -> "Adapter":
-        """The recipe's adapter: from memory, or made now, once however many ask. `UserError` for a bad one."""
+        """The recipe's adapter: from memory, or made now, once however many ask. `UserError` for a bad one, and for an
+        upload that is not here."""
         pipe, key = self.pipe, recipe.to_json()
+        if recipe.upload is not None:
+            return self._make(pipe, recipe)
         with self._lock:
             made = self._adapters.get(key)
             first = made is None
             if first:
                 made = self._adapters[key] = Future()
             self._adapters.move_to_end(key)
-            while len(self._adapters) > MAX_ADAPTERS:
+            while len(self._adapters) > MAX_ADAPTERS or sum(map(_bytes, self._adapters.values())) > MAX_BYTES:
                 self._adapters.popitem(last=False)
         if first:
             try:
@@ -123,16 +129,39 @@ class Model:
     def _make(self, pipe: "Pipeline", recipe: Recipe) -> "Adapter":
         if recipe.description is not None:
             return pipe.adapt(recipe.description).scaled(recipe.strength)
-        # In the engine's thread, as all that computes; what it is blended from is made before.
         own = {leaf.description: self.adapter(Recipe(leaf.description)) for leaf in recipe.leaves if leaf.description}
-        return pipe.engine.call(lambda: recipe.make(own.__getitem__))
+        with self._lock:
+            uploads = dict(self._uploads)
+        # In the engine's thread, as all that computes.
+        return pipe.engine.call(lambda: recipe.make(own.__getitem__, uploads))
 
     def has(self, recipe: Recipe) -> bool:
         """Whether the recipe's adapter is in memory."""
         with self._lock:
             made = self._adapters.get(recipe.to_json())
-        return made is not None and made.done()
+            return recipe.upload in self._uploads or (made is not None and made.done())
+
+    def take(self, archive: Path) -> tuple[Recipe, "Adapter"]:
+        """An adapter in somebody's zip: the recipe by which a shelf names it, and the adapter, which is kept until
+        others need its room. `UserError` for what is none, or does not fit."""
+        pipe = self.pipe
+        adapter = pipe.load_adapter(archive)
+        digest, adapter = pipe.engine.call(lambda: (adapter.digest(), within_rank(adapter)))
+        with self._lock:
+            self._uploads[digest] = adapter
+            self._uploads.move_to_end(digest)
+            while len(self._uploads) > MAX_UPLOADS or sum(map(_size, self._uploads.values())) > MAX_BYTES:
+                self._uploads.popitem(last=False)
+        return Recipe(upload=digest), adapter
 
     def of(self, shelved: "Shelved") -> "Adapter":
         """The adapter of a shelf, at its strength; `UserError` for what cannot be made."""
         return self.adapter(shelved.recipe).scaled(shelved.strength)
+
+
+def _bytes(made: "Future[Adapter]") -> int:
+    return _size(made.result()) if made.done() and made.exception() is None else 0
+
+
+def _size(adapter: "Adapter") -> int:
+    return sum(tensor.nbytes for pair in adapter.weights.values() for tensor in pair)

@@ -13,11 +13,13 @@ from hyperlora.recipe import MAX_STRENGTH
 from hyperlora.ui.compare import Compare
 from hyperlora.ui.handlers import INSTEAD, LOADING, Handlers
 from hyperlora.ui.model import Model
+from hyperlora.ui.steer import Steer
 from hyperlora.ui.words import js, status
+from hyperlora.upload import MAX_ZIP
 
 # Threads for handlers that wait; the chat takes at most MAX_CHATS of them, so that the rest of the page goes on.
 MAX_THREADS, MAX_CHATS = 80, 60
-SCRIPTS = ("page.js", "compare.js")
+SCRIPTS = ("page.js", "compare.js", "steer.js")
 FONT = ["Inter", "ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 THEME = gr.themes.Base(
     primary_hue="teal",
@@ -35,7 +37,9 @@ TITLE = f"""<header><h1>HyperLoRA</h1><nav aria-label="About HyperLoRA">
 <a href="{PAPER}" target="_blank" rel="noopener noreferrer">Paper</a>
 <button type="button" id="theme" aria-label="Dark" title="Light or dark">◐</button>
 </nav></header><p>Describe a task, get an adapter, chat with it.</p>"""
-SHELF = """<div class="label" id="shelf_label">Your adapters</div>
+SHELF = """<div id="shelf_head"><div class="label" id="shelf_label">Your adapters</div>
+<button type="button" id="import">Import</button>
+<button type="button" data-mode="blend" aria-pressed="false">Blend</button></div>
 <div id="shelf" role="radiogroup" aria-labelledby="shelf_label"></div>
 <div id="note" role="status"></div>
 <div id="bounds" role="status"></div>"""
@@ -145,6 +149,7 @@ def build_page(model: Model) -> gr.Blocks:
                         for name in ("Retry", "Undo", "Clear")
                     )
                 Compare(model).build(limits)
+                Steer(model).build()
 
         link, shared = (gr.Textbox("", visible="hidden") for _ in range(2))
 
@@ -236,7 +241,7 @@ def launch(demo: gr.Blocks, host: str = "127.0.0.1", port: int | None = None) ->
         enable_monitoring=False,
         footer_links=[],
         max_threads=MAX_THREADS,
-        max_file_size=1,  # nothing on the page takes a file
+        max_file_size=MAX_ZIP,  # of an adapter that is imported
         state_session_capacity=1000,
         theme=THEME,
         favicon_path=find_favicon(),

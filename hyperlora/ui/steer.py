@@ -1,0 +1,80 @@
+"""Adapters that are made of others, and adapters from elsewhere: blends, and the zips that visitors bring."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import gradio as gr
+
+from hyperlora.errors import UserError
+from hyperlora.recipe import MAX_LEAVES, MAX_STRENGTH, Recipe
+from hyperlora.text import check_text
+from hyperlora.ui.model import MAX_UPLOADS, Model
+from hyperlora.ui.session import MAX_NAME
+from hyperlora.ui.words import js, sentence
+
+BLEND = f"""<h2>Blend adapters</h2>
+<p>Give two to {MAX_LEAVES} of your adapters a weight, from {-MAX_STRENGTH} to {MAX_STRENGTH}.</p>
+<div id="parts"></div>
+<label>Where <select id="space"><option value="delta_w">exactly, in ΔW: the ranks add up</option>
+<option value="factors">in A and in B, between adapters of one rank</option></select></label>
+<button type="button" id="blend_them" class="act">Make the blend</button>
+<div id="blend_note" role="status"></div>"""
+
+
+class Steer:
+    """The events by which a visitor gets an adapter without a description of its own."""
+
+    def __init__(self, model: Model):
+        self.model = model
+
+    def blend(self, recipe: object) -> str:
+        """-> JSON: the shelf's entry for a blend, which is made now, or the "error" in it."""
+        try:
+            read = Recipe.from_json(recipe)
+            alone = replace(read, strength=1)
+            self.model.adapter(alone)
+            return _entry(alone, description=str(alone), strength=read.strength)
+        except Exception as error:
+            return json.dumps({"error": sentence(error)})
+
+    def take(self, path: str | None) -> str:
+        """-> JSON: the shelf's entry for the adapter in an uploaded zip, or the "error" in it. The file goes."""
+        if path is None:
+            return ""
+        try:
+            name = Path(path).stem
+            recipe, adapter = self.model.take(Path(path))
+            return _entry(recipe, description=adapter.description or "An adapter from a zip.", name=name)
+        except Exception as error:
+            return json.dumps({"error": sentence(error)})
+        finally:
+            Path(path).unlink(missing_ok=True)
+
+    def missing(self, digests: object) -> str:
+        """-> JSON: those of a shelf's uploads that are not here any more."""
+        try:
+            found = json.loads(check_text(digests, "The shelf"))
+            return json.dumps([digest for digest in found[:MAX_UPLOADS] if not self.model.has(Recipe(upload=digest))])
+        except (UserError, ValueError, TypeError, KeyError):  # no page's
+            return "[]"
+
+    def build(self) -> None:
+        """The mode "blend", in the layout that is open, its events, and those of the upload."""
+        raw = {"preprocess": False, "queue": True, "api_visibility": "private", "show_progress": "hidden"}
+        with gr.Column(elem_id="blend", elem_classes="mode"):
+            gr.HTML(BLEND, js_on_load=None, apply_default_css=False)
+        text, entry = gr.Textbox("", visible="hidden"), gr.Textbox("", visible="hidden")
+        order = gr.Button(visible="hidden", elem_id="order_blend")
+        made = order.click(self.blend, [text], [entry], js=js("blend"), **raw)
+        made.success(None, [entry], None, js=js("shelve", "text"))
+        zipped = gr.UploadButton("bring", file_types=[".zip"], type="filepath", visible="hidden", elem_id="bring")
+        taken = zipped.upload(self.take, [zipped], [entry], api_visibility="private", show_progress="hidden")
+        taken.success(None, [entry], None, js=js("shelve", "text"))
+        here = gr.Button(visible="hidden", elem_id="ask_missing")
+        asked = here.click(self.missing, [text], [entry], js=js("uploads"), **{**raw, "queue": False})
+        asked.success(None, [entry], None, js=js("heardMissing", "text"))
+
+
+def _entry(recipe: Recipe, description: str, **said: object) -> str:
+    return json.dumps({"recipe": json.loads(recipe.to_json()), "description": description[:MAX_NAME], **said})
