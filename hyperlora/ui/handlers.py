@@ -21,7 +21,7 @@ from hyperlora.text import check_text
 from hyperlora.ui.documents import card, readme
 from hyperlora.ui.markdown import to_html
 from hyperlora.ui.model import Model
-from hyperlora.ui.session import KEPT, Turn, one_line, read_adapter, read_turns, write
+from hyperlora.ui.session import KEPT, Turn, messages_of, one_line, read_adapter, read_turns, write
 from hyperlora.ui.words import ENDS, REDRAW, sentence, status
 
 if TYPE_CHECKING:
@@ -275,13 +275,7 @@ class Handlers:
                 by, adapter = shelved.name, self.model.of(shelved)
                 by += f" · strength {shelved.strength:g}" if shelved.strength != 1 else ""
                 by += " · description in the prompt" if describe else ""
-            messages = []
-            for turn in earlier if pipe.multi_turn else []:
-                messages += [
-                    {"role": "user", "content": turn.question},
-                    {"role": "assistant", "content": turn.answer},
-                ]
-            messages.append({"role": "user", "content": message})
+            messages = messages_of(earlier, message, pipe.multi_turn)
             stream = pipe.chat(messages, adapter=adapter, stream=True, describe=bool(describe))
         except Exception as error:
             gr.Warning(escape(sentence(error)))

@@ -14,12 +14,13 @@ from hyperlora.ui.compare import Compare
 from hyperlora.ui.handlers import INSTEAD, LOADING, Handlers
 from hyperlora.ui.model import Model
 from hyperlora.ui.steer import Steer
+from hyperlora.ui.understand import Understand
 from hyperlora.ui.words import js, status
 from hyperlora.upload import MAX_ZIP
 
 # Threads for handlers that wait; the chat takes at most MAX_CHATS of them, so that the rest of the page goes on.
 MAX_THREADS, MAX_CHATS = 80, 60
-SCRIPTS = ("page.js", "compare.js", "steer.js")
+SCRIPTS = ("page.js", "compare.js", "steer.js", "understand.js")
 FONT = ["Inter", "ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 THEME = gr.themes.Base(
     primary_hue="teal",
@@ -47,6 +48,7 @@ CHATS = """<select id="conversation" aria-label="Conversation"></select>
 <button type="button" id="new_chat">New</button>
 <div id="modes" role="group" aria-label="Beside the conversation">
 <button type="button" data-mode="compare" aria-pressed="false">Compare</button>
+<button type="button" data-mode="understand" aria-pressed="false">Understand</button>
 </div>
 <button type="button" id="chat_menu" aria-haspopup="menu" aria-label="More for the conversation">⋯</button>
 <div id="chat_note" role="status"></div>"""
@@ -150,6 +152,7 @@ def build_page(model: Model) -> gr.Blocks:
                     )
                 Compare(model).build(limits)
                 Steer(model).build()
+                Understand(model).build()
 
         link, shared = (gr.Textbox("", visible="hidden") for _ in range(2))
 

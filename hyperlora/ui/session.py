@@ -16,6 +16,7 @@ KEPT = "What the page kept"
 DAMAGED = "What the page kept of this adapter or conversation is damaged: delete it, and begin a new one."
 MAX_NAME = 2_000  # characters, as of a description, which a name is by default
 SIDES = ("left", "right")
+MAX_SHELF = 32
 MAX_TURNS = 100
 MAX_CHARACTERS = 1_000_000  # of the turns but the last; older ones leave
 
@@ -70,6 +71,14 @@ def read_adapter(kept: object) -> Shelved | None:
     return Shelved(replace(recipe, strength=1), one_line(name) or description, strength)
 
 
+def read_shelf(kept: object) -> list[Shelved]:
+    """The adapters of a shelf; `UserError` for what no page holds."""
+    items = _read(kept, 10 * MAX_CHARACTERS)
+    if not isinstance(items, list):
+        raise UserError(DAMAGED)
+    return [adapter for item in items[:MAX_SHELF] if (adapter := read_adapter(item))]
+
+
 def read_side(kept: object) -> tuple[str, Shelved | None, bool, bool]:
     """One of two that are compared: which, its adapter, whether the description is in its prompt too, and whether it is
     the base model with nothing but that. Raises `UserError` for what no page holds."""
@@ -98,6 +107,16 @@ def read_turns(kept: object) -> list[Turn]:
             break
         turns.insert(0, turn)
     return turns
+
+
+def messages_of(turns: list[Turn], question: str, multi_turn: bool) -> list[dict[str, str]]:
+    """What a chat is asked: the question, after the turns before where the model is to see them."""
+    before = [
+        message
+        for turn in (turns if multi_turn else [])
+        for message in ({"role": "user", "content": turn.question}, {"role": "assistant", "content": turn.answer})
+    ]
+    return [*before, {"role": "user", "content": question}]
 
 
 def _read(kept: object, most: int) -> Any:

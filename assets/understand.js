@@ -1,0 +1,21 @@
+// What there is to know of the selected adapter, looked at while this mode is open.
+{
+    const {$, press, adapters, told} = hyperlora;
+    let seen = null; // what was looked at last
+
+    function look() {
+        return [hyperlora.adapter(), JSON.stringify(adapters().map(told)), "", ""];
+    }
+
+    /** -> adapter, describe, turns. */
+    const lookAt = () => [hyperlora.adapter(), hyperlora.typed().describe ?? $("#in_prompt input").checked, hyperlora.turns()];
+
+    hyperlora.draws.push(() => {
+        if ($("#page").dataset.mode !== "understand") return void (seen = null);
+        const now = JSON.stringify([look(), lookAt()]);
+        if (now === seen) return;
+        seen = now;
+        press("look");
+    });
+    Object.assign(hyperlora, {look: () => look().slice(0, 2), lookAt});
+}
