@@ -17,5 +17,6 @@
         seen = now;
         press("look");
     });
+    hyperlora.begins.push(() => Object.assign($("#understand"), {tabIndex: 0, role: "region", ariaLabel: "About the adapter"}));
     Object.assign(hyperlora, {look: () => look().slice(0, 2), lookAt});
 }

@@ -1,0 +1,36 @@
+"""What axe finds in the page: nothing, whatever is open, in light and in dark."""
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect
+
+from tests.test_app import ADD, REVERSE
+from tests.test_browser import browser, generate, pipe, pytestmark, send, url, visit  # noqa: F401 (fixtures)
+
+
+def findings(page: Page) -> list[str]:
+    violations = Axe().run(page).response["violations"]
+    return [f"{each['id']}: {node['html'][:200]}" for each in violations for node in each["nodes"]]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(browser: Browser, url: str, scheme: str) -> None:  # noqa: F811
+    with visit(browser, url, color_scheme=scheme) as page:
+        expect(page.locator("#generate")).to_be_enabled()
+        assert findings(page) == []
+        for description in (ADD, REVERSE):
+            generate(page, description)
+        send(page, "one two")
+        expect(page.locator("#retry")).to_be_enabled()
+        assert findings(page) == []
+        for mode in page.locator("button[data-mode]").all():
+            mode.click()
+            page.wait_for_load_state("networkidle")
+            assert findings(page) == [], mode.inner_text()
+        mode.click()
+        page.get_by_role("button", name=f"More for {REVERSE}").click()
+        assert findings(page) == []
+        page.keyboard.press("Escape")
+        page.get_by_role("button", name="Card").click()
+        expect(page.locator("#reader")).to_be_visible()
+        assert findings(page) == []
