@@ -135,7 +135,7 @@ def build_page(model: Model) -> gr.Blocks:
                     buttons=[],
                     height=None,
                     elem_id="chat",
-                    placeholder="**Chat with the adapted model**\n\nGenerate an adapter, or ask the base model as it is.",
+                    placeholder="**Chat with the adapted model**\n\nGenerate an adapter, or ask the base model.",
                 )
                 message = gr.Textbox(
                     label="Message",
