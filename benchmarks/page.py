@@ -32,7 +32,11 @@ def timed(page: Page, does: Callable[[], object], until: str) -> float:
     return time.perf_counter() - start
 
 
-def idle(page: Page) -> None:
+def stop(page: Page) -> None:
+    """End what is being answered; a short answer may be over."""
+    page.evaluate(
+        "document.querySelectorAll('#message .stop-button, .running #halt').forEach((button) => button.click())"
+    )
     page.wait_for_selector("#retry:enabled", state="attached")
     page.wait_for_selector(".running", state="detached")
 
@@ -54,17 +58,17 @@ def visit(browser: Browser, url: str, number: int) -> dict[str, float]:
         page.get_by_role("button", name="Send").click()
 
     found = {"to the first adapted answer, from an open page": timed(page, ask, BEGUN)}
-    idle(page)
+    stop(page)
     found["from a reload to the shelf and the conversation"] = timed(page, page.reload, RESTORED)
     page.wait_for_selector("#generate:enabled")
     page.get_by_role("button", name="New").click()
     page.locator("#message textarea").fill(message)
     found["one answer begins"] = timed(page, page.get_by_role("button", name="Send").click, BEGUN)
-    idle(page)
+    stop(page)
     page.get_by_role("button", name="Compare").click()
     page.locator("#question textarea").fill(message)
     found["both of two begin"] = timed(page, page.get_by_role("button", name="Ask both").click, BOTH)
-    idle(page)
+    stop(page)
     page.close()
     return found
 
