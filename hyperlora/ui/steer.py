@@ -18,7 +18,7 @@ BLEND = f"""<h2>Blend adapters</h2>
 <div id="parts"></div>
 <label>Where <select id="space"><option value="delta_w">exactly, in ΔW: the ranks add up</option>
 <option value="factors">in A and in B, between adapters of one rank</option></select></label>
-<button type="button" id="blend_them" class="act">Make the blend</button>
+<button type="button" id="blend_them">Make the blend</button>
 <div id="blend_note" role="status"></div>"""
 
 
