@@ -25,6 +25,7 @@ RankEmbedding = Literal["plain", "through_mlp2"]
 MAX_MODULES, MAX_LAYERS, MAX_SIZE, MAX_RANK, MAX_TASKS = 64, 1024, 2**18, 1024, 10**6
 MAX_TEXT = 100_000  # characters in any one string, such as the chat template
 MAX_FILE = 2**20  # bytes of a config file
+MAX_ZIP = 256 * 2**20  # bytes of an adapter's, as it comes and unpacked: a 7B model's of rank 16 takes 160 MiB
 
 
 def _bad(name: str, wanted: str, value: object) -> UserError:

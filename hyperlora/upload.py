@@ -7,12 +7,11 @@ import stat
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from hyperlora.config import MAX_FILE
+from hyperlora.config import MAX_FILE, MAX_ZIP
 from hyperlora.errors import UserError, shown
 from hyperlora.files import writing
 from hyperlora.lora import CONFIG_FILE, PICKLES, WEIGHTS_FILE
 
-MAX_ZIP = 256 * 2**20  # bytes, as it comes and unpacked: rank 16 of all linears of a 7B model takes 160 MiB in float32
 MAX_LISTING = 256 * 2**10  # bytes that are read to list what is in it
 MAX_HEADER = 4 * 2**20  # bytes of the weights' list of tensors
 SUFFIXES = {PurePosixPath(name).suffix for name in PICKLES}

@@ -34,6 +34,7 @@ from transformers import AutoModelForCausalLM
 
 import app
 import hyperlora
+from hyperlora.config import MAX_ZIP
 from hyperlora.errors import UserError
 from hyperlora.hub import Cancelled
 from hyperlora.presets import PRESETS, Preset, assets_dir
@@ -1046,8 +1047,7 @@ def test_nothing_is_open_that_the_page_does_not_need(url: str) -> None:
     config = httpx.get(f"{url}config").json()
     assert config["analytics_enabled"] is False
     assert config["run_history"] is False
-    upload = httpx.post(f"{url}gradio_api/upload", files={"files": ("a.txt", b"more than one byte")})
-    assert upload.status_code >= 400
+    assert config["max_file_size"] == MAX_ZIP
 
 
 # ---- the command ----

@@ -712,7 +712,7 @@ def test_an_adapter_is_renamed_duplicated_moved_deleted_and_edited_by_mouse(
 def test_the_shelf_by_keyboard(page: Page) -> None:
     for description in (ADD, REVERSE, "Third."):
         generate(page, description)
-    page.locator("#generate").focus()
+    page.get_by_role("button", name="Blend").focus()
     page.keyboard.press("Tab")
     expect(page.locator("#shelf :checked")).to_be_focused()  # one stop for all rows
     page.keyboard.press("ArrowDown")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import gradio as gr
 
+from hyperlora.config import MAX_ZIP
 from hyperlora.errors import UserError
 from hyperlora.presets import assets_dir
 from hyperlora.recipe import MAX_STRENGTH
@@ -16,7 +17,6 @@ from hyperlora.ui.model import Model
 from hyperlora.ui.steer import Steer
 from hyperlora.ui.understand import Understand
 from hyperlora.ui.words import js, status
-from hyperlora.upload import MAX_ZIP
 
 # Threads for handlers that wait; the chat takes at most MAX_CHATS of them, so that the rest of the page goes on.
 MAX_THREADS, MAX_CHATS = 80, 60
