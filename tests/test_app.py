@@ -130,10 +130,10 @@ class Visitor:
     def __init__(self, on: Handlers, turns: list[Turn] | None = None, session_hash: str = "visitor"):
         self.on, self.request = on, SimpleNamespace(session_hash=session_hash)
         self.conversation = turns or []
-        self.strength, self.describe = 1.0, False
+        self.strength, self.describe, self.typed = 1.0, False, ""
 
     def asked(self, chosen: object) -> tuple:
-        return "7", shelved(chosen, "", self.strength), self.describe, written(self.conversation)
+        return "7", shelved(chosen, "", self.strength), self.describe, written(self.conversation), self.typed
 
     def hear(self, answer: Iterator[tuple], again: bool = False) -> list[tuple]:
         """Read what the page is given to the end, and hold what it is to hold."""
@@ -283,7 +283,7 @@ def test_what_no_page_holds_is_one_sentence(on: Handlers, kept: object) -> None:
     with pytest.raises(UserError, match=r"^What the page kept .*[.]$"):
         read_turns(kept)
     with pytest.warns(UserWarning, match="What the page kept"):
-        assert list(on.send("7", "", False, kept, "one", SimpleNamespace(session_hash="a"))) == [SKIP]
+        assert list(on.send("7", "", False, kept, "", "one", SimpleNamespace(session_hash="a"))) == [SKIP]
     if kept != "{}":  # an adapter without a description
         with pytest.raises(UserError, match=r"^What the page kept .*[.]$"):
             read_adapter(kept)
@@ -980,7 +980,7 @@ def test_visitors_have_their_own_adapters_answers_at_the_same_time(url: str, pip
             if text:
                 assert client.predict(f"1 {text}", api_name="/generate")[1] == f"1 {text}"
         jobs = [
-            client.submit("7", shelved(text), False, "", "one two", api_name="/send")
+            client.submit("7", shelved(text), False, "", "", "one two", api_name="/send")
             for client, text in zip(clients, texts, strict=True)
         ]
         wait_until(lambda: len(pipe.engine._batch.rows) == len(jobs))  # they are decoded together
@@ -998,7 +998,7 @@ def test_visitors_have_their_own_adapters_answers_at_the_same_time(url: str, pip
 def test_one_session_gets_one_answer_at_a_time(url: str, pipe: hyperlora.Pipeline) -> None:
     client = Client(url, verbose=False)
     with slow(pipe, 0.05):
-        jobs = [client.submit("7", "", False, "", message, api_name="/send") for message in ("one", "two", "three")]
+        jobs = [client.submit("7", "", False, "", "", message, api_name="/send") for message in ("one", "two", "three")]
         given = [job.result(timeout=300)[1] for job in jobs]
     answered = [kept for kept in given if isinstance(kept, str)]
     assert len(answered) == 1 and len(read_turns(f"[{answered[0]}]")) == 1
@@ -1009,9 +1009,9 @@ def test_a_session_that_the_server_forgot_goes_on(url: str, model: Model, pipe: 
     try:
         url = launch(demo)
         client = Client(url, verbose=False)
-        _, kept, *_ = client.predict("1", shelved(REVERSE), False, "", "one two", api_name="/send")
+        _, kept, *_ = client.predict("1", shelved(REVERSE), False, "", "", "one two", api_name="/send")
         demo.state_holder.session_data.clear()  # what 1,000 others do
-        _, kept, *_ = client.predict("2", shelved(REVERSE), False, f"[{kept}]", "three", api_name="/send")
+        _, kept, *_ = client.predict("2", shelved(REVERSE), False, f"[{kept}]", "", "three", api_name="/send")
         _, made = client.predict(f"2 {ADD}", api_name="/generate")
     finally:
         demo.close()
@@ -1025,7 +1025,7 @@ def test_what_is_no_text_is_no_traceback_over_http(
 ) -> None:
     config = httpx.get(f"{url}config").json()
     (send,) = (fn["id"] for fn in config["dependencies"] if fn["api_name"] == "send")
-    body = b'{"fn_index": %d, "session_hash": "abc", "data": ["7", "", false, "", %s]}' % (send, data)
+    body = b'{"fn_index": %d, "session_hash": "abc", "data": ["7", "", false, "", "", %s]}' % (send, data)
     joined = httpx.post(f"{url}gradio_api/queue/join", content=body, headers={"Content-Type": "application/json"})
     if joined.status_code == 200:
         with httpx.stream("GET", f"{url}gradio_api/queue/data?session_hash=abc", timeout=60) as stream:
