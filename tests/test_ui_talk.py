@@ -158,10 +158,6 @@ def test_retry_is_another_sample_where_the_likeliest_answer_was_given(
 
 
 def test_retry_of_an_answer_that_was_stopped_is_the_likeliest(visitor: Visitor, pipe: hyperlora.Pipeline) -> None:
-    answer = visitor.on.send(*visitor.asked(""), "one two", visitor.request)
-    next(answer)
-    visitor.on._streams["visitor"].stop()
-    visitor.hear(answer)
     visitor.conversation = [Turn("one two", "No adapter", "", "stopped")]
     assert again(visitor).answer == pipe.chat("one two")
 
@@ -224,7 +220,8 @@ def test_turns_that_are_not_even_sent_count_as_not_read(
     visitor.ask("last")
     *_, turn = visitor.conversation
     assert turn.missed > 3
-    chat, *_ = on.show(written(visitor.conversation))
+    (older, *chat), *_ = on.show(written(visitor.conversation))
+    assert "Older messages (4) are kept" in older["content"][0]["text"]
     numbers = [re.search('edit" value="(.*?)"', bubble["content"][1]["text"])[1] for bubble in chat[1::2]]
     assert numbers == [str(i) for i in range(4, MAX_TURNS + 4)]  # as the page counts them
 
@@ -235,7 +232,7 @@ def test_turns_that_are_not_even_sent_count_as_not_read(
 def test_the_line_under_an_answer_is_whole_in_its_title_and_offers_what_can_be_done() -> None:
     whole = Turn("a", '<b> "x"', "b", "stop", speed=12.345)
     cut = Turn("a", "B", "b", "length", others=["", ""], place=2)
-    first, last = (bubbles([turn], first=7)[1]["content"][1]["text"] for turn in (whole, cut))
+    first, last = (bubbles([turn], first=7)[2]["content"][1]["text"] for turn in (whole, cut))
     assert 'title="&lt;b&gt; &quot;x&quot; · 12.3 tokens/s · ended by itself"' in first and "<b>" not in first
     assert re.findall('class="act (.*?)" value="7"', first) == ["copy", "edit"]
     assert re.findall('class="act (.*?)" value="7"', last) == ["previous", "next", "on", "copy", "edit"]

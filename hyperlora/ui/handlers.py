@@ -49,7 +49,8 @@ def verbatim(text: str) -> dict[str, str]:
 
 def bubbles(turns: list[Turn], busy: bool = False, first: int = 0) -> list[dict]:
     """The turns, of which the page counts the first as `first`, as Chatbot messages, answers in Markdown as HTML."""
-    messages = []
+    earlier = f'<div class="missed">Older messages ({first}) are kept, and not shown.</div>'
+    messages = [{"role": "assistant", "content": [{"type": "text", "text": earlier}]}] if first else []
     for number, turn in enumerate(turns, first):
         messages.append({"role": "user", "content": [verbatim(turn.question)]})
         written = busy and turn is turns[-1]

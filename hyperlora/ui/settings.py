@@ -52,7 +52,7 @@ def _box(name: str, label: str, mode: str) -> str:
 LINE_BREAK = r"\n is a line break"
 MORE = f"""<button type="button" id="more_button" popovertarget="settings" aria-haspopup="dialog">More</button>
 <div id="settings" popover role="dialog" aria-label="More for the answers">
-<button type="button" class="close" popovertarget="settings" popovertargetaction="hide" aria-label="Close">×</button>
+<button type="button" class="close" popovertarget="settings" popovertargetaction="hide" aria-label="Close">&times;</button>
 {_area("system", "System prompt", 3)}
 {_area("begin", "Start the reply with", 1)}
 <div class="few">{"".join(_box(*each) for each in FEW)}</div>
@@ -101,7 +101,9 @@ def check(kept: object, pipe: "Pipeline") -> str:
     if penalty := pipe.engine.unadapted.get("repetition_penalty"):
         default["repetition_penalty"] += f"; {penalty:g} for the base"
     hint = (
-        {} if takes_system(pipe.tokenizer) else {"system": "This model's prompt has no place for one: it goes in front of a message."}
+        {}
+        if takes_system(pipe.tokenizer)
+        else {"system": "This model's prompt has no place for one: it goes in front of a message."}
     )
     return json.dumps({"wrong": _read(kept)[1], "default": default, "hint": hint})
 
