@@ -52,7 +52,7 @@ def _box(name: str, label: str, mode: str) -> str:
 LINE_BREAK = r"\n is a line break"
 MORE = f"""<button type="button" id="more_button" popovertarget="settings" aria-haspopup="dialog">More</button>
 <div id="settings" popover role="dialog" aria-label="More for the answers">
-<button type="button" class="close" popovertarget="settings" popovertargetaction="hide" aria-label="Close">&times;</button>
+<button type="button" class="close" popovertarget="settings" aria-label="Close">&times;</button>
 {_area("system", "System prompt", 3)}
 {_area("begin", "Start the reply with", 1)}
 <div class="few">{"".join(_box(*each) for each in FEW)}</div>
