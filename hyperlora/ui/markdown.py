@@ -6,6 +6,8 @@ from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 
+from hyperlora.ui.formula import formulas
+
 MAX_CHARACTERS = 50_000  # of an answer; a longer one is shown as it is
 COPY = '<button type="button" class="act copy code" title="Copy the code"></button>'
 
@@ -25,7 +27,7 @@ class _Renderer(RendererHTML):
 
 
 # HTML is text, and so is an address that is none of the web's; a picture is a link, so that nothing is loaded.
-_MARKDOWN = MarkdownIt("js-default", {"breaks": True}, renderer_cls=_Renderer).disable("image")
+_MARKDOWN = MarkdownIt("js-default", {"breaks": True}, renderer_cls=_Renderer).disable("image").use(formulas)
 
 
 def to_html(text: str) -> str | None:
