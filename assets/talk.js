@@ -52,7 +52,7 @@
         editing = {chat: talk(), number};
         enter("#message textarea", question);
         box.focus();
-        note("#chat_note", "You are editing a message: it takes the place of this one and all that follow.", ["Leave it", leave]);
+        note("#chat_note", "You are editing a message: once it is sent, what came after it leaves.", ["Leave it", leave]);
     }
 
     const isEdited = () => editing?.chat === talk();

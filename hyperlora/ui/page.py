@@ -134,6 +134,7 @@ def build_page(model: Model) -> gr.Blocks:
                     show_label=False,
                     render_markdown=False,
                     latex_delimiters=[],
+                    allow_tags=False,  # or it would show those of formulas as they are written
                     buttons=[],
                     height=None,
                     elem_id="chat",
