@@ -85,7 +85,7 @@ def caption(turn: Turn, number: int, written: bool = False) -> str:
     missed = ""
     if turn.missed:
         what = "The first message was" if turn.missed == 1 else f"The first {turn.missed} messages were"
-        missed = f'<div class="missed">{what} not read for this answer: all of them do not fit the model.</div>'
+        missed = f'<div class="missed">{what} not read for this answer: the model cannot take in more at once.</div>'
     return f'{missed}<div class="caption" title="{escape(whole)}">{"".join(parts)}</div>'.replace("\r", "&#13;")
 
 
