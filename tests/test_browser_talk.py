@@ -54,7 +54,7 @@ def test_settings_are_for_all_answers_and_are_kept_with_presets(page: Page, pipe
     page.locator("#more_button").click()
     expect(page.locator("#set_begin")).to_have_value("So:")
     expect(page.locator("#set_top_p")).to_have_attribute("placeholder", "1")
-    page.get_by_label("Name of a preset").fill(HOSTILE)
+    page.get_by_label("Save as").fill(HOSTILE)
     page.locator("#preset_save").click()
     page.locator("#set_none").click()
     expect(page.locator("#set_begin")).to_have_value("")

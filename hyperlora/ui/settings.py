@@ -59,7 +59,7 @@ MORE = f"""<button type="button" id="more_button" popovertarget="settings" aria-
 {_area("stop", "Stop at any of these, a line each", 2, LINE_BREAK)}
 <div class="presets"><select id="preset" aria-label="Preset"></select>
 <button type="button" id="preset_delete">Delete</button>
-<input id="preset_name" aria-label="Name of a preset" placeholder="Name" autocomplete="off">
+<input id="preset_name" aria-label="Save as" placeholder="Save as…" autocomplete="off">
 <button type="button" id="preset_save">Save</button>
 <button type="button" id="set_none">Clear all</button></div>
 <p id="preset_note" role="status"></p>
