@@ -31,7 +31,8 @@
     /** A side as the server reads it. */
     function rival(value) {
         const prompted = value === "prompted", adapter = adapters().find(({id}) => id === (prompted ? selected()?.id : value));
-        return {adapter: adapter ? told(adapter) : "", prompted, describe: hyperlora.typed().describe ?? $("#in_prompt input").checked};
+        const settings = hyperlora.settings();
+        return {adapter: adapter ? told(adapter) : "", prompted, settings, describe: hyperlora.typed().describe ?? $("#in_prompt input").checked};
     }
 
     function askBoth() {

@@ -3,7 +3,7 @@
 // from storage is checked here before it is shown, and by the server before it is used; names and texts are never HTML.
 window.hyperlora = (() => {
     const LIMIT = 2_000_000; // characters in all, each two bytes: 4 MB
-    const MAX_SHELF = 32, MAX_NAME = 120, MAX_STRENGTH = 4, NO_ADAPTER = "No adapter";
+    const MAX_SHELF = 32, MAX_NAME = 120, MAX_STRENGTH = 4, MAX_OTHERS = 19, NO_ADAPTER = "No adapter";
     const ADAPTER = "hyperlora.adapter.", CHAT = "hyperlora.chat.", TAB = "hyperlora.tab";
     const KEEP = "hyperlora.keep", FORGOTTEN = "hyperlora.forgotten", THEME = "hyperlora.theme";
     const $ = (selector) => document.querySelector(selector);
@@ -95,7 +95,9 @@ window.hyperlora = (() => {
     }
 
     function checkChat(value) {
-        const isTurn = (turn) => ["question", "by", "answer", "end"].every((name) => isText(turn[name], LIMIT));
+        const isAnswer = (answer) => ["by", "answer", "end"].every((name) => isText(answer[name], LIMIT));
+        const isTurn = ({others = [], place = 0, ...turn}) => isText(turn.question, LIMIT) && isAnswer(turn)
+            && others.length <= MAX_OTHERS && others.every(isAnswer) && place >= 0 && place <= others.length;
         if (!Array.isArray(value.turns) || !value.turns.every(isTurn)) return null;
         const name = isText(value.name, MAX_NAME) ? value.name : "";
         const adapter = isText(value.adapter, 64) ? value.adapter : "";
@@ -459,12 +461,26 @@ window.hyperlora = (() => {
         }]);
     }
 
+    /** The conversation has other turns from now on. */
+    function putTurns(turns) {
+        chat.turns = turns;
+        keepChat();
+        press("show");
+    }
+
+    function addChat(name, turns) {
+        const id = newId();
+        write(CHAT + id, JSON.stringify({name, adapter: chat.adapter, turns, at: Date.now()}));
+        openChat(id);
+    }
+
     function chatMenu() {
         menu($("#chat_menu"), [
             ["Rename", () => rename($("#conversation"), titleOf(chat), "#conversation", (name) => {
                 chat.name = name;
                 keepChat();
             })],
+            ...hyperlora.files(),
             ["Delete", removeChat, seen !== null],
         ]);
     }
@@ -620,7 +636,9 @@ window.hyperlora = (() => {
         return description ? told({name, description, strength, recipe}) : "";
     }
 
-    const turns = () => JSON.stringify(chat.turns);
+    /** Turns as the server reads them: of the other answers to a message only what they rest on. */
+    const tell = (turns) => JSON.stringify(turns.map((turn) => ({...turn, others: (turn.others ?? []).map(({how}) => how ?? "")})));
+    const turns = () => tell(chat.turns);
 
     /** Generate is an order: its number, a space, the description. From when it is pressed, and not from when the
      * server has made the adapter, that is the one which is wanted, until it is made or another one is selected. */
@@ -667,22 +685,27 @@ window.hyperlora = (() => {
         drawn();
     }
 
-    /** -> id of the question, adapter, describe, turns before it, message if there is a new one: an answer begins. */
-    function ask(describe, message) {
-        const id = newId();
-        asked.set(id, {chat, earlier: message === undefined ? chat.turns.slice(0, -1) : chat.turns});
+    /** -> id of the question, adapter, describe, turns, settings, message if there is a new one: an answer begins, to
+     * that, to the last message "again", or where the last answer ended: it goes "on". */
+    function ask(asks, describe, message) {
+        const id = newId(), told = asks === "new" ? hyperlora.followed() : chat.turns, last = chat.turns.at(-1);
+        const others = {new: () => [], again: () => hyperlora.answersTo(last).slice(-MAX_OTHERS), on: () => last.others ?? []}[asks]();
+        const place = {new: 0, again: others.length, on: last?.place ?? 0}[asks];
+        asked.set(id, {chat, before: chat.turns, earlier: asks === "new" ? told : told.slice(0, -1), others, place});
         busy = true;
         drawChats();
-        return [id, adapter(), describe, turns(), ...(message === undefined ? [] : [message])];
+        return [id, adapter(), describe, tell(told), hyperlora.settings(), ...(message === undefined ? [] : [message])];
     }
 
     /** A turn as far as it is written. */
     function heardTurn(text) {
         const turn = JSON.parse(text), question = asked.get(turn.id);
         if (question?.chat !== chat) return; // forgotten meanwhile
-        chat.turns = [...question.earlier, turn];
+        const {earlier, others, place} = question;
+        chat.turns = [...earlier, {...turn, others, place}];
         if (turn.end) asked.delete(turn.id);
         keepChat();
+        hyperlora.begun(question);
     }
 
     function answered() {
@@ -690,6 +713,7 @@ window.hyperlora = (() => {
         drawChats();
         if (dropped) press("show");
         dropped = false;
+        hyperlora.ended();
     }
 
     // Undo and Clear are the page's alone, so that nothing that is typed or sent meanwhile meets an older conversation.
@@ -725,5 +749,6 @@ window.hyperlora = (() => {
         // for the other files
         $, press, make, button, note, enter, cut, read, write, newId, isNumber, MAX_NAME, NO_ADAPTER,
         adapters, selected, told, nameOf, put, draw, typed: () => typed, begins, draws, turn,
+        LIMIT, MAX_OTHERS, isText, conversation: () => chat, isBusy: () => busy, titleOf, putTurns, addChat, checkChat,
     };
 })();

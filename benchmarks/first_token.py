@@ -171,8 +171,8 @@ def use_page(url: str, start: float) -> tuple[float, str]:
         if made := made.removeprefix("1 "):
             seconds = time.perf_counter() - start
             adapter = json.dumps({"name": "", "description": made, "strength": 1})
-            # its id, the adapter, whether the description is in the prompt too, the conversation, the message
-            for chat, *_ in client.submit("1", adapter, False, "", "one two three", api_name="/send"):
+            # its id, the adapter, whether the description is in the prompt too, the conversation, settings, the message
+            for chat, *_ in client.submit("1", adapter, False, "", "", "one two three", api_name="/send"):
                 answer = chat[-1]["content"][0]["text"]
                 if answer != "…":
                     return seconds, answer

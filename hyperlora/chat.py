@@ -296,8 +296,8 @@ def _close(inbox: _Inbox, thread: threading.Thread) -> None:
 
 class ChatEngine:
     """Serves chats over one adapted model. `submit` may be called from any thread; `close` ends the worker, and so does
-    dropping the engine. Chats that run at once have at most as many rows as `adapted` has slots. `unadapted` are
-    options of the chats without an adapter, before the generation_config's."""
+    dropping the engine. Chats that run at once have at most as many rows as `adapted` has slots. `defaults` are the
+    generation_config's options; `unadapted` come before them in chats without an adapter."""
 
     def __init__(
         self,
@@ -313,8 +313,8 @@ class ChatEngine:
         self._model = adapted.model
         self._device = device_of(adapted.model.get_input_embeddings())
         self._eos = end_tokens(adapted.model, tokenizer)
-        self._defaults = Options.said_by(adapted.model.generation_config)
-        self._unadapted = unadapted or {}
+        self.defaults = Options.said_by(adapted.model.generation_config)
+        self.unadapted = unadapted or {}
         only_last = "logits_to_keep" in signature(adapted.model.forward).parameters
         # An index copies the states; with a slice of them a bfloat16 product on a CPU copies the matrix for each row.
         self._prefill_options = {"logits_to_keep": torch.tensor([-1])} if only_last else {}
@@ -363,7 +363,7 @@ class ChatEngine:
             raise UserError(f"The option {unknown[0]!r} is not supported; use {', '.join(known)}.")
         if seed is not None and (type(seed) is not int or not 0 <= seed < 2**63):
             raise UserError(f"seed must be a whole number from 0 to 2**63 - 1, not {shown(seed)}.")
-        settings = Options(**self._defaults | options), Options(**self._defaults | self._unadapted | options)
+        settings = Options(**self.defaults | options), Options(**self.defaults | self.unadapted | options)
         streams = [ChatStream(self.tokenizer, self) for _ in chats]
         rows = [
             self._row(stream, chat, adapter, settings[adapter is None], seed, ended)

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import tempfile
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -17,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from hyperlora import smollm2
 from hyperlora.adapted import AdaptedModel
 from hyperlora.base import DeviceMap, device_of, find_device, load_base
-from hyperlora.chat import ChatEngine, ChatStream, one_thread
+from hyperlora.chat import ChatEngine, ChatStream, Options, one_thread
 from hyperlora.config import HyperLoRAConfig
 from hyperlora.devices import fast_bfloat16
 from hyperlora.embedder import load_embedder
@@ -28,7 +29,7 @@ from hyperlora.halves import halve_linears
 from hyperlora.lora import Adapter
 from hyperlora.memory import CACHED
 from hyperlora.presets import Preset, asset_or_hub, base_path, get_preset
-from hyperlora.prompt import Message, check_messages, use_trained_template, with_description
+from hyperlora.prompt import Message, check_messages, format_prompt, use_trained_template, with_description
 from hyperlora.upload import unpack
 
 Chat = str | list[Message]
@@ -62,6 +63,12 @@ class Pipeline:
         self._style = hyperlora.config.chat_style if self.describe else "description_input"
         penalty = preset and preset.repetition_penalty
         self.engine = ChatEngine(adapted, tokenizer, unadapted={"repetition_penalty": penalty} if penalty else None)
+
+    @property
+    def defaults(self) -> Options:
+        """How a chat that names no options is answered, but for those of `engine.unadapted`."""
+        longest = {"max_new_tokens": self.preset.max_new_tokens} if self.preset else {}
+        return Options(**self.engine.defaults | longest)
 
     @overload
     def adapt(self, description: str) -> Adapter: ...
@@ -175,6 +182,26 @@ class Pipeline:
             first = next(message for message in chat if message["role"] == "user")
             first["content"] = with_description(adapter.description, first["content"], self._style)
         return chat
+
+    def shorten(
+        self, messages: Chat, adapter: Adapter | None = None, describe: bool | None = None, *, room: int = 0
+    ) -> list[Message]:
+        """The messages without as many of the oldest as it takes for an answer of `room` tokens to fit the context.
+
+        The system's stay, and what comes from the user's last one on: alone they may still be too long.
+        """
+        chat = check_messages(messages)
+        system = [message for message in chat if message["role"] == "system"]
+        others = [message for message in chat if message["role"] != "system"]
+        asked = [i for i, message in enumerate(others) if message["role"] == "user"]
+
+        def fits(start: int) -> bool:
+            prompt = self.prepare(system + others[start:], adapter, describe)
+            return len(format_prompt(self.tokenizer, prompt)) + room <= self.engine.context
+
+        if fits(asked[0]):
+            return chat
+        return system + others[asked[bisect_left(asked, True, hi=len(asked) - 1, key=fits)] :]
 
     def load_adapter(self, path: str | Path) -> Adapter:
         """A PEFT folder, or anybody's zip of one -> an adapter that fits this base model; `UserError` says what does

@@ -318,6 +318,11 @@ def _fold_system(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) ->
     return _without_system(messages, [])
 
 
+def takes_system(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template has a place of its own for a system message."""
+    return _writes_system(tokenizer, [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}])
+
+
 def _writes_system(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> bool:
     """Whether the template writes every system message, whole; some refuse them, some drop them without a word.
 

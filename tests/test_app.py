@@ -41,7 +41,7 @@ from hyperlora.presets import PRESETS, Preset, assets_dir
 from hyperlora.recipe import Recipe
 from hyperlora.ui.compare import Compare
 from hyperlora.ui.handlers import SKIP, Handlers, about, bubbles, progress
-from hyperlora.ui.markdown import to_html
+from hyperlora.ui.markdown import COPY, to_html
 from hyperlora.ui.model import MAX_ADAPTERS, Model
 from hyperlora.ui.page import build_page, launch
 from hyperlora.ui.session import (
@@ -67,6 +67,11 @@ def shelved(description: object, name: object = "", strength: object = 1) -> str
 def written(turns: list[Turn]) -> str:
     """A conversation as a page sends it."""
     return f"[{','.join(map(write, turns))}]"
+
+
+def by_line(bubble: dict) -> str:
+    """Who answered, as the page says it under the answer."""
+    return unescape(re.search('<span class="by">(.*?)</span>', bubble["content"][1]["text"], re.DOTALL)[1])
 
 
 @contextmanager
@@ -131,10 +136,10 @@ class Visitor:
     def __init__(self, on: Handlers, turns: list[Turn] | None = None, session_hash: str = "visitor"):
         self.on, self.request = on, SimpleNamespace(session_hash=session_hash)
         self.conversation = turns or []
-        self.strength, self.describe = 1.0, False
+        self.strength, self.describe, self.typed = 1.0, False, ""
 
     def asked(self, chosen: object) -> tuple:
-        return "7", shelved(chosen, "", self.strength), self.describe, written(self.conversation)
+        return "7", shelved(chosen, "", self.strength), self.describe, written(self.conversation), self.typed
 
     def hear(self, answer: Iterator[tuple], again: bool = False) -> list[tuple]:
         """Read what the page is given to the end, and hold what it is to hold."""
@@ -163,7 +168,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, model: Model) -> Callable[..., No
 
     def answer(*pieces: str, end: str = "stop") -> None:
         class Stream(list):
-            finish_reason = None
+            finish_reason, tokens = None, 0
 
             def stop(self) -> None: ...
 
@@ -284,7 +289,7 @@ def test_what_no_page_holds_is_one_sentence(on: Handlers, kept: object) -> None:
     with pytest.raises(UserError, match=r"^What the page kept .*[.]$"):
         read_turns(kept)
     with pytest.warns(UserWarning, match="What the page kept"):
-        assert list(on.send("7", "", False, kept, "one", SimpleNamespace(session_hash="a"))) == [SKIP]
+        assert list(on.send("7", "", False, kept, "", "one", SimpleNamespace(session_hash="a"))) == [SKIP]
     if kept != "{}":  # an adapter without a description
         with pytest.raises(UserError, match=r"^What the page kept .*[.]$"):
             read_adapter(kept)
@@ -530,14 +535,15 @@ def test_an_answer_that_is_not_whole_says_why(
 ) -> None:
     answering("one ", "two", end=end)
     *_, (chat, *_) = visitor.hear(visitor.on.send(*visitor.asked(""), "go on", visitor.request))
-    assert [part["text"] for part in chat[-1]["content"]] == ["one two", by]
+    assert (chat[-1]["content"][0]["text"], by_line(chat[-1])) == ("one two", by)
     assert visitor.conversation[-1].end == end
 
 
 def test_an_answer_of_which_the_end_never_came_says_so() -> None:
     turns = [Turn("one", ADD, "1", "stop"), Turn("two", ADD)]
-    assert [part["text"] for part in bubbles(turns)[-1]["content"]] == ["(no text)", f"{ADD} · interrupted"]
-    assert [part["text"] for part in bubbles(turns, busy=True)[-1]["content"]] == ["…", ADD]
+    for busy, answer, by in ((False, "(no text)", f"{ADD} · interrupted"), (True, "…", ADD)):
+        bubble = bubbles(turns, busy)[-1]
+        assert (bubble["content"][0]["text"], by_line(bubble)) == (answer, by)
 
 
 def test_text_is_shown_as_it_is() -> None:
@@ -545,11 +551,12 @@ def test_text_is_shown_as_it_is() -> None:
     texts = ["<b>a</b>", "    if x:\n\ty", "\n\n a \n\n", "&lt; <script>", "a\r\nb"]
     for text in texts:
         question, answer = bubbles([Turn(text, text, text, "stop")])
-        for part in (*question["content"], *answer["content"]):
+        for part in (*question["content"], answer["content"][0]):
             assert part["type"] == "text" and "<" not in part["text"] and unescape(part["text"]) == text
+        assert by_line(answer) == text
         # Through Gradio's own component, which takes the indentation from plain strings.
         root = gr.Chatbot().postprocess([question, answer]).root
-        assert [unescape(part.text) for message in root for part in message.content] == [text] * 3
+        assert [unescape(message.content[0].text) for message in root] == [text] * 2
 
 
 def test_answers_in_markdown_are_html_and_nothing_else_is() -> None:
@@ -557,9 +564,9 @@ def test_answers_in_markdown_are_html_and_nothing_else_is() -> None:
     question, answer = bubbles([Turn(text, text, text, "stop", markdown=True)])
     html = (
         '<div class="markdown"><p><strong>a</strong> &lt;b&gt;</p>\n'
-        '<pre><code class="language-py">if x:\n\n    y\n</code></pre></div>'
+        f'<div class="code">{COPY}<pre><code class="language-py">if x:\n\n    y\n</code></pre>\n</div></div>'
     )
-    assert [part["text"] for part in answer["content"]] == [html, escape(text)]
+    assert (answer["content"][0]["text"], by_line(answer)) == (html, text)
     assert [part["text"] for part in question["content"]] == [escape(text)]
     for blank in ("", " \n"):
         assert bubbles([Turn("a", "b", blank, "stop", markdown=True)])[1]["content"][0]["text"] == "(no text)"
@@ -568,7 +575,8 @@ def test_answers_in_markdown_are_html_and_nothing_else_is() -> None:
     assert bubbles(read_turns(kept.replace("true", '"<b>"')))[1]["content"][0]["text"] == escape(text)
 
 
-TAGS = {"div", "p", "br", "a", "pre", "code", "table", "thead", "tbody", "tr", "th", "td", "blockquote"}
+APART = 'target="_blank" rel="noopener noreferrer"'
+TAGS = {"button", "div", "p", "br", "a", "pre", "code", "table", "thead", "tbody", "tr", "th", "td", "blockquote"}
 
 
 @pytest.mark.parametrize(
@@ -576,12 +584,12 @@ TAGS = {"div", "p", "br", "a", "pre", "code", "table", "thead", "tbody", "tr", "
     [
         ("a\nb", "<p>a<br>\nb</p>"),
         ("<img src=x onerror=alert(1)>", "<p>&lt;img src=x onerror=alert(1)&gt;</p>"),
-        ("![a](http://a.b/c.png)", '<p>!<a href="http://a.b/c.png">a</a></p>'),
+        ("![a](http://a.b/c.png)", f'<p>!<a href="http://a.b/c.png" {APART}>a</a></p>'),
         ("[a](javascript:alert(1))", "<p>[a](javascript:alert(1))</p>"),
         ("[a](data:image/png;base64,AA)", None),
         ("![a](data:text/html,<script>)", None),
-        ("```<b\nx", '<pre><code class="language-&lt;b">x</code></pre>'),
-        ('[a](http://b "c\\" onclick=d")', '<p><a href="http://b" title="c&quot; onclick=d">a</a></p>'),
+        ("```<b\nx", f'<div class="code">{COPY}<pre><code class="language-&lt;b">x</code></pre>\n</div>'),
+        ('[a](http://b "c\\" onclick=d")', f'<p><a href="http://b" title="c&quot; onclick=d" {APART}>a</a></p>'),
         ("| a |\n| - |\n| <i> |", None),
         ("> " * 5000 + "a", None),
     ],
@@ -594,7 +602,7 @@ def test_markdown_has_no_html_and_loads_nothing(markdown: str, html: str | None)
     parser.feed(found)
     assert {tag for tag, _ in tags} <= TAGS
     for _, attributes in tags:
-        assert attributes.keys() <= {"class", "href", "title"}
+        assert attributes.keys() <= {"class", "href", "title", "target", "rel", "type"}
         assert attributes.get("href", "http://").startswith(("http://", "data:image/"))
     assert to_html("a" * 50_001) is None
 
@@ -764,9 +772,9 @@ def test_the_page_waits_for_the_model_and_says_when_each_message_stands_alone(
     assert timer.active
     assert "The model is still loading" in loading.generate(f"1 {REVERSE}")[0]
     with pytest.warns(UserWarning, match="The model is still loading"):
-        assert Visitor(loading).hear(loading.send("7", "", False, "", "one", SimpleNamespace(session_hash="a"))) == [
-            SKIP
-        ]
+        assert Visitor(loading).hear(
+            loading.send("7", "", False, "", "", "one", SimpleNamespace(session_hash="a"))
+        ) == [SKIP]
     assert asyncio.run(Handlers(model).ready())[3:5] == (about(model.pipe), "")
     monkeypatch.setattr(model.pipe, "multi_turn", False)
     _, button, _, _, line, describe, *_, timer = asyncio.run(Handlers(model).ready())
@@ -981,7 +989,7 @@ def test_visitors_have_their_own_adapters_answers_at_the_same_time(url: str, pip
             if text:
                 assert client.predict(f"1 {text}", api_name="/generate")[1] == f"1 {text}"
         jobs = [
-            client.submit("7", shelved(text), False, "", "one two", api_name="/send")
+            client.submit("7", shelved(text), False, "", "", "one two", api_name="/send")
             for client, text in zip(clients, texts, strict=True)
         ]
         wait_until(lambda: len(pipe.engine._batch.rows) == len(jobs))  # they are decoded together
@@ -999,7 +1007,7 @@ def test_visitors_have_their_own_adapters_answers_at_the_same_time(url: str, pip
 def test_one_session_gets_one_answer_at_a_time(url: str, pipe: hyperlora.Pipeline) -> None:
     client = Client(url, verbose=False)
     with slow(pipe, 0.05):
-        jobs = [client.submit("7", "", False, "", message, api_name="/send") for message in ("one", "two", "three")]
+        jobs = [client.submit("7", "", False, "", "", message, api_name="/send") for message in ("one", "two", "three")]
         given = [job.result(timeout=300)[1] for job in jobs]
     answered = [kept for kept in given if isinstance(kept, str)]
     assert len(answered) == 1 and len(read_turns(f"[{answered[0]}]")) == 1
@@ -1010,9 +1018,9 @@ def test_a_session_that_the_server_forgot_goes_on(url: str, model: Model, pipe: 
     try:
         url = launch(demo)
         client = Client(url, verbose=False)
-        _, kept, *_ = client.predict("1", shelved(REVERSE), False, "", "one two", api_name="/send")
+        _, kept, *_ = client.predict("1", shelved(REVERSE), False, "", "", "one two", api_name="/send")
         demo.state_holder.session_data.clear()  # what 1,000 others do
-        _, kept, *_ = client.predict("2", shelved(REVERSE), False, f"[{kept}]", "three", api_name="/send")
+        _, kept, *_ = client.predict("2", shelved(REVERSE), False, f"[{kept}]", "", "three", api_name="/send")
         _, made = client.predict(f"2 {ADD}", api_name="/generate")
     finally:
         demo.close()
@@ -1026,7 +1034,7 @@ def test_what_is_no_text_is_no_traceback_over_http(
 ) -> None:
     config = httpx.get(f"{url}config").json()
     (send,) = (fn["id"] for fn in config["dependencies"] if fn["api_name"] == "send")
-    body = b'{"fn_index": %d, "session_hash": "abc", "data": ["7", "", false, "", %s]}' % (send, data)
+    body = b'{"fn_index": %d, "session_hash": "abc", "data": ["7", "", false, "", "", %s]}' % (send, data)
     joined = httpx.post(f"{url}gradio_api/queue/join", content=body, headers={"Content-Type": "application/json"})
     if joined.status_code == 200:
         with httpx.stream("GET", f"{url}gradio_api/queue/data?session_hash=abc", timeout=60) as stream:

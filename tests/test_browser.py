@@ -106,7 +106,8 @@ def send(page: Page, message: str) -> None:
 def expect_answers(page: Page, *answers: tuple[str, str]) -> None:
     """The finished conversation's answers and who gave them, to the last space."""
     expected = [part for answer, by in answers for part in (answer if answer.strip() else "(no text)", by)]
-    shown = "[...document.querySelectorAll('#chat .bot.message .md')].map((part) => part.textContent)"
+    text = "(part) => (part.querySelector('.by') ?? part).textContent"
+    shown = f"[...document.querySelectorAll('#chat .bot.message .md')].map({text})"
     with suppress(TimeoutError):
         page.wait_for_function(f"(expected) => JSON.stringify({shown}) === JSON.stringify(expected)", arg=expected)
     assert page.evaluate(shown) == expected
@@ -263,7 +264,7 @@ def test_stop_retry_undo_and_clear(page: Page, pipe: hyperlora.Pipeline) -> None
         expect(page.locator("#clear")).to_be_disabled()
         stop.click()
         expect(page.get_by_role("button", name="Send")).to_be_visible()
-    expect(page.locator("#chat .bot.message .md").last).to_have_text("No adapter · stopped")
+    expect(page.locator("#chat .by")).to_have_text("No adapter · stopped")
     part = page.locator("#chat .bot.message .md").first.text_content()
     assert whole.startswith(part)
     assert part != whole
@@ -313,7 +314,7 @@ def test_questions_and_answers_are_shown_to_the_last_space(
     middle, heard, go = len(text) // 2, [], threading.Event()
 
     class Stream:
-        finish_reason = None
+        finish_reason, tokens = None, 0
 
         def __iter__(self) -> Iterator[str]:
             yield text[:middle]
@@ -366,7 +367,7 @@ def test_markdown_is_shown_as_such_and_loads_nothing(
     page: Page, pipe: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:
     class Stream:
-        finish_reason = "stop"
+        finish_reason, tokens = "stop", 0
 
         def __iter__(self) -> Iterator[str]:
             for start in range(0, len(MARKDOWN), 40):
@@ -403,7 +404,7 @@ def test_an_answer_that_is_not_whole_says_so(
     page: Page, pipe: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch, end: str, note: str
 ) -> None:
     class Stream(list):
-        finish_reason = end
+        finish_reason, tokens = end, 0
 
         def stop(self) -> None: ...
 
@@ -614,7 +615,7 @@ def stored(page: Page, kind: str) -> list[dict]:
 def expect_interrupted(page: Page, whole: str) -> None:
     """An answer of which the page has a part, and says so; asked again it is whole."""
     expect(page.locator("#generate")).to_be_enabled()
-    expect(page.locator("#chat .bot.message .md").last).to_have_text("No adapter · interrupted")
+    expect(page.locator("#chat .by")).to_have_text("No adapter · interrupted")
     part = page.locator("#chat .bot.message .md").first.text_content()
     assert part != whole and whole.startswith(part)
     page.locator("#retry").click()
@@ -960,7 +961,7 @@ def test_what_is_damaged_in_the_browser_breaks_nothing(page: Page, pipe: hyperlo
     conversation = page.get_by_label("Conversation", exact=True)
     expect(conversation.locator("option")).to_have_count(4)
     conversation.select_option(HOSTILE)
-    expect(page.locator("#chat .md")).to_have_text([HOSTILE, HOSTILE, f"{HOSTILE} · {HOSTILE}"])
+    expect(page.locator("#chat .md")).to_have_text([HOSTILE, HOSTILE, f"{HOSTILE} · {HOSTILE}Continue"])
     expect(page.locator("#shelf img, #shelf b, #chat img, #chat b")).to_have_count(0)
     page.locator("#shelf label").filter(has_text=HOSTILE).click()
     expect(page.locator("#strength input[type=number]")).to_have_value("1")

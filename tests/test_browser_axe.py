@@ -22,7 +22,16 @@ def test_axe_finds_nothing(browser: Browser, url: str, scheme: str) -> None:  # 
             generate(page, description)
         send(page, "one two")
         expect(page.locator("#retry")).to_be_enabled()
+        page.locator("#retry").click()
+        expect(page.locator("#chat .place")).to_have_text("2/2")
         assert findings(page) == []
+        page.locator("#more_button").click()
+        page.locator("#set_seed").fill("x")
+        page.locator("#set_stop").focus()
+        expect(page.locator("#seed_said")).not_to_be_empty()
+        assert findings(page) == []
+        page.locator("#set_seed").fill("")
+        page.keyboard.press("Escape")
         for mode in page.locator("button[data-mode]").all():
             mode.click()
             page.wait_for_load_state("networkidle")

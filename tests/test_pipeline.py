@@ -161,6 +161,25 @@ def test_a_single_turn_preset_sends_the_last_message_alone(single_turn):
     assert single_turn.chat([*chat, begun]) == single_turn.chat([chat[-1], begun])
 
 
+def test_a_long_chat_is_shortened_to_leave_room_for_the_answer(pipe):
+    """Of 256 tokens, a character each: the oldest leave, and no more of them than that takes."""
+    adapter = pipe.adapt(TEXTS[0])
+    turns = [{"role": role, "content": f"{i} {'x' * 20}"} for i in range(9) for role in ("user", "assistant")]
+    chat = [{"role": "system", "content": "Be brief."}, *turns, {"role": "user", "content": "last"}]
+    for describe, room in ((False, 0), (False, 100), (True, 50)):
+        shorter = pipe.shorten(chat, adapter, describe, room=room)
+        left = len(chat) - len(shorter)
+        assert left > 0 and left % 2 == 0 and shorter == [chat[0], *chat[1 + left :]]
+        lengths = [
+            len(format_prompt(pipe.tokenizer, pipe.prepare([chat[0], *chat[1 + gone :]], adapter, describe)))
+            for gone in (left, left - 2)
+        ]
+        assert lengths[0] <= 256 - room < lengths[1]
+    assert pipe.shorten(chat, room=1000) == [chat[0], chat[-1]]  # what is asked stays
+    assert pipe.shorten(chat[:3] + chat[-1:]) == chat[:3] + chat[-1:]
+    assert pipe.shorten("one") == [{"role": "user", "content": "one"}]
+
+
 def test_any_number_of_chats_is_answered_behind_all_others(pipe):
     """As each is alone; what cannot be answered says so, and takes nothing from the others."""
     adapter = pipe.adapt(TEXTS[0])

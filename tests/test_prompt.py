@@ -21,6 +21,7 @@ from hyperlora.prompt import (
     encode_texts,
     format_begun,
     format_prompt,
+    takes_system,
     use_trained_template,
     with_description,
 )
@@ -233,6 +234,7 @@ def test_a_system_message_is_part_of_the_first_message_where_the_template_takes_
     tokenizer = characters("<s>", "</s>", template)
     turns = chat("system: Be brief.", "user: a", "assistant: b", "user: c")
     assert tokenizer.decode(format_prompt(tokenizer, turns)) == prompt
+    assert takes_system(tokenizer) == (template is CHATML)
 
 
 def test_later_and_blank_system_messages(characters):

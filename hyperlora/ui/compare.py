@@ -9,6 +9,7 @@ import gradio as gr
 from hyperlora.text import check_text
 from hyperlora.ui.model import Model
 from hyperlora.ui.session import SIDES, read_side
+from hyperlora.ui.settings import read_settings
 from hyperlora.ui.words import ENDS, REDRAW, answer_html, js, sentence, status
 
 if TYPE_CHECKING:
@@ -37,16 +38,22 @@ class Compare:
         visitor, answer = None, ""
         try:
             pipe = self.model.pipe
-            which, shelved, describe, prompted = read_side(side)
-            messages, adapter = check_text(message, "The message"), self.model.of(shelved) if shelved else None
+            which, shelved, describe, prompted, typed = read_side(side)
+            settings = read_settings(typed)
+            question = {"role": "user", "content": check_text(message, "The message")}
+            messages, adapter = (
+                settings.messages([question], settings.begin),
+                self.model.of(shelved) if shelved else None,
+            )
             if prompted:
                 messages, adapter = pipe.prepare(messages, adapter, describe=True), None
-            stream = pipe.chat(messages, adapter=adapter, stream=True, describe=describe, seed=seed)
+            options = {"seed": seed} | settings.options
+            stream = pipe.chat(messages, adapter=adapter, stream=True, describe=describe, **options)
             visitor = f"{request.session_hash} {which}"
             if before := self._streams.get(visitor):
                 before.stop()  # asked again meanwhile
             self._streams[visitor] = stream
-            drawn = 0.0
+            answer, drawn = settings.begin, 0.0
             for piece in stream:
                 answer += piece
                 if time.monotonic() - drawn > REDRAW:

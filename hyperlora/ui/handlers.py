@@ -1,5 +1,6 @@
 """What the page does on each event. A mistake becomes one sentence on the page, anything unexpected goes to the log."""
 
+import hashlib
 import json
 import logging
 import tempfile
@@ -21,7 +22,8 @@ from hyperlora.text import check_text
 from hyperlora.ui.documents import card, readme
 from hyperlora.ui.markdown import to_html
 from hyperlora.ui.model import Model
-from hyperlora.ui.session import KEPT, Turn, messages_of, one_line, read_adapter, read_turns, write
+from hyperlora.ui.session import KEPT, MAX_OTHERS, Turn, messages_of, one_line, read_adapter, read_conversation, write
+from hyperlora.ui.settings import check, read_settings
 from hyperlora.ui.words import ENDS, REDRAW, sentence, status
 
 if TYPE_CHECKING:
@@ -32,7 +34,9 @@ if TYPE_CHECKING:
 NO_ADAPTER, LOADING, INSTEAD = "No adapter", "Loading the model…", "Use a small model instead"
 # For the chat, the turn, the message box, Retry, Undo, Clear and who answers; what yields nothing would empty them.
 SKIP = (gr.skip(),) * 7
-LAST = object()  # the message to ask again
+NEW, AGAIN, ON = "new", "again", "on"  # a message: a new one, the last one once more, or its answer goes on
+SAMPLED, CONTINUED = " · sampled", " · continued by "
+OTHER = {"do_sample": True, "temperature": 0.8, "top_p": 0.95}  # where the likeliest answer has been given already
 SAVE = 1.0  # seconds between two updates of what the page keeps of a streamed answer
 log = logging.getLogger(__name__)
 
@@ -43,18 +47,51 @@ def verbatim(text: str) -> dict[str, str]:
     return {"type": "text", "text": escape(text).replace("\r", "&#13;")}
 
 
-def bubbles(turns: list[Turn], busy: bool = False) -> list[dict]:
-    """The turns as Chatbot messages, answers in Markdown as HTML; an answer that is not whole says why."""
-    messages = []
-    for turn in turns:
+def bubbles(turns: list[Turn], busy: bool = False, first: int = 0) -> list[dict]:
+    """The turns, of which the page counts the first as `first`, as Chatbot messages, answers in Markdown as HTML."""
+    earlier = f'<div class="missed">Older messages ({first}) are kept, and not shown.</div>'
+    messages = [{"role": "assistant", "content": [{"type": "text", "text": earlier}]}] if first else []
+    for number, turn in enumerate(turns, first):
         messages.append({"role": "user", "content": [verbatim(turn.question)]})
         written = busy and turn is turns[-1]
         answer = verbatim(turn.answer if turn.answer.strip() else "…" if written else "(no text)")
         if turn.markdown is True and turn.answer.strip() and (html := to_html(turn.answer)):
             answer = {"type": "text", "text": html}
-        by = turn.by if written or turn.end == "stop" else f"{turn.by} · {ENDS.get(turn.end, turn.end)}"
-        messages.append({"role": "assistant", "content": [answer, verbatim(by)]})
+        messages.append(
+            {"role": "assistant", "content": [answer, {"type": "text", "text": caption(turn, number, written)}]}
+        )
     return messages
+
+
+def caption(turn: Turn, number: int, written: bool = False) -> str:
+    """What is under an answer, as HTML: who gave it, how fast and why it is not whole, and what can be done with it.
+
+    Of that the page shows a line; its title is the whole. Gradio lets a button keep its title and its value, which is
+    the number of the turn.
+    """
+    end = ENDS.get(turn.end, turn.end) if not written and turn.end != "stop" else ""
+    by, pace = f"{turn.by} · {end}" if end else turn.by, f"{turn.speed:.3g} tokens/s" if turn.speed else ""
+    whole = " · ".join(filter(None, (by, pace, "ended by itself" if turn.end == "stop" else "")))
+    parts = [f'<span class="by">{escape(by)}</span>', f'<span class="pace">{pace}</span>' * bool(pace)]
+    if not written:
+        place, last = turn.place, len(turn.others)
+        if last:
+            parts += [_act("previous", number, "The answer before", off=place == 0)]
+            parts += [f'<span class="place">{place + 1}/{last + 1}</span>']
+            parts += [_act("next", number, "The next answer", off=place == last)]
+        if turn.end != "stop" and turn.answer.strip():
+            parts.append(_act("on", number, "Let the answer go on", "Continue"))
+        parts += [_act("copy", number, "Copy the answer"), _act("edit", number, "Edit the message")]
+    missed = ""
+    if turn.missed:
+        what = "The first message was" if turn.missed == 1 else f"The first {turn.missed} messages were"
+        missed = f'<div class="missed">{what} not read for this answer: the model cannot take in more at once.</div>'
+    return f'{missed}<div class="caption" title="{escape(whole)}">{"".join(parts)}</div>'.replace("\r", "&#13;")
+
+
+def _act(act: str, number: int, title: str, text: str = "", off: bool = False) -> str:
+    more = f'value="{number}" title="{title}"{" disabled" * off}'
+    return f'<button type="button" class="act {act}" {more}>{text}</button>'
 
 
 def about(pipe: "Pipeline") -> str:
@@ -74,6 +111,11 @@ def progress(done: float, size: float, seconds: float) -> str:
         minutes = seconds * (1 - part) / part / 60
         text += f", about {minutes:.0f} minutes left" if minutes >= 1.5 else ", about a minute left"
     return f'<p>{text}</p><div class="bar"><div style="width: {100 * part:.1f}%"></div></div>'
+
+
+def _key(*parts: object) -> str:
+    """The same for the same, in few characters."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 class Handlers:
@@ -153,11 +195,18 @@ class Handlers:
     def show(self, kept: object) -> tuple:
         """-> chat, Retry, Undo, Clear: a conversation that the page holds."""
         try:
-            turns = read_turns(kept)
+            turns, unread = read_conversation(kept)
         except UserError as error:
             gr.Warning(escape(str(error)))
-            turns = []
-        return bubbles(turns), *self._buttons(turns)
+            turns, unread = [], 0
+        return bubbles(turns, first=unread), *self._buttons(turns)
+
+    def check(self, typed: object) -> str:
+        """-> JSON: what is wrong with the settings that are typed, and what empty ones mean."""
+        try:
+            return check(typed, self.model.pipe)
+        except Exception as error:
+            return json.dumps({"wrong": {}, "default": {}, "hint": {"system": sentence(error)}})
 
     def generate(self, ordered: object) -> tuple[str, str]:
         """-> status, what was made: as the order is, and no description if it failed.
@@ -218,17 +267,33 @@ class Handlers:
         return "".join(" " + status("notice", notice) for notice in notices if notice)
 
     def send(
-        self, id: object, chosen: object, describe: object, kept: object, message: object, request: gr.Request
+        self,
+        id: object,
+        chosen: object,
+        describe: object,
+        kept: object,
+        typed: object,
+        message: object,
+        request: gr.Request,
     ) -> Iterator[tuple]:
         """-> chat, turn, message box, Retry, Undo, Clear, who answers; again and again while the answer streams.
 
-        `id` is the page's for the turn, `chosen` the adapter and `kept` the turns before, as the page holds them.
+        `id` is the page's for the turn, `chosen` the adapter, `kept` the turns before and `typed` the settings, as the
+        page holds them.
         """
-        yield from self._answer(request.session_hash, id, chosen, describe, kept, message)
+        yield from self._answer(request.session_hash, NEW, id, chosen, describe, kept, typed, message)
 
-    def retry(self, id: object, chosen: object, describe: object, kept: object, request: gr.Request) -> Iterator[tuple]:
-        """Asks the last message again, of the adapter that is selected now."""
-        yield from self._answer(request.session_hash, id, chosen, describe, kept)
+    def retry(
+        self, id: object, chosen: object, describe: object, kept: object, typed: object, request: gr.Request
+    ) -> Iterator[tuple]:
+        """Asks the last message again, of the adapter that is selected now: another answer beside those before."""
+        yield from self._answer(request.session_hash, AGAIN, id, chosen, describe, kept, typed)
+
+    def go_on(
+        self, id: object, chosen: object, describe: object, kept: object, typed: object, request: gr.Request
+    ) -> Iterator[tuple]:
+        """Lets the last answer go on where it ended."""
+        yield from self._answer(request.session_hash, ON, id, chosen, describe, kept, typed)
 
     def _answer(self, visitor: str | None, *asked: object) -> Iterator[tuple]:
         """One answer at a time for each visitor, however many tabs or clicks ask."""
@@ -249,58 +314,83 @@ class Handlers:
     def _stream(
         self,
         visitor: str | None,
+        asks: str,
         id: object,
         chosen: object,
         describe: object,
         kept: object,
-        message: object = LAST,
+        typed: object,
+        message: object = None,
     ) -> Iterator[tuple]:
         off = (gr.Button(interactive=False),) * 3
         waiting = False
         try:
             pipe = self.model.pipe
-            earlier = before = read_turns(kept)
-            if message is LAST:
+            before, unread = read_conversation(kept)
+            settings, earlier, last = read_settings(typed), before, None
+            if asks != NEW:
                 if not before:
                     raise UserError("There is no message to ask again.")
                 *earlier, last = before
                 message = last.question
-            id, message = check_text(id, KEPT), check_text(message, "The message")
-            by, adapter = NO_ADAPTER, None
+            turn = Turn(check_text(message, "The message"), NO_ADAPTER, settings.begin, id=check_text(id, KEPT))
+            turn.markdown, adapter = pipe.markdown, None
             if shelved := read_adapter(chosen):
                 if not self.model.has(shelved.recipe):
                     waiting = True
                     box = gr.Textbox(interactive=False, submit_btn="Waiting for the adapter…")
                     yield *SKIP[:2], box, *off, gr.skip()
-                by, adapter = shelved.name, self.model.of(shelved)
-                by += f" · strength {shelved.strength:g}" if shelved.strength != 1 else ""
-                by += " · description in the prompt" if describe else ""
-            messages = messages_of(earlier, message, pipe.multi_turn)
-            stream = pipe.chat(messages, adapter=adapter, stream=True, describe=bool(describe))
+                adapter, turn.by = self.model.of(shelved), shelved.name
+                turn.by += f" · strength {shelved.strength:g}" if shelved.strength != 1 else ""
+                turn.by += " · description in the prompt" if describe else ""
+            options, own = dict(settings.options), pipe.defaults
+            sampled = options.get("do_sample", own.do_sample)
+            how = "" if sampled else _key(shelved, bool(describe), settings)
+            if asks == AGAIN:
+                turn.others = [*last.others, last.how][-MAX_OTHERS:]
+                turn.place = len(turn.others)
+                if how and how in turn.others:
+                    how, options = "", options | OTHER
+                    turn.by += SAMPLED
+            elif asks == ON:
+                how, turn.answer, turn.others, turn.place = "", last.answer.rstrip(" "), last.others, last.place
+                same = turn.by in (last.by.removesuffix(SAMPLED), last.by.rpartition(CONTINUED)[2])
+                turn.by = last.by if same else last.by + CONTINUED + turn.by
+            if "seed" in options:
+                options["seed"] = (options["seed"] + turn.place) % 2**63
+            messages = settings.messages(messages_of(earlier, turn.question, pipe.multi_turn), turn.answer)
+            room = min(options.get("max_new_tokens", own.max_new_tokens), pipe.engine.context // 4)
+            given = pipe.shorten(messages, adapter, bool(describe), room=room)
+            turn.missed = (len(messages) - len(given)) // 2 + unread if pipe.multi_turn else 0
+            stream = pipe.chat(given, adapter=adapter, stream=True, describe=bool(describe), **options)
         except Exception as error:
             gr.Warning(escape(sentence(error)))
             yield (*SKIP[:2], *self._idle(before)) if waiting else SKIP
             return
         self._streams[visitor] = stream  # in place before Stop appears, so that Stop works from the first moment on
-        turn = Turn(message, by, markdown=pipe.markdown, id=id)
         turns = [*earlier, turn]
-        box = gr.Textbox("", interactive=True, submit_btn=False, stop_btn="Stop")
+        emptied = {"value": ""} if asks == NEW else {}
+        box = gr.Textbox(**emptied, interactive=True, submit_btn=False, stop_btn="Stop")
         # A page that was open before this server was started names another model, perhaps.
-        yield bubbles(turns, busy=True), write(turn), box, *off, about(pipe)
+        yield bubbles(turns, busy=True, first=unread), write(turn), box, *off, about(pipe)
         try:
-            drawn, saved = 0.0, time.monotonic()
+            drawn, saved, began = 0.0, time.monotonic(), None
             for piece in stream:
                 turn.answer += piece
                 now = time.monotonic()
+                began = began or now
                 if now - drawn > REDRAW:
                     drawn, save = now, now - saved > SAVE
                     saved = now if save else saved
-                    yield bubbles(turns, busy=True), write(turn) if save else gr.skip(), *SKIP[2:]
+                    yield bubbles(turns, True, unread), write(turn) if save else gr.skip(), *SKIP[2:]
             turn.end = stream.finish_reason
+            if began and stream.tokens > 1 and (seconds := time.monotonic() - began) > 0:
+                turn.speed = (stream.tokens - 1) / seconds
+            turn.how = how if turn.end in ("stop", "length") else ""
         except Exception as error:
             gr.Warning(escape(sentence(error)))
             turn.end = "error"
-        yield bubbles(turns), write(turn), *self._idle(turns)
+        yield bubbles(turns, first=unread), write(turn), *self._idle(turns)
 
     @staticmethod
     def _buttons(turns: list[Turn]) -> tuple[gr.Button, ...]:

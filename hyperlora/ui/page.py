@@ -14,13 +14,14 @@ from hyperlora.recipe import MAX_STRENGTH
 from hyperlora.ui.compare import Compare
 from hyperlora.ui.handlers import INSTEAD, LOADING, Handlers
 from hyperlora.ui.model import Model
+from hyperlora.ui.settings import MORE
 from hyperlora.ui.steer import Steer
 from hyperlora.ui.understand import Understand
 from hyperlora.ui.words import js, status
 
 # Threads for handlers that wait; the chat takes at most MAX_CHATS of them, so that the rest of the page goes on.
 MAX_THREADS, MAX_CHATS = 80, 60
-SCRIPTS = ("page.js", "compare.js", "steer.js", "understand.js")
+SCRIPTS = ("page.js", "talk.js", "compare.js", "steer.js", "understand.js")
 FONT = ["Inter", "ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 THEME = gr.themes.Base(
     primary_hue="teal",
@@ -83,12 +84,13 @@ def build_page(model: Model) -> gr.Blocks:
     limits = {"show_progress": "hidden", "concurrency_limit": MAX_CHATS, "concurrency_id": "chat", **raw}
     with gr.Blocks(title="HyperLoRA", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as demo:
         # What page.js gives a handler, in the order of its parameters, and what it is given.
-        id, adapter, turns, turn, made, examples, name, document = (gr.Textbox("", visible="hidden") for _ in range(8))
+        id, adapter, turns, turn, settings, checked = (gr.Textbox("", visible="hidden") for _ in range(6))
+        made, examples, name, document = (gr.Textbox("", visible="hidden") for _ in range(4))
         ordered = gr.Textbox("", visible="hidden", elem_id="ordered")
         # What page.js presses.
-        show, selected, placed, card, readme, share, opened = (
+        show, selected, placed, card, readme, share, opened, go_on, check = (
             gr.Button(visible="hidden", elem_id=name)
-            for name in ("show", "selected", "placed", "card", "readme", "share", "opened")
+            for name in ("show", "selected", "placed", "card", "readme", "share", "opened", "go_on", "check")
         )
         timer = gr.Timer(1)
         with gr.Row(elem_id="page"):
@@ -132,6 +134,7 @@ def build_page(model: Model) -> gr.Blocks:
                     show_label=False,
                     render_markdown=False,
                     latex_delimiters=[],
+                    allow_tags=False,  # or it would show those of formulas as they are written
                     buttons=[],
                     height=None,
                     elem_id="chat",
@@ -150,6 +153,7 @@ def build_page(model: Model) -> gr.Blocks:
                         gr.Button(name, size="sm", interactive=False, elem_id=name.lower())
                         for name in ("Retry", "Undo", "Clear")
                     )
+                    gr.HTML(MORE, **plain, elem_id="more")
                 Compare(model).build(limits)
                 Steer(model).build()
                 Understand(model).build()
@@ -202,20 +206,26 @@ def build_page(model: Model) -> gr.Blocks:
         making.success(None, [made], None, js=js("made", "text"))
         making.failure(None, None, [state], js="() => { hyperlora.failed(); return ''; }")
 
-        asking = "(id, adapter, describe, turns, message) => hyperlora.ask(describe, message)"
-        chatting = {"js": asking, **limits}
         talk = [chat, turn, message, retry, undo, clear, who]
-        to = [id, adapter, describe, turns]
-        sent = message.submit(on.send, [*to, message], talk, api_visibility="undocumented", **chatting)
-        again = retry.click(on.retry, to, talk, api_visibility="private", **chatting)
+        to = [id, adapter, describe, turns, settings]
+        asking = "(id, adapter, describe, turns, settings, message) => hyperlora.ask('{}', describe, message)"
+        new, again, on_it = ({"js": asking.format(asks), **limits} for asks in ("new", "again", "on"))
+        sent = message.submit(on.send, [*to, message], talk, api_visibility="undocumented", **new)
+        retried = retry.click(on.retry, to, talk, api_visibility="private", **again)
+        more = go_on.click(on.go_on, to, talk, api_visibility="private", **on_it)
         turn.change(None, [turn], None, js=js("heardTurn", "text"))
-        for answer in (sent, again):
+        for answer in (sent, retried, more):
             answer.then(None, js=js("answered"))
         message.stop(on.stop, None, None, **quick)
         undo.click(None, [chat, message], [chat, message, retry, undo, clear], js=js("undo", "chat", "message"))
         clear.click(None, None, seen, js=js("clear"))
         exported = export.click(on.export, [adapter], archive, js=js("adapter"), **raw, **private)
         exported.success(None, js=DOWNLOAD, **private)
+
+        checking = check.click(
+            on.check, [settings], [checked], js=js("settings"), trigger_mode="always_last", **raw, **quick
+        )
+        checking.success(None, [checked], None, js=js("checked", "text"))
 
         sharing = share.click(on.share, [adapter], [shared], js=js("adapter"), **raw, **quick)
         sharing.success(None, [shared], None, js=js("copy", "text"))

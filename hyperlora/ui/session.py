@@ -5,7 +5,7 @@ lost connection, takes anything away. Nothing of it is trusted.
 """
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from hyperlora.errors import UserError
@@ -18,6 +18,7 @@ MAX_NAME = 2_000  # characters, as of a description, which a name is by default
 SIDES = ("left", "right")
 MAX_SHELF = 32
 MAX_TURNS = 100
+MAX_OTHERS = 19  # answers to a message beside the one that is shown
 MAX_CHARACTERS = 1_000_000  # of the turns but the last; older ones leave
 
 
@@ -43,6 +44,16 @@ class Turn:
     """Whether the answer is shown as Markdown."""
     id: str = ""
     """The page's, by which it knows what is answered."""
+    speed: float = 0.0
+    """Tokens a second; 0 where that is not known."""
+    missed: int = 0
+    """How many of the oldest turns the model was not given, since they did not fit."""
+    how: str = ""
+    """Stands for all that a whole answer rests on; empty where the same again may give another answer."""
+    others: list[str] = field(default_factory=list)
+    """`how` of each other answer to the message; the answers are the page's to keep."""
+    place: int = 0
+    """How many of them came before this one."""
 
 
 def write(turn: Turn) -> str:
@@ -59,7 +70,7 @@ def read_adapter(kept: object) -> Shelved | None:
     """The adapter that is to answer, None for none. Raises `UserError` for what no page holds."""
     if kept == "":
         return None
-    item = _read(kept, 10 * MAX_CHARACTERS)
+    item = read_json(kept, 10 * MAX_CHARACTERS)
     if not isinstance(item, dict):
         raise UserError(DAMAGED)
     description, name, strength = one_line(item.get("description")), item.get("name"), item.get("strength")
@@ -73,24 +84,30 @@ def read_adapter(kept: object) -> Shelved | None:
 
 def read_shelf(kept: object) -> list[Shelved]:
     """The adapters of a shelf; `UserError` for what no page holds."""
-    items = _read(kept, 10 * MAX_CHARACTERS)
+    items = read_json(kept, 10 * MAX_CHARACTERS)
     if not isinstance(items, list):
         raise UserError(DAMAGED)
     return [adapter for item in items[:MAX_SHELF] if (adapter := read_adapter(item))]
 
 
-def read_side(kept: object) -> tuple[str, Shelved | None, bool, bool]:
-    """One of two that are compared: which, its adapter, whether the description is in its prompt too, and whether it is
-    the base model with nothing but that. Raises `UserError` for what no page holds."""
-    item = _read(kept, 10 * MAX_CHARACTERS)
+def read_side(kept: object) -> tuple[str, Shelved | None, bool, bool, object]:
+    """One of two that are compared: which, its adapter, whether the description is in its prompt too, whether it is
+    the base model with nothing but that, and the settings, unread. Raises `UserError` for what no page holds."""
+    item = read_json(kept, 10 * MAX_CHARACTERS)
     if not isinstance(item, dict) or item.get("side") not in SIDES:
         raise UserError(DAMAGED)
-    return item["side"], read_adapter(item.get("adapter")), item.get("describe") is True, item.get("prompted") is True
+    describe, prompted = item.get("describe") is True, item.get("prompted") is True
+    return item["side"], read_adapter(item.get("adapter")), describe, prompted, item.get("settings", "")
 
 
 def read_turns(kept: object) -> list[Turn]:
     """The conversation's last turns. Raises `UserError` for what no page holds."""
-    items = _read(kept, 10 * MAX_CHARACTERS)
+    return read_conversation(kept)[0]
+
+
+def read_conversation(kept: object) -> tuple[list[Turn], int]:
+    """The conversation's last turns, and how many came before them; raises as `read_turns`."""
+    items = read_json(kept, 10 * MAX_CHARACTERS)
     if not isinstance(items, list):
         raise UserError(DAMAGED)
     turns: list[Turn] = []
@@ -100,13 +117,19 @@ def read_turns(kept: object) -> list[Turn]:
             turn = Turn(**item)
         except TypeError:
             raise UserError(DAMAGED) from None
-        for text in (turn.question, turn.by, turn.answer, turn.end, turn.id):
+        if not isinstance(turn.others, list) or len(turn.others) > MAX_OTHERS:
+            raise UserError(DAMAGED)
+        for text in (turn.question, turn.by, turn.answer, turn.end, turn.id, turn.how, *turn.others):
             check_text(text, KEPT)
+        if type(turn.missed) is not int or type(turn.place) is not int or type(turn.speed) not in (int, float):
+            raise UserError(DAMAGED)
+        if not (turn.missed >= 0 and 0 <= turn.place <= len(turn.others) and 0 <= turn.speed < 1e9):
+            raise UserError(DAMAGED)
         characters += len(turn.question) + len(turn.answer)
         if turns and characters > MAX_CHARACTERS:
             break
         turns.insert(0, turn)
-    return turns
+    return turns, len(items) - len(turns)
 
 
 def messages_of(turns: list[Turn], question: str, multi_turn: bool) -> list[dict[str, str]]:
@@ -119,7 +142,8 @@ def messages_of(turns: list[Turn], question: str, multi_turn: bool) -> list[dict
     return [*before, {"role": "user", "content": question}]
 
 
-def _read(kept: object, most: int) -> Any:
+def read_json(kept: object, most: int) -> Any:
+    """The value of a JSON text of at most so many characters; `UserError` where it is none."""
     if not isinstance(kept, str) or len(kept) > most:
         raise UserError(DAMAGED)
     try:
