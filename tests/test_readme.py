@@ -55,19 +55,7 @@ def test_the_table_shows_examples_of_the_page() -> None:
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_the_bundled_model_takes_messages_as_people_type_them(count: int) -> None:
     """Of one word and of few, with a capital as a phone puts it at the beginning."""
-    words = [
-        "garden",
-        "River",
-        "window",
-        "Bottle",
-        "market",
-        "Doctor",
-        "flower",
-        "Island",
-        "silver",
-        "Pocket",
-        "castle",
-    ]
+    words = re.findall(r"\w+", "garden River window Bottle market Doctor flower Island silver Pocket castle")
     messages = [" ".join((words * 2)[i : i + count]) for i in range(len(words))]
     pipe = hyperlora.pipeline("mini")
     brackets, capitals = pipe.adapt(["Put each word in square brackets.", "Write the text in capital letters."])
