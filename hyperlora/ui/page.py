@@ -6,11 +6,14 @@ import socket
 from pathlib import Path
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from hyperlora.errors import UserError
 from hyperlora.presets import assets_dir
 from hyperlora.recipe import MAX_STRENGTH
+from hyperlora.ui.bounds import Bounds
 from hyperlora.ui.compare import Compare
+from hyperlora.ui.file import File
 from hyperlora.ui.handlers import INSTEAD, LOADING, Handlers
 from hyperlora.ui.model import Model
 from hyperlora.ui.steer import Steer
@@ -20,7 +23,7 @@ from hyperlora.upload import MAX_ZIP
 
 # Threads for handlers that wait; the chat takes at most MAX_CHATS of them, so that the rest of the page goes on.
 MAX_THREADS, MAX_CHATS = 80, 60
-SCRIPTS = ("page.js", "compare.js", "steer.js", "understand.js")
+SCRIPTS = ("page.js", "compare.js", "steer.js", "understand.js", "file.js")
 FONT = ["Inter", "ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 THEME = gr.themes.Base(
     primary_hue="teal",
@@ -49,6 +52,7 @@ CHATS = """<select id="conversation" aria-label="Conversation"></select>
 <div id="modes" role="group" aria-label="Beside the conversation">
 <button type="button" data-mode="compare" aria-pressed="false">Compare</button>
 <button type="button" data-mode="understand" aria-pressed="false">Understand</button>
+<button type="button" data-mode="file" aria-pressed="false">File</button>
 </div>
 <button type="button" id="chat_menu" aria-haspopup="menu" aria-label="More for the conversation">⋯</button>
 <div id="chat_note" role="status"></div>"""
@@ -153,6 +157,7 @@ def build_page(model: Model) -> gr.Blocks:
                 Compare(model).build(limits)
                 Steer(model).build()
                 Understand(model).build()
+                File(model).build(limits)
 
         link, shared = (gr.Textbox("", visible="hidden") for _ in range(2))
 
@@ -244,6 +249,7 @@ def launch(demo: gr.Blocks, host: str = "127.0.0.1", port: int | None = None) ->
         enable_monitoring=False,
         footer_links=[],
         max_threads=MAX_THREADS,
+        app_kwargs={"middleware": [Middleware(Bounds)]},
         max_file_size=MAX_ZIP,  # of an adapter that is imported
         state_session_capacity=1000,
         theme=THEME,
