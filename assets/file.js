@@ -5,7 +5,70 @@
     const WAIT = 400; // milliseconds after the last key, until pasted lines are looked at
     const NONE = "(none)";
 
-    let source = null; // what is to be run: its name, and its bytes in base64
+    const count = (n) => n.toLocaleString("en");
+
+    // ---- a file, or pasted lines, in a panel: read and bounded here ----
+
+    /** What is given in the panel, for the server: its name, and its bytes in base64. `changed` hears of it, `say` of
+     * what cannot be taken; `wait` is in milliseconds after the last key. */
+    function reader(panel, changed, say, wait) {
+        const [file, box] = ["input[type=file]", "textarea"].map((part) => panel.querySelector(part));
+        const limit = Number(file.dataset.limit), chosen = panel.querySelector(".chosen"), hint = chosen.textContent;
+        const tooLarge = () => say(`The file is larger than ${limit >> 20} MB: take a part of it.`, "error");
+        let latest = 0, typing = 0;
+
+        async function give(blob, name) {
+            const mine = ++latest;
+            changed(null);
+            say("");
+            if (blob.size > limit) return tooLarge();
+            if (!blob.size && !name) return;
+            const read = new FileReader();
+            await new Promise((resolve) => {
+                read.onloadend = resolve;
+                read.readAsDataURL(blob);
+            });
+            if (mine !== latest) return; // another one meanwhile
+            if (read.error) return say("The file cannot be read: choose it again.", "error");
+            changed({name, data: read.result.split(",")[1] ?? ""});
+        }
+
+        function pick(picked) {
+            if (!picked) return;
+            panel.classList.add("picked");
+            chosen.textContent = picked.name;
+            give(picked, picked.name);
+        }
+
+        function paste() {
+            clearTimeout(typing);
+            typing = setTimeout(() => give(new Blob([box.value]), ""), wait);
+        }
+
+        file.addEventListener("change", () => pick(file.files[0]));
+        panel.addEventListener("dragover", (event) => event.preventDefault());
+        panel.addEventListener("drop", (event) => {
+            event.preventDefault();
+            pick(event.dataTransfer.files[0]);
+        });
+        box.addEventListener("input", paste);
+        box.addEventListener("paste", (event) => { // one that is too large does not get as far as the box
+            if (event.clipboardData.getData("text").length <= limit) return;
+            event.preventDefault();
+            tooLarge();
+        });
+        panel.querySelector(".unpick").addEventListener("click", () => {
+            panel.classList.remove("picked");
+            chosen.textContent = hint;
+            file.value = "";
+            box.focus();
+            paste();
+        });
+    }
+
+    // ---- what is to be run ----
+
+    let source = null; // as it is given
     let looked = null; // the source that the server has been asked about
     let file = null; // what the server said of it
     let run = null; // what is answered, or was last: its rows by number, and the text that is read of it
@@ -15,53 +78,11 @@
         $("#file_said").replaceChildren(...(text ? [make("span", {className: kind, textContent: text})] : []));
     }
 
-    const count = (n) => n.toLocaleString("en");
-    const tooLarge = () => say(`The file is larger than ${$("#picked").dataset.limit >> 20} MB: take a part of it.`, "error");
-
-    // ---- what is to be run ----
-
-    /** Bytes of that name, if they are not too many, as they go to the server. */
-    async function give(blob, name) {
-        source = file = null;
-        say("");
+    function give(given) {
+        source = given;
+        file = null;
         draw();
-        if (blob.size > $("#picked").dataset.limit) return tooLarge();
-        if (!blob.size && !name) return;
-        const reader = new FileReader(), own = (source = {name});
-        const read = new Promise((resolve) => (reader.onload = () => resolve(reader.result), reader.onerror = () => resolve(null)));
-        reader.readAsDataURL(blob);
-        const url = await read;
-        if (source !== own) return; // another one meanwhile
-        if (url === null) return say("The file cannot be read: choose it again.", "error");
-        own.data = url.split(",")[1] ?? "";
-        press("press_look");
-    }
-
-    function pick(chosen) {
-        if (!chosen) return;
-        $("#file").classList.add("picked");
-        $("#file_name").textContent = chosen.name;
-        give(chosen, chosen.name);
-    }
-
-    let typing = 0;
-    function paste() {
-        clearTimeout(typing);
-        typing = setTimeout(() => give(new Blob([$("#lines").value]), ""), WAIT);
-    }
-
-    /** A paste that is too large does not get as far as the box. */
-    function pasted(event) {
-        if (event.clipboardData.getData("text").length <= $("#picked").dataset.limit) return;
-        event.preventDefault();
-        tooLarge();
-    }
-
-    function unpick() {
-        $("#file").classList.remove("picked");
-        $("#picked").value = "";
-        $("#lines").focus();
-        paste();
+        if (given) press("press_look");
     }
 
     /** -> the file, for the server to look at. */
@@ -92,7 +113,7 @@
     function fileAsked() {
         const adapter = selected(), at = adapter?.strength === 1 ? "" : ` · strength ${adapter?.strength}`;
         run = {
-            name: source.name, by: adapter ? nameOf(adapter) + at : NO_ADAPTER, all: file.rows, header: "", rows: [],
+            name: source.name, by: adapter ? `“${nameOf(adapter)}”${at}` : NO_ADAPTER, all: file.rows, header: "", rows: [],
             read: 0, done: 0, scored: 0, right: 0, failed: 0, began: Date.now(), ended: false,
         };
         say("");
@@ -152,6 +173,7 @@
         const url = URL.createObjectURL(new Blob([text], {type: "text/csv"}));
         const name = run.name.replace(/\.[^.]*$/, "") || "messages";
         make("a", {href: url, download: `${name}.answers.csv`}).click();
+        run.saved = true;
         setTimeout(() => URL.revokeObjectURL(url), 60_000);
     }
 
@@ -188,7 +210,7 @@
         const now = JSON.stringify([run?.by, run?.began, scored, rows]);
         if (now === last) return;
         last = now;
-        const names = ["", "Message", run ? `Answer of ${run.by}` : "Answer", ...(scored ? ["Expected", ""] : [])];
+        const names = ["", "Message", run ? `Answer: ${run.by}` : "Answer", ...(scored ? ["Expected", ""] : [])];
         const head = make("tr", {}, ...names.map((textContent) => make(textContent ? "th" : "td", {textContent, scope: "col"})));
         const table = make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows.map((row) => drawRow(row, scored))));
         const {scrollTop} = $("#rows");
@@ -216,15 +238,7 @@
 
     hyperlora.draws.push(draw);
     hyperlora.begins.push(() => {
-        $("#picked").addEventListener("change", (event) => pick(event.target.files[0]));
-        $("#lines").addEventListener("input", paste);
-        $("#lines").addEventListener("paste", pasted);
-        $("#unpick").addEventListener("click", unpick);
-        $("#file").addEventListener("dragover", (event) => event.preventDefault());
-        $("#file").addEventListener("drop", (event) => {
-            event.preventDefault();
-            pick(event.dataTransfer.files[0]);
-        });
+        reader($("#file"), give, say, WAIT);
         for (const list of [$("#messages_by"), $("#answers_by"), $("#amiss")])
             list.addEventListener("change", () => {
                 if (list.id !== "amiss" && run?.ended) run = null; // it is to be run anew
@@ -233,6 +247,8 @@
         $("#run_file").addEventListener("click", begin);
         $("#stop_file").addEventListener("click", () => press("press_stop"));
         $("#save_file").addEventListener("click", save);
+        // Gradio loads the page again after a lost connection; many answers are not to go without a question.
+        window.addEventListener("beforeunload", (event) => run?.done > DRAWN && !run.saved && event.preventDefault());
     });
-    Object.assign(hyperlora, {fileGiven, fileRead, fileAsked, rowsCame, fileEnded});
+    Object.assign(hyperlora, {reader, fileGiven, fileRead, fileAsked, rowsCame, fileEnded});
 }

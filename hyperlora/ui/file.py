@@ -9,24 +9,21 @@ import gradio as gr
 
 from hyperlora.errors import UserError
 from hyperlora.marking import same_answer
-from hyperlora.table import MAX_BYTES, Table, write_table
+from hyperlora.table import Table, write_table
 from hyperlora.ui.model import Model
 from hyperlora.ui.session import read_adapter, read_file, read_object
-from hyperlora.ui.words import js, sentence
+from hyperlora.ui.words import js, sentence, source_html
 
 MAX_RUNS = 3  # files that are answered at once: as many rows wait for the engine as it lets wait
 FIRST = 5  # rows that are shown before they are answered
 SHOWN = 500  # characters of a cell that the page is given to show
 TELL = 0.2  # seconds between two updates of the page, at least
-FILE = f"""<div id="source"><label class="pick">Choose a file
-<input type="file" id="picked" accept=".csv,.tsv,.jsonl,.json,.ndjson,.txt,text/*" data-limit="{MAX_BYTES}"></label>
-<span id="file_name">CSV, TSV, JSON lines, or a message a line</span>
-<button type="button" id="unpick">Paste instead</button></div>
-<textarea id="lines" rows="3" aria-label="Messages, a line each"
-placeholder="Or paste messages, a line each; an answer that is expected comes after a tab or “ =&gt; ”."></textarea>
-<div id="columns"><label>Messages <select id="messages_by"></select></label>
-<label>Expected <select id="answers_by"></select></label></div>
-<div id="file_run"><button type="button" id="run_file" disabled>Run</button>
+PASTE = "Or paste messages, a line each; an answer that is expected comes after a tab or “ =&gt; ”."
+SOURCE = source_html(3, "Messages, a line each", "CSV, TSV, JSON lines, or a message a line", PASTE)
+FILE = f"""{SOURCE}
+<div id="columns"><label>Messages <select id="messages_by" aria-label="Messages"></select></label>
+<label>Expected <select id="answers_by" aria-label="Expected"></select></label></div>
+<div class="run"><button type="button" id="run_file" class="go" disabled>Run</button>
 <button type="button" id="stop_file">Stop</button>
 <button type="button" id="save_file" disabled>Download</button>
 <span id="file_by"></span></div>

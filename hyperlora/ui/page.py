@@ -13,6 +13,7 @@ from hyperlora.presets import assets_dir
 from hyperlora.recipe import MAX_STRENGTH
 from hyperlora.ui.bounds import Bounds
 from hyperlora.ui.compare import Compare
+from hyperlora.ui.examples import Examples
 from hyperlora.ui.file import File
 from hyperlora.ui.handlers import INSTEAD, LOADING, Handlers
 from hyperlora.ui.model import Model
@@ -23,7 +24,7 @@ from hyperlora.upload import MAX_ZIP
 
 # Threads for handlers that wait; the chat takes at most MAX_CHATS of them, so that the rest of the page goes on.
 MAX_THREADS, MAX_CHATS = 80, 60
-SCRIPTS = ("page.js", "compare.js", "steer.js", "understand.js", "file.js")
+SCRIPTS = ("page.js", "compare.js", "steer.js", "understand.js", "file.js", "examples.js")
 FONT = ["Inter", "ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 THEME = gr.themes.Base(
     primary_hue="teal",
@@ -44,6 +45,8 @@ TITLE = f"""<header><h1>HyperLoRA</h1><nav aria-label="About HyperLoRA">
 SHELF = """<div id="shelf_head"><div class="label" id="shelf_label">Your adapters</div>
 <button type="button" id="import">Import</button>
 <button type="button" data-mode="blend" aria-pressed="false">Blend</button></div>
+FROM = '<button type="button" id="from_examples" aria-pressed="false">From examples</button>'
+SHELF = """<div class="label" id="shelf_label">Your adapters</div>
 <div id="shelf" role="radiogroup" aria-labelledby="shelf_label"></div>
 <div id="note" role="status"></div>
 <div id="bounds" role="status"></div>"""
@@ -104,6 +107,7 @@ def build_page(model: Model) -> gr.Blocks:
                     with gr.Row():
                         allow = gr.Button("Download", size="sm", variant="primary", elem_id="allow")
                         refuse = gr.Button(INSTEAD, size="sm", elem_id="refuse")
+                gr.HTML(FROM, **plain, elem_id="from")
                 description = gr.Textbox(
                     label="What should the model do?",
                     max_lines=4,
@@ -158,6 +162,7 @@ def build_page(model: Model) -> gr.Blocks:
                 Steer(model).build()
                 Understand(model).build()
                 File(model).build(limits)
+                Examples(model).build(limits)
 
         link, shared = (gr.Textbox("", visible="hidden") for _ in range(2))
 
