@@ -9,13 +9,14 @@ import gradio as gr
 
 from hyperlora.errors import UserError
 from hyperlora.marking import same_answer
-from hyperlora.suggest import LEAST, MOST, Example, split, suggest
+from hyperlora.suggest import LEAST, MOST, Example, Suggestion, split, suggest
 from hyperlora.table import Table
 from hyperlora.ui.model import Model
 from hyperlora.ui.session import read_file
 from hyperlora.ui.words import js, sentence, source_html
 
 COUNT = 5  # descriptions
+SETTLED = 4  # rounds that one has to be the best to be tried before the end
 SHOWN = 200  # characters of a text that the page is given to show
 NOTHING = (
     "This hypernetwork came without the descriptions that it was trained with, so there are none to choose from: "
@@ -49,42 +50,60 @@ class Examples:
         if self._runs.setdefault(visitor, ended) is not ended:
             yield json.dumps({"error": "A search runs already: wait for its end, or stop it."})
             return
-        found: dict[str, object] = {"found": [], "held": False}
+        best: list[Suggestion] = []
+        marks: dict[str, list[tuple]] = {}
+        held: list[Example] = []
+        shown = held
+
+        def told(**more: str) -> str:
+            found = []
+            for each in best:
+                found.append({"description": each.description, "likelihood": math.exp(-each.loss)})
+                if each.description in marks:
+                    found[-1]["marks"] = marks[each.description]
+            return json.dumps({"found": found, "held": held != shown} | more)
+
         try:
             pipe = self.model.pipe
             shown, held = split(read_pairs(read_file(given)))
             if not pipe.hyperlora.descriptions:
                 raise UserError(NOTHING)
-            found["held"] = held != shown
-            for suggestions in suggest(pipe, shown, count=COUNT):
-                found["found"] = [
-                    {"description": each.description, "likelihood": math.exp(-each.loss)} for each in suggestions
-                ]
-                yield json.dumps(found)
+            rounds = 0  # that the best one has been the best
+            for found in suggest(pipe, shown, count=COUNT):
+                rounds = rounds + 1 if best[:1] == found[:1] else 0
+                best = found
+                yield told()
+                if rounds == SETTLED:
+                    self._try(best[0].description, held, ended, marks)
                 if not ended.empty():
                     break
-            for each in found["found"]:
-                if ended.empty() and (marks := self._try(each["description"], held, ended)):
-                    each["marks"] = marks
-                    yield json.dumps(found)
-            yield json.dumps(found | {"end": "done" if ended.empty() else "stopped"})
+            for each in best:
+                self._try(each.description, held, ended, marks)
+                yield told()
+            yield told(end="done" if ended.empty() else "stopped")
         except Exception as error:
-            yield json.dumps(found | {"error": sentence(error)})
+            yield told(error=sentence(error))
         finally:
             del self._runs[visitor]
 
-    def _try(self, description: str, held: list[Example], ended: SimpleQueue) -> list[tuple] | None:
-        """The marks of the description's adapter; None where that was stopped."""
+    def _try(self, description: str, held: list[Example], ended: SimpleQueue, marks: dict[str, list[tuple]]) -> None:
+        """The marks of the description's adapter, where there are none yet; none where all is stopped."""
+        if description in marks or not ended.empty():
+            return
         pipe = self.model.pipe
         answers = dict(pipe.chat_all([question for question, _ in held], pipe.adapt(description), ended=ended))
         if len(answers) < len(held):
             ended.put(None)  # it was taken out there, and is still meant
-            return None
-        marks = []
-        for i, (question, output) in enumerate(held):
-            right = not isinstance(answers[i], UserError) and same_answer(answers[i], [output], question)
-            marks.append((question[:SHOWN], str(answers[i])[:SHOWN], output[:SHOWN], right))
-        return marks
+            return
+        marks[description] = [
+            (
+                question[:SHOWN],
+                str(answers[i])[:SHOWN],
+                output[:SHOWN],
+                not isinstance(answers[i], UserError) and same_answer(answers[i], [output], question),
+            )
+            for i, (question, output) in enumerate(held)
+        ]
 
     async def stop(self, request: gr.Request) -> None:
         """End this visitor's search; what has been found stays."""
@@ -100,7 +119,8 @@ class Examples:
             gr.HTML(PAIRS, **plain)
         finding = find.click(self.find, [given], [found], js=js("pairsGiven"), api_visibility="private", **limits)
         found.change(None, [found], None, js=js("pairsFound", "text"))
-        finding.then(None, [found], None, js=js("pairsEnded", "text"))
+        for over in (finding.then, finding.failure):  # the latter where the server goes
+            over(None, [found], None, js=js("pairsEnded", "text"))
         stop.click(self.stop, None, None, api_visibility="private", show_progress="hidden", queue=False)
 
 
@@ -112,7 +132,6 @@ def read_pairs(table: Table) -> list[Example]:
     pairs = list(zip(table.column(inputs), table.column(outputs), strict=True))
     for number, pair in enumerate(pairs, 1):
         if not all(text.strip() for text in pair):
-            raise UserError(
-                f"Example {number} lacks its {'output' if pair[0].strip() else 'input'}: write it, or drop it."
-            )
+            side = "output" if pair[0].strip() else "input"
+            raise UserError(f"Example {number} has no {side}: write it, or leave the example out.")
     return pairs

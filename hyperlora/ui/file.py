@@ -110,7 +110,8 @@ class File:
         looked.success(None, [read], None, js=js("fileRead", "text"))
         running = run.click(self.run, [given, asked], [rows], js=js("fileAsked"), api_visibility="private", **limits)
         rows.change(None, [rows], None, js=js("rowsCame", "text"))
-        running.then(None, [rows], None, js=js("fileEnded", "text"))
+        for over in (running.then, running.failure):  # the latter where the server goes
+            over(None, [rows], None, js=js("fileEnded", "text"))
         stop.click(self.stop, None, None, **quick)
 
 
