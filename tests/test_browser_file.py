@@ -153,3 +153,43 @@ def test_a_lost_connection_leaves_what_has_come(browser: Browser, pipe: hyperlor
             expect(page.locator("#file_said .error")).to_contain_text(re.compile(r"Interrupted.* \d+ of 900 answered"))
             expect(page.get_by_role("button", name="Download")).to_be_enabled()
             wait_until(lambda: not pipe.engine._batch.rows)
+
+
+def test_from_examples_to_an_adapter(page: Page, pipe: hyperlora.Pipeline) -> None:  # noqa: F811
+    page.get_by_role("button", name="From examples").press("Enter")
+    box, said = page.get_by_label("Examples, a line each"), page.locator("#found_said")
+    find = page.get_by_role("button", name="Find descriptions")
+    box.fill(f"{HTML} => b")
+    find.click()
+    expect(said).to_have_text("Give 2 to 20 examples: there are 1.")
+    box.fill("\n".join(f"{HTML}{i} => {i}" for i in range(6)))
+    find.click()
+    expect(said).to_have_text("Done: take one that says what you mean.")
+    found = page.locator("#found > li")
+    assert 3 <= found.count() <= 5 and set(found.locator(".take").all_inner_texts()) <= {*pipe.hyperlora.descriptions}
+    summary = found.first.locator("summary")
+    expect(summary).to_have_text(re.compile(r"\d of 3 held-out examples right"))
+    summary.press("Enter")
+    expect(found.first.locator("ul li").first).to_have_text(re.compile(rf"(✓ right|✗ wrong): {HTML}\d → "))
+    assert page.locator("#found img").count() == 0
+    description = found.first.locator(".take").inner_text()
+    found.first.locator(".take").press("Enter")
+    expect(page.locator("#shelf label.selected")).to_have_text(description)
+    expect(page.locator("#description textarea")).to_have_value(description)
+    expect(page.locator("#chat")).to_be_visible()
+    page.get_by_role("button", name="From examples").click()
+    expect(found.first).to_contain_text(description)  # another one can be taken
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 720), (375, 812)])
+def test_both_modes_fit(page: Page, width: int, height: int) -> None:  # noqa: F811
+    page.set_viewport_size({"width": width, "height": height})
+    generate(page, REVERSE)
+    given(page, b"".join(b"%d %s => %s\n" % (i, b"x" * 90, b"y" * 90) for i in range(60)), "a rather long name.txt")
+    for mode, last in (("file", "#run_file"), ("pairs", "#find")):
+        page.evaluate(f"hyperlora.turn('{mode}')")
+        expect(page.locator(f"#{mode} .go")).to_be_visible()
+        size = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]")
+        assert size[0] <= width and (width < 900 or size[1] <= height)
+        page.locator(last).scroll_into_view_if_needed()
+        expect(page.locator(last)).to_be_in_viewport(ratio=1)
