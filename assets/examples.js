@@ -80,7 +80,6 @@
     function draw() {
         $("#pairs").classList.toggle("running", running);
         $("#find").disabled = !source || running;
-        $("#from_examples").ariaPressed = String($("#page").dataset.mode === "pairs");
     }
 
     hyperlora.draws.push(draw);
@@ -92,11 +91,6 @@
         $("#find").addEventListener("click", begin);
         $("#stop_find").addEventListener("click", () => press("press_stop_find"));
         $("#leave_pairs").addEventListener("click", () => turn(""));
-        $("#from_examples").addEventListener("click", () => {
-            const open = $("#page").dataset.mode !== "pairs";
-            turn(open ? "pairs" : "");
-            if (open && innerWidth < 900) $("#talk").scrollIntoView();
-        });
     });
     Object.assign(hyperlora, {pairsGiven, pairsFound, pairsEnded});
 }

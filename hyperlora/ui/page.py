@@ -42,11 +42,10 @@ TITLE = f"""<header><h1>HyperLoRA</h1><nav aria-label="About HyperLoRA">
 <a href="{PAPER}" target="_blank" rel="noopener noreferrer">Paper</a>
 <button type="button" id="theme" aria-label="Dark" title="Light or dark">◐</button>
 </nav></header><p>Describe a task, get an adapter, chat with it.</p>"""
+FROM = '<button type="button" data-mode="pairs" aria-pressed="false">From examples</button>'
 SHELF = """<div id="shelf_head"><div class="label" id="shelf_label">Your adapters</div>
 <button type="button" id="import">Import</button>
 <button type="button" data-mode="blend" aria-pressed="false">Blend</button></div>
-FROM = '<button type="button" id="from_examples" aria-pressed="false">From examples</button>'
-SHELF = """<div class="label" id="shelf_label">Your adapters</div>
 <div id="shelf" role="radiogroup" aria-labelledby="shelf_label"></div>
 <div id="note" role="status"></div>
 <div id="bounds" role="status"></div>"""
