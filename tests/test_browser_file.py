@@ -170,7 +170,7 @@ def test_from_examples_to_an_adapter(page: Page, pipe: hyperlora.Pipeline) -> No
     summary = found.first.locator("summary")
     expect(summary).to_have_text(re.compile(r"\d of 3 held-out examples right"))
     summary.press("Enter")
-    expect(found.first.locator("ul li").first).to_have_text(re.compile(rf"(✓ right|✗ wrong): {HTML}\d → "))
+    expect(found.first.locator("ul li").first).to_have_text(re.compile(rf"(✓ right|✗ wrong): {re.escape(HTML)}\d → "))
     assert page.locator("#found img").count() == 0
     description = found.first.locator(".take").inner_text()
     found.first.locator(".take").press("Enter")
