@@ -6,7 +6,6 @@ import socket
 from pathlib import Path
 
 import gradio as gr
-from starlette.middleware import Middleware
 
 from hyperlora.errors import UserError
 from hyperlora.presets import assets_dir
@@ -253,7 +252,7 @@ def launch(demo: gr.Blocks, host: str = "127.0.0.1", port: int | None = None) ->
         enable_monitoring=False,
         footer_links=[],
         max_threads=MAX_THREADS,
-        app_kwargs={"middleware": [Middleware(Bounds)]},
+        app_kwargs={"middleware": [(Bounds, (), {})]},
         max_file_size=MAX_ZIP,  # of an adapter that is imported
         state_session_capacity=1000,
         theme=THEME,

@@ -94,7 +94,7 @@ class Endpoint:
 def endpoint(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
-    monkeypatch.setattr("training.parts.endpoint.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("hyperlora.endpoint.FIRST_WAIT", 0.01)
     endpoint = Endpoint()
     yield endpoint
     endpoint.close()
