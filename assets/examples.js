@@ -20,17 +20,18 @@
         press("press_find");
     }
 
-    const pairsGiven = () => JSON.stringify(source);
+    /** -> the examples, and whether the host may be asked too. */
+    const pairsGiven = () => JSON.stringify({...source, ask: $("#ask_host input")?.checked ?? false});
 
     function pairsFound(text) {
-        const {error, end, ...state} = JSON.parse(text);
+        const {error, end, notice, ...state} = JSON.parse(text);
         if (!running) return;
         if (state.found) {
             ({found, held} = state);
             drawFound();
         }
         if (error) finish(error, "error");
-        else if (end) finish(`${end === "stopped" ? "Stopped" : "Done"}: ${found.length ? "take one that says what you mean." : "nothing was found."}`);
+        else if (end) finish(`${end === "stopped" ? "Stopped" : "Done"}: ${found.length ? "take one that says what you mean." : "nothing was found."} ${notice}`);
         else if (found.some(({marks}) => marks)) say("Trying the best on the examples…");
     }
 

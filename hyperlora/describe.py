@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
-from hyperlora.prompt import Message
-
 SYSTEM = "You are a helpful assistant with plenty of imagination."
 
 # Figure 11 shows a question with choices and one without: so do these.
@@ -141,7 +139,9 @@ def words(text: str) -> list[str]:
     return re.findall(r"[^\W_]+", re.sub("['\u2019]", "", text.casefold()))
 
 
-def ask_for(pairs: Sequence[tuple[str, str]], count: int, most: int = 3000, system: bool = True) -> list[Message]:
+def ask_for(
+    pairs: Sequence[tuple[str, str]], count: int, most: int = 3000, system: bool = True
+) -> list[dict[str, str]]:
     """The chat of Figure 11 that asks for `count` descriptions of the task behind (question, answer) pairs.
 
     Of a text longer than `most` characters the middle is left out; `system`: whether there is a system message.

@@ -70,7 +70,7 @@ def endpoint(options: Host, stop: Event) -> Ask:
     are used up.
     """
     try:
-        import openai  # in the extra `describe`, and seconds to import
+        import openai  # few want it, and it takes seconds to import
     except ImportError:
         raise UserError("An endpoint is asked through the package openai: pip install openai.") from None
     _check_url(options.url)
@@ -112,8 +112,12 @@ def endpoint(options: Host, stop: Event) -> Ask:
             passing = error.status_code in (408, 409, 425, 429) or error.status_code >= 500
             if passing and error.code != "insufficient_quota":
                 raise _MayPass(reason, retry_after(error.response.headers.get("Retry-After"))) from None
-            hint = {401: f" Set {options.key_variable} to a valid key.", 404: " Check --url and --model."}
-            raise UserError(f"{options.url} refused the request ({reason}).{hint.get(error.status_code, '')}") from None
+            hints = {
+                401: f" Set {options.key_variable} to a valid key.",
+                404: " Check the address and the model's name.",
+            }
+            hint = hints.get(error.status_code, "")
+            raise UserError(f"{options.url} refused the request ({reason}).{hint}") from None
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
             raise _MayPass(f"{type(cause).__name__}: {cause}") from error
@@ -146,7 +150,7 @@ def _check_url(url: str) -> None:
     except ValueError:
         good = False
     if not good:
-        raise UserError(f"--url must be an address such as http://localhost:8000/v1, not {url!r}.")
+        raise UserError(f"The endpoint's url must be an address such as http://localhost:8000/v1, not {url!r}.")
 
 
 def _bounded(response: Any) -> None:
@@ -161,14 +165,14 @@ def _bounded(response: Any) -> None:
             for part in stream:
                 size += len(part)
                 if size > MAX_ANSWER_BYTES:
-                    raise UserError(f"{address} sent more than {MAX_ANSWER_BYTES >> 20} MiB: is it the right --url?")
+                    raise UserError(f"{address} sent more than {MAX_ANSWER_BYTES >> 20} MiB: is it the right address?")
                 yield part
 
         def close(self) -> None:
             stream.close()
 
     if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise UserError(f"{address} sent an encoding that was not asked for: is it the right --url?")
+        raise UserError(f"{address} sent an encoding that was not asked for: is it the right address?")
     response.stream = Bounded()
 
 

@@ -69,7 +69,7 @@ def test_a_proxy_that_cannot_be_used_is_said(server, monkeypatch, proxy):
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://host/v1", "http://", "http://[::1", "http://host:port/v1"])
 def test_what_is_no_address_is_refused(url):
-    with pytest.raises(UserError, match="--url must be an address"):
+    with pytest.raises(UserError, match="url must be an address"):
         endpoint(Host(url=url, model="m"), threading.Event())
 
 

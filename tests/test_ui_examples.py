@@ -7,14 +7,18 @@ from types import SimpleNamespace
 
 import pytest
 
+import app
 import hyperlora
+from hyperlora.endpoint import Host
 from hyperlora.errors import UserError
 from hyperlora.suggest import suggest
 from hyperlora.table import Table
 from hyperlora.ui.examples import COUNT, SHOWN, Examples, read_pairs
 from hyperlora.ui.model import Model
+from hyperlora.ui.page import build_page
 from tests.test_app import wait_until
 from tests.test_ui_file import VISITOR, given
+from tests.training.test_descriptions import Endpoint
 
 PAIRS = [(word, word[0]) for word in ("house", "garden", "tree", "boat", "window", "mill", "road")]
 
@@ -26,12 +30,16 @@ def mini() -> Iterator[hyperlora.Pipeline]:
     pipe.close()
 
 
-@pytest.fixture
-def on(mini: hyperlora.Pipeline) -> Examples:
-    model = Model(lambda: mini)
+def examples_of(pipe: hyperlora.Pipeline, host: Host | None = None) -> Examples:
+    model = Model(lambda: pipe)
     model.start()
     wait_until(lambda: model.settled)
-    return Examples(model)
+    return Examples(model, host)
+
+
+@pytest.fixture
+def on(mini: hyperlora.Pipeline) -> Examples:
+    return examples_of(mini)
 
 
 def lines(pairs: list[tuple[str, str]]) -> str:
@@ -44,11 +52,11 @@ def test_the_best_descriptions_come_and_are_tried_on_what_was_held_out(
 ) -> None:
     seen = []  # examples that descriptions were ranked by
 
-    def record(pipe: hyperlora.Pipeline, examples: list[tuple[str, str]], **options) -> Iterator:
+    def record(pipe: hyperlora.Pipeline, examples: list[tuple[str, str]], *options: object) -> Iterator:
         seen.extend(examples)
-        return suggest(pipe, examples, **options)
+        return suggest(pipe, examples, *options)
 
-    monkeypatch.setattr("hyperlora.ui.examples.suggest", record)
+    monkeypatch.setattr("hyperlora.suggest.suggest", record)
     first, *_, last = map(json.loads, on.find(lines(PAIRS), VISITOR))
     assert 0 < len(first["found"]) <= COUNT and "marks" not in first["found"][0]
     assert last["end"] == "done" and last["held"] and len(last["found"]) == COUNT and on._runs == {}
@@ -135,6 +143,69 @@ def test_without_training_descriptions_that_is_said(
     monkeypatch.setattr(mini.hyperlora, "descriptions", [])
     [text] = on.find(lines(PAIRS), VISITOR)
     assert "without the descriptions that it was trained with" in json.loads(text)["error"]
+
+
+def lines_to_ask(ask: bool) -> str:
+    return json.dumps(json.loads(lines(PAIRS)) | {"ask": ask})
+
+
+@pytest.mark.parametrize("agreed", [True, False])
+def test_a_host_is_asked_where_the_visitor_agrees_and_its_descriptions_are_tried_too(
+    mini: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch, agreed: bool
+) -> None:
+    """Also by a hypernetwork that came without descriptions."""
+    good = ["Write the first letter of the word.", "<b>Write its beginning.</b>"]
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    monkeypatch.setattr("hyperlora.suggest._alike", lambda *_: [])
+    monkeypatch.setattr("hyperlora.suggest._spread", lambda *_: [])
+    monkeypatch.setattr(mini.hyperlora, "descriptions", [])
+    server = Endpoint()
+    server.answer = lambda body: json.dumps(good)
+    try:
+        on = examples_of(mini, Host(url=server.url, model="m"))
+        *_, last = map(json.loads, on.find(lines_to_ask(agreed), VISITOR))
+    finally:
+        server.close()
+    assert len(server.requests) == agreed
+    if not agreed:
+        assert "without the descriptions" in last["error"]
+        return
+    assert {each["description"] for each in last["found"]} == set(good) and last["notice"] == ""
+    [(_, authorization, body)] = server.requests
+    asked = body["messages"][-1]["content"]
+    assert authorization == "Bearer secret" and "Reply with 10 descriptions" in asked
+    assert sum(f"Question:\n{word}\nAnswer:" in asked for word, _ in PAIRS) == 4  # none that is held out
+
+
+def test_a_host_that_cannot_be_asked_is_said_and_costs_nothing_else(
+    mini: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("hyperlora.suggest._spread", lambda *_: [])
+    on = examples_of(mini, Host(url="http://127.0.0.1:9/v1", model="m", retries=0))
+    *_, last = map(json.loads, on.find(lines_to_ask(True), VISITOR))
+    assert last["end"] == "done" and len(last["found"]) == COUNT
+    assert last["notice"] == "127.0.0.1 could not be asked; the server's log says why."
+    assert "did not answer" in caplog.text
+
+
+def test_the_page_names_the_host_and_never_its_key(mini: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    url = "https://example.org/private/v1"
+    for host, there in ((Host(url=url, model="m"), True), (None, False)):
+        config = json.dumps(build_page(Model(lambda: mini), host).get_config_file())
+        assert ("Ask example.org for descriptions too: the examples are sent there" in config) is there
+        assert "sk-secret" not in config and "/private" not in config
+
+
+def test_an_endpoint_is_named_whole_or_not_at_all() -> None:
+    given = ["--describe_endpoint", "http://localhost:1/v1"]
+    assert app.describing(app.parse_arguments([])) is None
+    assert app.describing(app.parse_arguments([*given, "--describe_model", "m"])).name == "localhost"
+    with pytest.raises(UserError, match="go together"):
+        app.describing(app.parse_arguments(given))
+    with pytest.raises(UserError, match="url must be an address"):
+        app.describing(app.parse_arguments(["--describe_endpoint", "localhost", "--describe_model", "m"]))
 
 
 def test_the_sides_of_a_table_are_known_by_their_names() -> None:

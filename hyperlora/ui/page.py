@@ -7,6 +7,7 @@ from pathlib import Path
 
 import gradio as gr
 
+from hyperlora.endpoint import Host
 from hyperlora.errors import UserError
 from hyperlora.presets import assets_dir
 from hyperlora.recipe import MAX_STRENGTH
@@ -80,8 +81,8 @@ def find_favicon() -> Path | None:
         return None
 
 
-def build_page(model: Model) -> gr.Blocks:
-    """The page over `model`, which may still be loading."""
+def build_page(model: Model, host: Host | None = None) -> gr.Blocks:
+    """The page over `model`, which may still be loading; `host` writes descriptions for visitors who agree."""
     on = Handlers(model)
     plain = {"js_on_load": None, "apply_default_css": False}
     raw = {"preprocess": False}  # texts of page.js, that Gradio has not to look into
@@ -160,7 +161,7 @@ def build_page(model: Model) -> gr.Blocks:
                 Steer(model).build()
                 Understand(model).build()
                 File(model).build(limits)
-                Examples(model).build(limits)
+                Examples(model, host).build(limits)
 
         link, shared = (gr.Textbox("", visible="hidden") for _ in range(2))
 
