@@ -3,7 +3,8 @@
     const {$, press, make, button, enter, turn, reader} = hyperlora;
 
     let source = null; // what is given
-    let running = false, found = []; // what is found so far
+    let running = false, ended = true; // a search is Gradio's; it has said how it ended
+    let found = []; // what is found so far
     let held = false; // whether those that it is tried on were held out
 
     function say(text, kind = "") {
@@ -13,6 +14,7 @@
     function begin() {
         if (!source || running) return;
         running = true;
+        ended = false;
         found = [];
         say("Trying descriptions…");
         draw();
@@ -25,7 +27,7 @@
 
     function pairsFound(text) {
         const {error, end, notice, ...state} = JSON.parse(text);
-        if (!running) return;
+        if (ended) return;
         if (state.found) {
             ({found, held} = state);
             drawFound();
@@ -36,14 +38,15 @@
     }
 
     function finish(text, kind) {
-        running = false;
+        ended = true;
         say(text, kind);
-        draw();
     }
 
     function pairsEnded(text) {
-        if (running && text) pairsFound(text);
-        if (running) finish("Interrupted: the connection was lost.", "error");
+        if (text) pairsFound(text);
+        if (!ended) finish("Interrupted: the connection was lost.", "error");
+        running = false;
+        draw();
     }
 
     /** Into the box, and made. */

@@ -3,6 +3,7 @@
     const {$, press, make, selected, told, nameOf, NO_ADAPTER} = hyperlora;
     const DRAWN = 100; // rows at most, so that the page stays quick
     const WAIT = 400; // milliseconds after the last key, until pasted lines are looked at
+    const ROOM = 300_000; // characters of answers, after which the server need not send them again
     const NONE = "(none)";
 
     const count = (n) => n.toLocaleString("en");
@@ -96,7 +97,7 @@
         const found = JSON.parse(text);
         if (found.error) return say(found.error, "error");
         file = found;
-        run = run?.ended === false ? run : null;
+        run = run?.over === false ? run : null;
         for (const [id, chosen, options] of [
             ["#messages_by", file.messages, file.columns],
             ["#answers_by", file.answers ?? "", [...file.columns, ""]],
@@ -107,14 +108,14 @@
 
     // ---- a run ----
 
-    const begin = () => file && run?.ended !== false && press("press_run");
+    const begin = () => file && run?.over !== false && press("press_run");
 
     /** -> the file, and what is asked of it. */
     function fileAsked() {
         const adapter = selected(), at = adapter?.strength === 1 ? "" : ` · strength ${adapter?.strength}`;
         run = {
             name: source.name, by: adapter ? `“${nameOf(adapter)}”${at}` : NO_ADAPTER, all: file.rows, header: "", rows: [],
-            read: 0, done: 0, scored: 0, right: 0, failed: 0, began: Date.now(), ended: false,
+            taken: 0, done: 0, scored: 0, right: 0, failed: 0, began: Date.now(), ended: false, over: false,
         };
         say("");
         draw();
@@ -123,20 +124,24 @@
         return [JSON.stringify(source), JSON.stringify({messages, answers, describe, adapter: adapter ? told(adapter) : ""})];
     }
 
-    /** What has come so far: whole lines of it are new. */
+    /** What has come so far: how many lines are left out, and those that follow. */
     function rowsCame(text) {
-        if (!run || run.ended) return;
-        const until = text.lastIndexOf("\n") + 1;
-        for (const line of text.slice(run.read, until).split("\n").filter(Boolean)) {
+        if (!run || run.ended || !text) return;
+        const [gone, ...lines] = text.split("\n");
+        for (const line of lines.slice(run.taken - gone, -1)) {
             const item = JSON.parse(line);
+            run.taken += 1;
             if (Array.isArray(item)) take(item);
             else if (item.error) end(item.error, "error");
             else if (item.end) end(item.end === "stopped" ? "Stopped." : "Done.");
             else run.header = item.header;
         }
-        run.read = until;
+        if (text.length > ROOM && !run.ended) press("press_take");
         draw();
     }
+
+    /** -> how many lines are here, and need not be sent again. */
+    const rowsTaken = () => run.taken;
 
     function take([i, message, answer, expected, right, error, line]) {
         run.rows[i] = {message, answer, expected, right, error, line};
@@ -149,7 +154,8 @@
     /** The run is over, and all of it has come that will. */
     function fileEnded(text) {
         rowsCame(text);
-        if (run && !run.ended) end("Interrupted: the connection was lost.", "error");
+        if (!run.ended) end("Interrupted: the connection was lost.", "error");
+        run.over = true; // only now is Gradio done with it, and takes another one
         draw();
     }
 
@@ -219,7 +225,7 @@
     }
 
     function draw() {
-        const running = run?.ended === false;
+        const running = run?.over === false;
         $("#file").classList.toggle("running", running);
         $("#file").classList.toggle("read", file !== null);
         $("#file").classList.toggle("answered", run !== null);
@@ -231,7 +237,7 @@
         if (run) {
             Object.assign($("#file_done"), {max: run.all, value: run.done});
             const so = `${count(run.done)} of ${count(run.all)} answered.${score()}${left()}`;
-            $("#file_state").textContent = `${running ? so : ""}${rest}`;
+            $("#file_state").textContent = `${run.ended ? "" : so}${rest}`;
         } else $("#file_state").textContent = file ? `${count(file.rows)} ${file.rows === 1 ? "row" : "rows"}.${rest}` : "";
         drawRows();
     }
@@ -241,7 +247,7 @@
         reader($("#file"), give, say, WAIT);
         for (const list of [$("#messages_by"), $("#answers_by"), $("#amiss")])
             list.addEventListener("change", () => {
-                if (list.id !== "amiss" && run?.ended) run = null; // it is to be run anew
+                if (list.id !== "amiss" && run?.over) run = null; // it is to be run anew
                 draw();
             });
         $("#run_file").addEventListener("click", begin);
@@ -250,5 +256,5 @@
         // Gradio loads the page again after a lost connection; many answers are not to go without a question.
         window.addEventListener("beforeunload", (event) => run?.done > DRAWN && !run.saved && event.preventDefault());
     });
-    Object.assign(hyperlora, {reader, fileGiven, fileRead, fileAsked, rowsCame, fileEnded});
+    Object.assign(hyperlora, {reader, fileGiven, fileRead, fileAsked, rowsCame, rowsTaken, fileEnded});
 }

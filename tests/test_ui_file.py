@@ -39,7 +39,8 @@ def asked(messages: object = "input", answers: object = "", adapter: str = "", d
 def run(on: File, file: str, what: str, visitor: SimpleNamespace = VISITOR) -> tuple[dict, dict[int, list], dict]:
     """The beginning, the rows by their number, and the end."""
     *_, text = on.run(file, what, visitor)
-    first, *rows, last = map(json.loads, text.splitlines())
+    gone, first, *rows, last = map(json.loads, text.splitlines())
+    assert gone == 0  # nothing was taken meanwhile
     return first, {row[0]: row[1:] for row in rows}, last
 
 
@@ -83,12 +84,26 @@ def test_the_description_is_in_the_prompt_where_that_is_asked(on: File, pipe: hy
         assert [rows[i][1] for i in (0, 1)] == [pipe.chat(message, adapter, describe=describe) for message in "ab"]
 
 
-def test_what_comes_only_grows(on: File) -> None:
-    """So that Gradio sends what is new alone, and nothing is lost where the page reads every other one."""
+def test_what_comes_only_grows_but_for_what_is_taken(on: File) -> None:
+    """So that nothing is lost where the page reads every other text, and Gradio sends what is new alone."""
     texts = list(on.run(given(b"a\n" * 40, "x.txt"), asked("line"), VISITOR))
     assert len(texts) > 2
     for before, after in pairwise(texts):
         assert after.startswith(before) and after.endswith("\n")
+    have: list[str] = []
+    for i, text in enumerate(on.run(given(b"a\n" * 40, "x.txt"), asked("line"), VISITOR)):
+        gone, *lines = text.splitlines()
+        assert int(gone) <= len(have)
+        have += lines[len(have) - int(gone) :]
+        if i == 1:
+            asyncio.run(on.take(len(have), VISITOR))
+        if i == 2:
+            assert int(gone) > 2
+            asyncio.run(on.take("many", VISITOR))
+            asyncio.run(on.take(-1, VISITOR))
+    [last] = texts[-1:]
+    rows = [line for line in last.splitlines() if line.startswith("[")]
+    assert sorted(line for line in have if line.startswith("[")) == sorted(rows) and len(rows) == 40
 
 
 def running(on: File, visitor: SimpleNamespace) -> Iterator[str]:
@@ -118,9 +133,9 @@ def test_a_visitor_who_goes_ends_it(on: File, pipe: hyperlora.Pipeline) -> None:
 def test_one_run_for_each_visitor_and_few_in_all(on: File) -> None:
     runs = [running(on, SimpleNamespace(session_hash=str(i))) for i in range(MAX_RUNS)]
     [mine] = on.run(given(b"a", ""), asked("line"), SimpleNamespace(session_hash="0"))
-    assert "being answered already" in json.loads(mine)["error"]
+    assert "being answered already" in json.loads(mine.splitlines()[-1])["error"]
     [others] = on.run(given(b"a", ""), asked("line"), VISITOR)
-    assert f"{MAX_RUNS} files of others" in json.loads(others)["error"]
+    assert f"{MAX_RUNS} files of others" in json.loads(others.splitlines()[-1])["error"]
     for texts in runs:
         texts.close()
     assert run(on, given(b"a", ""), asked("line"))[2] == {"end": "done"}
@@ -149,7 +164,7 @@ def test_one_run_for_each_visitor_and_few_in_all(on: File) -> None:
 )
 def test_what_cannot_be_run_says_why(on: File, file: object, what: object, sentence: str) -> None:
     [text] = on.run(file, what, VISITOR)
-    assert sentence in json.loads(text)["error"] and on._runs == {}
+    assert sentence in json.loads(text.splitlines()[-1])["error"] and on._runs == {}
 
 
 def test_an_unexpected_error_ends_the_run_in_a_sentence(

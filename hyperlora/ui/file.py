@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 
 import gradio as gr
@@ -33,12 +34,22 @@ FILE = f"""{SOURCE}
 <label id="amiss"><input type="checkbox"> Only those that are wrong or failed</label>"""
 
 
+@dataclass
+class Run:
+    """A file that is answered for a page."""
+
+    ended: SimpleQueue = field(default_factory=SimpleQueue)
+    """None in it ends the run."""
+    taken: int = 0
+    """Lines that the page has, and needs not be given again."""
+
+
 class File:
     """The files that are answered now, one for each visitor's page."""
 
     def __init__(self, model: Model):
         self.model = model
-        self._runs: dict[str | None, SimpleQueue] = {}
+        self._runs: dict[str | None, Run] = {}
 
     def read(self, given: object) -> str:
         """-> JSON: of a file its "columns", how many "rows" it has, the "first" ones, and which columns are "messages"
@@ -53,17 +64,27 @@ class File:
             return json.dumps({"error": sentence(error)})
 
     def run(self, given: object, asked: object, request: gr.Request) -> Iterator[str]:
-        """-> lines of JSON, more and more of them: {"rows", "header"}, then a list a row as it is answered; at the end
-        {"end"}, "done" or "stopped", or {"error"}.
+        """-> lines of JSON, the first of which is how many are left out before the second; more and more of them come.
 
-        A row is its number, message, answer, expected answer, whether it is right (None: not to be told), what is wrong
-        with the row, and it all as a line of CSV.
+        They are {"rows", "header"}, then a list a row as it is answered, at the end {"end"}, "done" or "stopped", or
+        {"error"}. A row is its number, message, answer, expected answer, whether it is right (None: not to be told),
+        what is wrong with the row, and it all as a line of CSV. So nothing is lost where the page hears of every other
+        text only, and nothing is sent again: of a text that begins as the last one Gradio sends what is new.
         """
-        visitor, text = request.session_hash, ""
-        ended: SimpleQueue = SimpleQueue()
-        if self._runs.setdefault(visitor, ended) is not ended:
-            yield json.dumps({"error": "A file is being answered already: wait for its end, or stop it."}) + "\n"
+        visitor, run = request.session_hash, Run()
+        if self._runs.setdefault(visitor, run) is not run:
+            yield _lines(0, [json.dumps({"error": "A file is being answered already: wait for its end, or stop it."})])
             return
+        gone, lines = 0, []  # what the page has taken, and what not yet
+
+        def told(*new: object) -> str:
+            nonlocal gone
+            lines.extend(map(json.dumps, new))
+            taken = min(run.taken, len(lines) + gone)
+            del lines[: max(0, taken - gone)]
+            gone = max(gone, taken)
+            return _lines(gone, lines)
+
         try:
             if len(self._runs) > MAX_RUNS:
                 raise UserError(f"{MAX_RUNS} files of others are being answered: try again in a few minutes.")
@@ -73,37 +94,44 @@ class File:
             shelved = read_adapter(item.get("adapter"))
             adapter = self.model.of(shelved) if shelved else None
             header = _csv(table, None)
-            text += json.dumps({"rows": len(questions), "header": header}) + "\n"
-            yield text
-            done, told, describe = 0, time.monotonic(), item.get("describe") is True
-            answers = self.model.pipe.chat_all(questions, adapter, describe=describe, ended=ended, seed=0)
+            yield told({"rows": len(questions), "header": header})
+            done, time_told, describe = 0, time.monotonic(), item.get("describe") is True
+            answers = self.model.pipe.chat_all(questions, adapter, describe=describe, ended=run.ended, seed=0)
             for i, answer in answers:
                 done += 1
                 answer, error = ("", str(answer)) if isinstance(answer, UserError) else (answer, "")
                 right = same_answer(answer, [wanted[i]], questions[i]) if wanted[i].strip() and not error else None
                 line = _csv(table, i, answer, right, error)[len(header) :]
                 shown = [cell[:SHOWN] for cell in (questions[i], answer, wanted[i])]
-                text += json.dumps([i, *shown, right, error, line]) + "\n"
-                if time.monotonic() - told > TELL:
-                    told = time.monotonic()
-                    yield text
-            yield text + json.dumps({"end": "done" if done == len(questions) else "stopped"}) + "\n"
+                lines.append(json.dumps([i, *shown, right, error, line]))
+                if time.monotonic() - time_told > TELL:
+                    time_told = time.monotonic()
+                    yield told()
+            yield told({"end": "done" if done == len(questions) else "stopped"})
         except Exception as error:
-            yield text + json.dumps({"error": sentence(error)}) + "\n"
+            yield told({"error": sentence(error)})
         finally:
             del self._runs[visitor]
 
     async def stop(self, request: gr.Request) -> None:
         """End what is answered for this visitor."""
-        if ended := self._runs.get(request.session_hash):
-            ended.put(None)
+        if run := self._runs.get(request.session_hash):
+            run.ended.put(None)
+
+    async def take(self, taken: object, request: gr.Request) -> None:
+        """The page has so many lines of its run."""
+        if (run := self._runs.get(request.session_hash)) and type(taken) is int:
+            run.taken = taken
 
     def build(self, limits: dict[str, object]) -> None:
         """The mode, in the layout that is open, and its events; `limits` are those of all chats."""
         plain = {"js_on_load": None, "apply_default_css": False}
         quick = {"api_visibility": "private", "show_progress": "hidden", "preprocess": False, "queue": False}
         given, asked, read, rows = (gr.Textbox("", visible="hidden") for _ in range(4))
-        look, run, stop = (gr.Button(visible="hidden", elem_id=f"press_{name}") for name in ("look", "run", "stop"))
+        look, run, stop, take = (
+            gr.Button(visible="hidden", elem_id=f"press_{name}") for name in ("look", "run", "stop", "take")
+        )
+        taken = gr.Number(visible="hidden")
         with gr.Column(elem_id="file", elem_classes="mode"):
             gr.HTML(FILE, **plain)
         looked = look.click(self.read, [given], [read], js=js("fileGiven"), trigger_mode="always_last", **quick)
@@ -113,6 +141,11 @@ class File:
         for over in (running.then, running.failure):  # the latter where the server goes
             over(None, [rows], None, js=js("fileEnded", "text"))
         stop.click(self.stop, None, None, **quick)
+        take.click(self.take, [taken], None, js=js("rowsTaken"), **quick)
+
+
+def _lines(gone: int, lines: list) -> str:
+    return f"{gone}\n" + "".join(f"{line}\n" for line in lines)
 
 
 def _csv(table: Table, i: int | None, answer: str = "", right: bool | None = None, error: str = "") -> str:
