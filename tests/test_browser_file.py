@@ -109,22 +109,19 @@ def test_ten_thousand_rows_are_all_there_and_few_are_drawn(
     assert download(page, tmp_path)[1:] == [[str(i), f"{i}!", "", ""] for i in range(10_000)]
 
 
-@pytest.mark.parametrize(
-    ("data", "name", "sentence"),
-    [
+def test_a_file_that_is_not_taken_says_why(page: Page) -> None:  # noqa: F811
+    for data, name, sentence in (
         (b"input\n" + b"a\n" * 1_000_000, "x.csv", "more than 10,000 rows"),
         (b"x" * (6 << 20), "x.csv", "larger than 5 MB"),
         (bytes(range(256)) * 9, "x.csv", "no text in UTF-8"),
         (b"", "x.csv", "has no rows"),
         (f"{HTML},{HTML}\n".encode(), "x.csv", f"'{HTML}' twice"),
-    ],
-)
-def test_a_file_that_is_not_taken_says_why(page: Page, data: bytes, name: str, sentence: str) -> None:  # noqa: F811
-    given(page, b"a\nb", "good.txt")
-    expect(page.locator("#run_file")).to_be_enabled()
-    given(page, data, name)
-    expect(page.locator("#file_said .error")).to_contain_text(sentence)
-    expect(page.locator("#run_file")).to_be_disabled()
+    ):
+        given(page, b"a\nb", "good.txt")
+        expect(page.locator("#run_file")).to_be_enabled()
+        given(page, data, name)
+        expect(page.locator("#file_said .error")).to_contain_text(sentence)
+        expect(page.locator("#run_file")).to_be_disabled()
 
 
 def test_a_paste_of_50_mb_gets_a_sentence(page: Page) -> None:  # noqa: F811
