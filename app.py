@@ -7,9 +7,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 
 from hyperlora.arguments import add_options, choose, named, open_pipeline
 from hyperlora.choice import Choice
+from hyperlora.endpoint import Host, endpoint
 from hyperlora.errors import UserError
 from hyperlora.files import check_writable
 from hyperlora.text import command_line, open_streams
@@ -33,7 +35,21 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default=os.environ.get("GRADIO_SERVER_PORT") or None,
         help="default: the first free one from 7860 on",
     )
+    group = parser.add_argument_group("descriptions from examples, for visitors who agree to send them")
+    group.add_argument("--describe_endpoint", metavar="URL", help="of OpenAI's chat completions; key: OPENAI_API_KEY")
+    group.add_argument("--describe_model", metavar="NAME", help="the endpoint's name of the model")
     return parser.parse_args(arguments)
+
+
+def describing(args: argparse.Namespace) -> Host | None:
+    """Who is asked for descriptions; `UserError` where nobody can be."""
+    if not (args.describe_endpoint or args.describe_model):
+        return None
+    if not (args.describe_endpoint and args.describe_model):
+        raise UserError("--describe_endpoint and --describe_model go together: give both, or neither.")
+    host = Host(url=args.describe_endpoint, model=args.describe_model, retries=1, timeout=60)
+    endpoint(host, Event())
+    return host
 
 
 def say(line: str) -> None:
@@ -82,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
         with own_folder():
             # What was named and cannot be ends the command; the best takes a while to find, so the page comes first.
             choice = choose(args) if named(args) else None
-            return serve(args, choice)
+            return serve(args, choice, describing(args))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -90,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def serve(args: argparse.Namespace, choice: Choice | None) -> int:
+def serve(args: argparse.Namespace, choice: Choice | None, host: Host | None = None) -> int:
     # Gradio reads these where it is imported and where it asks its own server whether it is there: no proxy has part in
     # that, and free ports are looked for in IPv4.
     with environment(no_proxy="*", GRADIO_SERVER_NAME="127.0.0.1"):
@@ -98,7 +114,7 @@ def serve(args: argparse.Namespace, choice: Choice | None) -> int:
         from hyperlora.ui.page import build_page, launch
 
         model = Model(lambda: open_pipeline(args, model.ask, say, model.report, choice))
-        demo = build_page(model)
+        demo = build_page(model, host)
         try:
             url = launch(demo, args.host, args.port)
         except (OSError, UnicodeError):

@@ -7,7 +7,6 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Literal, overload
@@ -130,20 +129,28 @@ class Pipeline:
                 answer.stop()
 
     def chat_all(
-        self, chats: Iterable[Chat], adapter: Adapter | None = None, *, describe: bool | None = None, **options
+        self,
+        chats: Iterable[Chat],
+        adapter: Adapter | None = None,
+        *,
+        describe: bool | None = None,
+        ended: SimpleQueue | None = None,
+        **options,
     ) -> Iterator[tuple[int, str | UserError]]:
         """Answer any number of chats behind all others: each one's number and its answer, or what is wrong with it, as
         they come.
 
         They take at most half of the batch, and only what is answered next is read from `chats`. Leaving the iteration
-        ends those that run. `describe` and `options` are those of `chat`.
+        ends those that run; so does a None that another thread puts into `ended`. `describe` and `options` are those
+        of `chat`.
         """
-        ended: SimpleQueue[ChatStream] = SimpleQueue()
+        ended = SimpleQueue() if ended is None else ended
         running: dict[ChatStream, int] = {}
         left = enumerate(chats)
         try:
             while True:
-                for i, chat in islice(left, self.engine.max_batch - len(running)):
+                while len(running) < self.engine.max_batch and (following := next(left, None)):
+                    i, chat = following
                     try:
                         [stream] = self._submit([chat], [adapter], describe, options | {"ended": ended})
                         running[stream] = i
@@ -151,7 +158,8 @@ class Pipeline:
                         yield i, error
                 if not running:
                     return
-                stream = ended.get()
+                if (stream := ended.get()) is None:
+                    return
                 i = running.pop(stream)
                 try:
                     answer = "".join(stream)

@@ -1,7 +1,7 @@
 """From examples to descriptions: those that the hypernetwork was trained with, tried and ranked by how likely the
 examples' answers are under their adapters."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
@@ -45,12 +45,12 @@ def split(examples: Sequence[Example], seed: int = 0) -> tuple[list[Example], li
 
 
 def suggest(
-    pipe: "Pipeline", examples: Sequence[Example], given: Sequence[str] = (), count: int = 5
+    pipe: "Pipeline", examples: Sequence[Example], given: Iterable[str] = (), count: int = 5
 ) -> Iterator[list[Suggestion]]:
     """(input, output) pairs -> the best `count` descriptions so far, the best first, again and again as more are tried.
 
-    `given`: descriptions from elsewhere, tried first. Then those of the hypernetwork's training: like the examples in
-    words, spread over all that there are, and beside the best of these.
+    First those of the hypernetwork's training that are like the examples in words, and some that are spread over all;
+    then `given`, descriptions from elsewhere, which may come late; last those of the training beside the best.
     """
     tried: dict[str, float] = {}
 
@@ -59,9 +59,9 @@ def suggest(
         return [Suggestion(*item) for item in ranked[:count]]
 
     for make in (
-        lambda: list(given),
         lambda: _alike(pipe, examples),
         lambda: _spread(pipe),
+        lambda: given,
         lambda: _near(pipe, best()),
     ):
         new = [text for text in dict.fromkeys(make()) if text not in tried]

@@ -13,6 +13,10 @@ MAX_BYTES = 5 * 2**20
 MAX_ROWS, MAX_COLUMNS, MAX_CELL = 10_000, 50, 20_000
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # how a cell begins that a spreadsheet may run
 LINES = "line"  # the column of a file without columns
+MESSAGES = ("input", "message", "question", "prompt", "instruction", "text", LINES)  # as people name such columns
+ANSWERS = ("output", "expected", "answer", "label", "target", "completion", "response", "reply")
+NUMBERS = ("id", "index", "number", "row", "nr", "no", "#")
+PAIR = ("\t", " => ")  # between the two sides of a line
 
 
 @dataclass(frozen=True)
@@ -29,15 +33,29 @@ class Table:
         at = self.columns.index(name)
         return [row[at] for row in self.rows]
 
+    def guess(self) -> tuple[str, str | None]:
+        """The column that looks like messages, and the one like the answers that are expected, None for none."""
+
+        def named(names: Sequence[str]) -> str | None:
+            return next((column for name in names for column in self.columns if column.lower() == name), None)
+
+        answers = named(ANSWERS)
+        messages = named(MESSAGES) or next((column for column in self.columns if column != answers), self.columns[0])
+        if answers is None and len(self.columns) == 2:
+            answers = next(column for column in self.columns if column != messages)
+        known = answers and answers != messages and answers.lower() not in NUMBERS
+        return messages, answers if known else None
+
 
 def read_table(data: bytes, name: str) -> Table:
     """A file's bytes -> its rows, read as the end of its name says: .csv and .tsv, whose first line names the columns;
-    .jsonl and .json, objects of text and numbers; anything else a message a line, blank ones left out.
+    .jsonl and .json, objects of text and numbers; anything else a message a line, blank ones left out, or where each
+    line has a tab, or each a " => ", an input and its output.
 
     Raises `UserError` where it is too large, no text, or not of that form.
     """
     if len(data) > MAX_BYTES:
-        raise UserError(f"The file is larger than {MAX_BYTES >> 20} MB: take a part of it.")
+        raise too_large()
     try:
         text = check_text(data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"), "The file")
     except UnicodeDecodeError:
@@ -50,7 +68,7 @@ def read_table(data: bytes, name: str) -> Table:
     elif kind in ("json", "jsonl", "ndjson"):
         table = _of_objects(text)
     else:
-        table = Table([LINES], [[line.strip()] for line in text.splitlines() if line.strip()])
+        table = _of_lines(text)
     if not table.rows:
         raise UserError("The file has no rows" + (" under its first line." if kind in ("csv", "tsv") else "."))
     if len(table.rows) > MAX_ROWS:
@@ -75,6 +93,10 @@ def write_table(table: Table, added: Mapping[str, Sequence[str]]) -> str:
     for row, *more in zip(table.rows, *added.values(), strict=True):
         writer.writerow(map(_guarded, [*row, *more]))
     return out.getvalue()
+
+
+def too_large() -> UserError:
+    return UserError(f"The file is larger than {MAX_BYTES >> 20} MB: take a part of it.")
 
 
 def _guarded(cell: str) -> str:
@@ -102,6 +124,14 @@ def _of_csv(text: str, delimiter: str | None) -> Table:
         if len(row) > len(columns):
             raise UserError(f"Row {number} of the file has more cells than its first line has names: check its quotes.")
     return Table(columns, [row + [""] * (len(columns) - len(row)) for row in rows[1:]])
+
+
+def _of_lines(text: str) -> Table:
+    lines = [line for line in text.splitlines() if line.strip()]
+    for mark in PAIR:
+        if all(mark in line for line in lines):
+            return Table(["input", "output"], [[side.strip() for side in line.split(mark, 1)] for line in lines])
+    return Table([LINES], [[line.strip()] for line in lines])
 
 
 def _of_objects(text: str) -> Table:

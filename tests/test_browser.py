@@ -68,7 +68,7 @@ def visit(browser: Browser, url: str, fragment: str = "", **options) -> Iterator
 
     def complain(text: str) -> None:
         # What is said when a page is left in the middle of an answer, or the line breaks.
-        if not re.search("AbortError|errored out|net::ERR_|Failed to fetch|network error", text):
+        if not re.search("AbortError|errored out|net::ERR_|Failed to fetch|network error|Server stopped", text):
             complaints.append(text)
 
     def refuse(route: Route) -> None:

@@ -7,8 +7,10 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import weakref
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 import torch
@@ -190,6 +192,8 @@ def test_any_number_of_chats_is_answered_behind_all_others(pipe):
     assert sorted(answers) == list(range(40)) == read
     assert "empty" in str(answers.pop(5)) and "shorten it" in str(answers.pop(30))
     assert answers == {i: pipe.chat(chats[i], adapter, max_new_tokens=6) for i in answers}
+    *wrong, (last, answer) = pipe.chat_all([""] * 40 + ["a"], max_new_tokens=2)  # more than the batch has rows
+    assert len(wrong) == last == 40 and answer == pipe.chat("a", max_new_tokens=2)
 
 
 def test_leaving_what_is_answered_behind_others_ends_it(pipe):
@@ -199,6 +203,13 @@ def test_leaving_what_is_answered_behind_others_ends_it(pipe):
     assert len(read) == pipe.engine.max_batch
     answers.close()
     assert pipe.chat("a", max_new_tokens=5) and not pipe.engine._batch.rows
+    ended = SimpleQueue()
+    answers = pipe.chat_all((read.append(i) or "a" for i in range(10**6)), ended=ended, max_new_tokens=200)
+    reader = threading.Thread(target=lambda: list(answers))
+    reader.start()
+    ended.put(None)  # from another thread than the one that reads
+    reader.join(60)
+    assert not reader.is_alive() and pipe.chat("a", max_new_tokens=5) and not pipe.engine._batch.rows
 
 
 def test_descriptions_read_by_the_base_itself(tiny_base, tiny_hyperlora, tmp_path):

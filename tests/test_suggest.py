@@ -38,10 +38,12 @@ def test_what_is_found_answers_as_the_examples_do(mini, examples):
     assert sum(a == output for a, (_, output) in zip(answers, held, strict=True)) >= len(held) - 1
 
 
-def test_descriptions_from_elsewhere_are_tried_first(mini):
+def test_descriptions_from_elsewhere_are_ranked_by_likelihood(mini, monkeypatch):
+    for own in ("_alike", "_spread"):
+        monkeypatch.setattr(f"hyperlora.suggest.{own}", lambda *_: [])
     examples = [("a b", "[a] [b]"), ("one two", "[one] [two]")]
     given = ["Write the plural of the word.", "Put each word in square brackets."]
-    first = next(suggest(mini, examples, given))
+    first = next(suggest(mini, examples, iter(given)))
     assert [s.description for s in first] == given[::-1] and first[0].loss < first[1].loss
     chats = [[*mini.prepare(q, None), {"role": "assistant", "content": a}] for q, a in examples]
     found = mini.engine.call(

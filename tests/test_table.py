@@ -38,6 +38,30 @@ def test_anything_else_has_a_message_a_line(name):
     assert read_table(b"one, two\n\n  three \r\n", name).rows == [["one, two"], ["three"]]
 
 
+@pytest.mark.parametrize("mark", ["\t", " => "])
+def test_lines_with_two_sides_are_inputs_and_outputs(mark):
+    table = read_table(f"a b{mark}[a] [b]\n\n c{mark}d => e\r\n".encode(), "pairs.txt")
+    assert table == Table(["input", "output"], [["a b", "[a] [b]"], ["c", "d => e"]])
+    assert read_table(f"a{mark}b\nc".encode(), "").columns == ["line"]  # not all have
+
+
+@pytest.mark.parametrize(
+    ("columns", "messages", "answers"),
+    [
+        (["line"], "line", None),
+        (["id", "Question", "ANSWER"], "Question", "ANSWER"),
+        (["label", "text"], "text", "label"),
+        (["country", "capital"], "country", "capital"),
+        (["text", "Id"], "text", None),
+        (["a", "b", "c"], "a", None),
+        (["answer"], "answer", None),
+        (["output", "n", "m"], "n", "output"),
+    ],
+)
+def test_columns_are_known_by_their_names(columns, messages, answers):
+    assert Table(columns, []).guess() == (messages, answers)
+
+
 @pytest.mark.parametrize("cell", ["=1+1", "+1", "-2", "@SUM(A1)", "\t=1", "\r=1", "\n=1", '=cmd|"/c calc"!A1'])
 def test_what_a_spreadsheet_would_run_is_text(cell):
     """In answers, in the file's own cells and in names."""

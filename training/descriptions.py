@@ -27,74 +27,16 @@ import torch
 from tqdm import tqdm
 
 from hyperlora.base import context_length, load_base
+from hyperlora.describe import ask_for, parse_descriptions, words
+from hyperlora.endpoint import Ask, Messages, Reply, endpoint
 from hyperlora.errors import UserError
 from hyperlora.files import write_atomic
 from hyperlora.prompt import format_prompt
 from training.parts.decode import decode
-from training.parts.endpoint import Ask, EndpointOptions, Messages, Reply, endpoint
+from training.parts.endpoint import EndpointOptions
 from training.parts.options import option, parse, run
-from training.parts.written import labels, leaks, parse_descriptions, words
+from training.parts.written import labels, leaks
 from training.tasks import Example, Task, load_tasks
-
-SYSTEM = "You are a helpful assistant with plenty of imagination."
-
-# Figure 11 shows a question with choices and one without: so do these.
-EXAMPLES = """\
-Two examples show how descriptions follow from a task's pairs.
-
-Example 1
-Question:
-Here is a question on economics with four possible answers, A, B, C and D. Exactly one of them is right. Reply with \
-its letter and nothing else.
-
-A city forbids rents above a limit that lies below what flats have cost so far. What will follow? (A) More flats will \
-be on offer than people look for. (B) More people will look for flats than there are on offer. (C) Flats and people \
-who look for one will be equally many. (D) Nobody will look for a flat.
-Answer:
-B
-Fitting descriptions:
-Description 1: Think about a question from economics and settle it with what you know of markets, prices and the \
-choices that people make.
-Description 2: Here your grasp of economic principles is put to the test: work out what they imply in the case at hand.
-
-Example 2
-Question:
-You are given the name of a country. Return the name of its capital.
-
-Uruguay
-Answer:
-Montevideo
-Fitting descriptions:
-Description 1: Say which city the given country is governed from.
-Description 2: A country is named and you supply its capital. Solving this takes good knowledge of the world's \
-geography."""
-
-PROMPT = """\
-You will see questions of one task, each with the answer expected. Write short descriptions that say what this task is.
-
-{examples}
-
-Now describe the task that these pairs belong to.
-
-{pairs}
-
-Take what the pairs tell you, and the descriptions above as a pattern, and write a number of descriptions that make \
-clear what the task is. Each is plain text, in this form:
-
-Description 1: TEXT
-Description 2: TEXT
-...
-
-Be inventive: let length and sentence structure differ from one to the next, so that together they read as if many \
-people with styles of their own had written them. Look past the single pairs, at the idea and the subject of the task \
-as a whole.
-
-- NEVER mention that there are options to choose from, or what form an answer has.
-- NEVER tell in what form to answer, as in "pick the right option" or "reply with a single word".
-- NEVER explain how to answer a question; tell what the task is about, and the skills and the knowledge that it needs.
-- Steps of reasoning that lead to the expected answer may be mentioned.
-
-Reply with {count} descriptions. Use simple words, be clear, and make no two descriptions alike."""
 
 QUERIES = "queries"  # the folder in the output that holds the answers
 TRIES = 3  # at a query whose answers hold few descriptions
@@ -153,21 +95,9 @@ def make_queries(task: Task, options: Options) -> list[Query]:
 def messages(task: Task, pairs: Sequence[Example], options: Options) -> Messages:
     """The chat of Figure 11 that asks for descriptions of the task behind some of its pairs."""
     shown = task.descriptions[0].strip() if options.show_description and task.descriptions else ""
-    parts = []
-    for pair in pairs:
-        question = pair["input"] if shown in pair["input"] else f"{shown}\n\n{pair['input']}"
-        question, answer = (_shorten(text, options.pair_characters) for text in (question, pair["output"]))
-        parts.append(f"Question:\n{question}\nAnswer:\n{answer}")
-    prompt = PROMPT.format(examples=EXAMPLES, pairs="\n\n".join(parts), count=options.per_query)
-    if not options.system_message:
-        return [{"role": "user", "content": f"{SYSTEM}\n\n{prompt}"}]
-    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": prompt}]
-
-
-def _shorten(text: str, limit: int) -> str:
-    """A long text without its middle: the instruction tends to be at its start, the question at its end."""
-    end = limit // 3
-    return text if len(text) <= limit else f"{text[: limit - end]} [...] {text[len(text) - end :]}"
+    questions = [pair["input"] if shown in pair["input"] else f"{shown}\n\n{pair['input']}" for pair in pairs]
+    asked = [(question, pair["output"]) for question, pair in zip(questions, pairs, strict=True)]
+    return ask_for(asked, options.per_query, options.pair_characters, options.system_message)
 
 
 # --- what an answer holds ---------------------------------------------------------------------------------------------

@@ -8,10 +8,14 @@ from pathlib import Path
 import gradio as gr
 
 from hyperlora.config import MAX_ZIP
+from hyperlora.endpoint import Host
 from hyperlora.errors import UserError
 from hyperlora.presets import assets_dir
 from hyperlora.recipe import MAX_STRENGTH
+from hyperlora.ui.bounds import Bounds
 from hyperlora.ui.compare import Compare
+from hyperlora.ui.examples import Examples
+from hyperlora.ui.file import File
 from hyperlora.ui.handlers import INSTEAD, LOADING, Handlers
 from hyperlora.ui.model import Model
 from hyperlora.ui.settings import MORE
@@ -21,7 +25,7 @@ from hyperlora.ui.words import js, status
 
 # Threads for handlers that wait; the chat takes at most MAX_CHATS of them, so that the rest of the page goes on.
 MAX_THREADS, MAX_CHATS = 80, 60
-SCRIPTS = ("page.js", "talk.js", "compare.js", "steer.js", "understand.js")
+SCRIPTS = ("page.js", "talk.js", "compare.js", "steer.js", "understand.js", "file.js", "examples.js")
 FONT = ["Inter", "ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 THEME = gr.themes.Base(
     primary_hue="teal",
@@ -39,6 +43,7 @@ TITLE = f"""<header><h1>HyperLoRA</h1><nav aria-label="About HyperLoRA">
 <a href="{PAPER}" target="_blank" rel="noopener noreferrer">Paper</a>
 <button type="button" id="theme" aria-label="Dark" title="Light or dark">◐</button>
 </nav></header><p>Describe a task, get an adapter, chat with it.</p>"""
+FROM = '<button type="button" data-mode="pairs" aria-pressed="false">From examples</button>'
 SHELF = """<div id="shelf_head"><div class="label" id="shelf_label">Your adapters</div>
 <button type="button" id="import">Import</button>
 <button type="button" data-mode="blend" aria-pressed="false">Blend</button></div>
@@ -50,6 +55,7 @@ CHATS = """<select id="conversation" aria-label="Conversation"></select>
 <div id="modes" role="group" aria-label="Beside the conversation">
 <button type="button" data-mode="compare" aria-pressed="false">Compare</button>
 <button type="button" data-mode="understand" aria-pressed="false">Understand</button>
+<button type="button" data-mode="file" aria-pressed="false">File</button>
 </div>
 <button type="button" id="chat_menu" aria-haspopup="menu" aria-label="More for the conversation">⋯</button>
 <div id="chat_note" role="status"></div>"""
@@ -76,8 +82,8 @@ def find_favicon() -> Path | None:
         return None
 
 
-def build_page(model: Model) -> gr.Blocks:
-    """The page over `model`, which may still be loading."""
+def build_page(model: Model, host: Host | None = None) -> gr.Blocks:
+    """The page over `model`, which may still be loading; `host` writes descriptions for visitors who agree."""
     on = Handlers(model)
     plain = {"js_on_load": None, "apply_default_css": False}
     raw = {"preprocess": False}  # texts of page.js, that Gradio has not to look into
@@ -102,6 +108,7 @@ def build_page(model: Model) -> gr.Blocks:
                     with gr.Row():
                         allow = gr.Button("Download", size="sm", variant="primary", elem_id="allow")
                         refuse = gr.Button(INSTEAD, size="sm", elem_id="refuse")
+                gr.HTML(FROM, **plain, elem_id="from")
                 description = gr.Textbox(
                     label="What should the model do?",
                     max_lines=4,
@@ -157,6 +164,8 @@ def build_page(model: Model) -> gr.Blocks:
                 Compare(model).build(limits)
                 Steer(model).build()
                 Understand(model).build()
+                File(model).build(limits)
+                Examples(model, host).build(limits)
 
         link, shared = (gr.Textbox("", visible="hidden") for _ in range(2))
 
@@ -254,6 +263,7 @@ def launch(demo: gr.Blocks, host: str = "127.0.0.1", port: int | None = None) ->
         enable_monitoring=False,
         footer_links=[],
         max_threads=MAX_THREADS,
+        app_kwargs={"middleware": [(Bounds, (), {})]},
         max_file_size=MAX_ZIP,  # of an adapter that is imported
         state_session_capacity=1000,
         theme=THEME,

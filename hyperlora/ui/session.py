@@ -4,12 +4,15 @@ The browser keeps both (`assets/page.js`), and sends what a question needs, as J
 lost connection, takes anything away. Nothing of it is trusted.
 """
 
+import base64
+import binascii
 import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from hyperlora.errors import UserError
 from hyperlora.recipe import MAX_STRENGTH, Recipe
+from hyperlora.table import MAX_BYTES, Table, read_table, too_large
 from hyperlora.text import check_text
 
 KEPT = "What the page kept"
@@ -93,11 +96,31 @@ def read_shelf(kept: object) -> list[Shelved]:
 def read_side(kept: object) -> tuple[str, Shelved | None, bool, bool, object]:
     """One of two that are compared: which, its adapter, whether the description is in its prompt too, whether it is
     the base model with nothing but that, and the settings, unread. Raises `UserError` for what no page holds."""
-    item = read_json(kept, 10 * MAX_CHARACTERS)
-    if not isinstance(item, dict) or item.get("side") not in SIDES:
+    item = read_object(kept)
+    if item.get("side") not in SIDES:
         raise UserError(DAMAGED)
     describe, prompted = item.get("describe") is True, item.get("prompted") is True
     return item["side"], read_adapter(item.get("adapter")), describe, prompted, item.get("settings", "")
+
+
+def read_object(asked: object) -> dict[str, Any]:
+    """What a page asks, by names. Raises `UserError` for what no page asks."""
+    item = read_json(asked, 10 * MAX_CHARACTERS)
+    if not isinstance(item, dict):
+        raise UserError(DAMAGED)
+    return item
+
+
+def read_file(given: object) -> Table:
+    """A file that the page has read: its name, and its bytes in base64. Raises `UserError` for what is no table."""
+    if isinstance(given, str) and len(given) > 2 * MAX_BYTES:
+        raise too_large()
+    item = read_object(given)
+    try:
+        data = base64.b64decode(check_text(item.get("data"), "The file's base64"), validate=True)
+    except binascii.Error:
+        raise UserError("The file came damaged: choose it again.") from None
+    return read_table(data, check_text(item.get("name"), "The file's name"))
 
 
 def read_turns(kept: object) -> list[Turn]:

@@ -4,6 +4,7 @@ import logging
 from html import escape
 
 from hyperlora.errors import UserError
+from hyperlora.table import MAX_BYTES
 from hyperlora.ui.markdown import to_html
 
 # How an answer ended that is not whole.
@@ -36,3 +37,11 @@ def js(name: str, *parameters: str) -> str:
     """A call of the page's JavaScript with the values of the event's inputs."""
     values = ", ".join(parameters)
     return f"({values}) => hyperlora.{name}({values})"
+
+
+def source_html(rows: int, label: str, hint: str, placeholder: str) -> str:
+    """A box of so many rows for pasted lines, and a button for a file in their place; `assets/file.js` reads both."""
+    return f"""<div class="source"><label class="pick">Choose a file
+<input type="file" accept=".csv,.tsv,.jsonl,.json,.ndjson,.txt,text/*" data-limit="{MAX_BYTES}"></label>
+<span class="chosen">{hint}</span><button type="button" class="unpick">Paste instead</button></div>
+<textarea rows="{rows}" aria-label="{label}" placeholder="{placeholder}"></textarea>"""

@@ -94,7 +94,7 @@ class Endpoint:
 def endpoint(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
-    monkeypatch.setattr("training.parts.endpoint.FIRST_WAIT", 0.01)
+    monkeypatch.setattr("hyperlora.endpoint.FIRST_WAIT", 0.01)
     endpoint = Endpoint()
     yield endpoint
     endpoint.close()
@@ -240,7 +240,7 @@ def test_the_server_s_waiting_time_is_kept(endpoint, one, tmp_path, monkeypatch)
     ("failure", "message"),
     [
         ((401, {}, b'{"error": {"message": "Bad key secret-key."}}'), r"401 - Bad key \*\*\*\.\)\. Set OPENAI_API_KEY"),
-        ((404, {}, b'{"error": {"message": "No such model."}}'), "No such model.*--model"),
+        ((404, {}, b'{"error": {"message": "No such model."}}'), "No such model.*the model's name"),
         ((429, {}, b'{"error": {"code": "insufficient_quota", "message": "Pay first."}}'), "Pay first"),
         ((429, {"Retry-After": "86400"}, b""), "86400 s"),
         ((302, {"Location": "/elsewhere"}, b""), "302"),

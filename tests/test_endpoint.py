@@ -6,10 +6,10 @@ from email.utils import format_datetime
 
 import pytest
 
+from hyperlora import endpoint as module
+from hyperlora.endpoint import Host, Reply, endpoint, retry_after
 from hyperlora.errors import UserError
 from tests.training.test_descriptions import Endpoint, completion
-from training.parts import endpoint as module
-from training.parts.endpoint import EndpointOptions, Reply, endpoint, retry_after
 
 CHAT = [{"role": "user", "content": "Say hello."}]
 
@@ -24,7 +24,7 @@ def server(monkeypatch):
 
 
 def ask(server: Endpoint, **options) -> Reply:
-    asked = endpoint(EndpointOptions(url=server.url, model="m", **{"retries": 0} | options), threading.Event())
+    asked = endpoint(Host(url=server.url, model="m", **{"retries": 0} | options), threading.Event())
     [reply] = asked([CHAT], 0)
     return reply
 
@@ -69,8 +69,8 @@ def test_a_proxy_that_cannot_be_used_is_said(server, monkeypatch, proxy):
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://host/v1", "http://", "http://[::1", "http://host:port/v1"])
 def test_what_is_no_address_is_refused(url):
-    with pytest.raises(UserError, match="--url must be an address"):
-        endpoint(EndpointOptions(url=url), threading.Event())
+    with pytest.raises(UserError, match="url must be an address"):
+        endpoint(Host(url=url, model="m"), threading.Event())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,181 @@
+"""From examples to descriptions: the likeliest of the training's, and which of the examples each adapter gets right."""
+
+import json
+import logging
+import math
+from collections.abc import Iterator
+from html import escape
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
+from typing import TYPE_CHECKING
+
+import gradio as gr
+
+from hyperlora.describe import ask_for, parse_descriptions
+from hyperlora.endpoint import Host, endpoint
+from hyperlora.errors import UserError
+from hyperlora.marking import same_answer
+from hyperlora.table import Table
+from hyperlora.ui.model import Model
+from hyperlora.ui.session import read_file, read_object
+from hyperlora.ui.words import js, sentence, source_html
+
+if TYPE_CHECKING:  # torch takes seconds to import, and the page opens before that
+    from hyperlora.suggest import Suggestion
+
+Example = tuple[str, str]  # input, output
+COUNT = 5  # descriptions
+ASKED = 10  # of a host
+SETTLED = 4  # rounds that one has to be the best to be tried before the end
+SHOWN = 200  # characters of a text that the page is given to show
+NOTHING = (
+    "This hypernetwork came without the descriptions that it was trained with, so there are none to choose from: "
+    "describe the task in your own words."
+)
+PLACE = "house =&gt; houses&#10;box =&gt; boxes&#10;city =&gt; cities"
+PAIRS = f"""<p>Give two to twenty examples of what the model should do. Of the descriptions of its training, the {COUNT}
+come that make their outputs likeliest.</p>
+{source_html(6, "Examples, a line each", "a line each: the input, then a tab or “ =&gt; ”, then the output", PLACE)}"""
+ASK = '<label id="ask_host"><input type="checkbox"> Ask {} for descriptions too: the examples are sent there</label>'
+FOUND = """<div class="run"><button type="button" id="find" class="go" disabled>Find descriptions</button>
+<button type="button" id="stop_find">Stop</button>
+<button type="button" id="leave_pairs">Back to the conversation</button></div>
+<div id="found_said" role="status"></div><ol id="found"></ol>"""
+log = logging.getLogger(__name__)
+
+
+class Examples:
+    """The searches that run now, one for each visitor's page; `host` is asked too where the visitor agrees."""
+
+    def __init__(self, model: Model, host: Host | None = None):
+        self.model, self.host = model, host
+        self._runs: dict[str | None, SimpleQueue] = {}
+
+    def find(self, given: object, request: gr.Request) -> Iterator[str]:
+        """-> JSON, again and again: what is "found" so far, the best first, whether examples were "held" out for the
+        "marks", and at the "end" how it ended, with a "notice" if there is one; or the "error".
+
+        Each has its "description", the "likelihood" of a token of the examples' outputs under its adapter (geometric
+        mean), and, once it has been tried, "marks": [input, answer, output, right].
+        """
+        from hyperlora.suggest import split, suggest
+
+        visitor, ended = request.session_hash, SimpleQueue()
+        if self._runs.setdefault(visitor, ended) is not ended:
+            yield json.dumps({"error": "A search runs already: wait for its end, or stop it."})
+            return
+        best: list[Suggestion] = []
+        marks: dict[str, list[tuple]] = {}
+        held: list[Example] = []
+        shown = held
+        gone, notice = Event(), ""
+
+        def told(**more: str) -> str:
+            found = []
+            for each in best:
+                found.append({"description": each.description, "likelihood": math.exp(-each.loss)})
+                if each.description in marks:
+                    found[-1]["marks"] = marks[each.description]
+            return json.dumps({"found": found, "held": held != shown} | more)
+
+        try:
+            pipe = self.model.pipe
+            shown, held = split(read_pairs(read_file(given)))
+            asked = self.host is not None and read_object(given).get("ask") is True
+            if not (pipe.hyperlora.descriptions or asked):
+                raise UserError(NOTHING)
+            answer: SimpleQueue[tuple[list[str], str]] = SimpleQueue()
+            if asked:
+                Thread(target=lambda: answer.put(self._ask(shown, gone)), daemon=True).start()
+            else:
+                answer.put(([], ""))
+
+            def written() -> Iterator[str]:
+                """What the host wrote, once it has: what is found among the training's comes meanwhile."""
+                nonlocal notice
+                while ended.empty():
+                    try:
+                        texts, notice = answer.get(timeout=0.1)
+                    except Empty:
+                        continue
+                    yield from texts
+                    return
+
+            rounds = 0  # that the best one has been the best
+            for found in suggest(pipe, shown, written(), COUNT):
+                rounds = rounds + 1 if best[:1] == found[:1] else 0
+                best = found
+                yield told()
+                if rounds == SETTLED:
+                    self._try(best[0].description, held, ended, marks)
+                if not ended.empty():
+                    break
+            for each in best:
+                self._try(each.description, held, ended, marks)
+                yield told()
+            yield told(end="done" if ended.empty() else "stopped", notice=notice)
+        except Exception as error:
+            yield told(error=sentence(error))
+        finally:
+            gone.set()
+            del self._runs[visitor]
+
+    def _ask(self, examples: list[Example], gone: Event) -> tuple[list[str], str]:
+        """What the host writes, and a notice where it does not; once the visitor is `gone` it is not tried again."""
+        try:
+            [reply] = endpoint(self.host, gone)([ask_for(examples, ASKED)], 0)
+            return parse_descriptions(reply.text)[:ASKED], ""
+        except Exception as error:
+            log.warning("The host could not be asked for descriptions: %s", error)
+            return [], f"{self.host.name} could not be asked; the server's log says why."
+
+    def _try(self, description: str, held: list[Example], ended: SimpleQueue, marks: dict[str, list[tuple]]) -> None:
+        """The marks of the description's adapter, where there are none yet; none where all is stopped."""
+        if description in marks or not ended.empty():
+            return
+        pipe = self.model.pipe
+        answers = dict(pipe.chat_all([question for question, _ in held], pipe.adapt(description), ended=ended))
+        if len(answers) < len(held):
+            ended.put(None)  # it was taken out there, and is still meant
+            return
+        marks[description] = [
+            (
+                question[:SHOWN],
+                str(answers[i])[:SHOWN],
+                output[:SHOWN],
+                not isinstance(answers[i], UserError) and same_answer(answers[i], [output], question),
+            )
+            for i, (question, output) in enumerate(held)
+        ]
+
+    async def stop(self, request: gr.Request) -> None:
+        """End this visitor's search; what has been found stays."""
+        if ended := self._runs.get(request.session_hash):
+            ended.put(None)
+
+    def build(self, limits: dict[str, object]) -> None:
+        """The mode, in the layout that is open, and its events; `limits` are those of all chats."""
+        plain = {"js_on_load": None, "apply_default_css": False}
+        given, found = (gr.Textbox("", visible="hidden") for _ in range(2))
+        find, stop = (gr.Button(visible="hidden", elem_id=f"press_{name}") for name in ("find", "stop_find"))
+        with gr.Column(elem_id="pairs", elem_classes="mode"):
+            ask = ASK.format(escape(self.host.name)) if self.host else ""
+            gr.HTML(PAIRS + ask + FOUND, **plain)
+        finding = find.click(self.find, [given], [found], js=js("pairsGiven"), api_visibility="private", **limits)
+        found.change(None, [found], None, js=js("pairsFound", "text"))
+        for over in (finding.then, finding.failure):  # the latter where the server goes
+            over(None, [found], None, js=js("pairsEnded", "text"))
+        stop.click(self.stop, None, None, api_visibility="private", show_progress="hidden", queue=False)
+
+
+def read_pairs(table: Table) -> list[Example]:
+    """The inputs and outputs of a table; `UserError` where it is not known which they are, or one is blank."""
+    inputs, outputs = table.guess()
+    if outputs is None:
+        raise UserError("An example is an input and its output: put a tab or “ => ” between them in each line.")
+    pairs = list(zip(table.column(inputs), table.column(outputs), strict=True))
+    for number, pair in enumerate(pairs, 1):
+        if not all(text.strip() for text in pair):
+            side = "output" if pair[0].strip() else "input"
+            raise UserError(f"Example {number} has no {side}: write it, or leave the example out.")
+    return pairs
