@@ -8,7 +8,7 @@ SMOLLM2 := $(shell sed -n 's/^PACKAGE = "\(.*\)"/\1/p' hyperlora/smollm2.py)
 
 # The oldest transformers that the package takes, and the tests of the package alone.
 OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
-CORE := tests --ignore=tests/training --ignore=tests/test_app.py --ignore=tests/test_browser.py --ignore=tests/test_packaging.py
+CORE := tests --ignore=tests/training --ignore=tests/ui --ignore=tests/browser --ignore=tests/test_packaging.py
 
 .PHONY: app test test-oldest
 

@@ -66,6 +66,12 @@
         drawRound();
     }
 
+    function sideFailed() {
+        round.voted = true; // one answer alone is nothing to vote on
+        sideAnswered();
+        note("#verdict", "The server did not answer: ask again.");
+    }
+
     /** The visitor's votes of these two, by name, kept in their browser alone. */
     function vote(winner) {
         const names = round.shown.map(([name]) => cut(name, hyperlora.MAX_NAME)), pair = [...names].sort(), key = JSON.stringify(pair);
@@ -83,5 +89,5 @@
         for (const [id, winner] of [["#left_wins", 0], ["#same", null], ["#right_wins", 1]])
             $(id).addEventListener("click", () => vote(winner));
     });
-    Object.assign(hyperlora, {askBoth, askSide, sideAnswered});
+    Object.assign(hyperlora, {askBoth, askSide, sideAnswered, sideFailed});
 }

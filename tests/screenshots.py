@@ -1,6 +1,6 @@
 """The README's pictures of the page, with the mini model: python -m tests.screenshots [FOLDER]
 
-Takes Chromium as tests/test_browser.py does.
+Takes Chromium as tests/browser does.
 """
 
 import sys
@@ -10,8 +10,8 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 import hyperlora
 from hyperlora.ui.model import Model
-from tests.test_app import serving
-from tests.test_browser import CHROMIUM, generate, send
+from tests.browser.visit import CHROMIUM, generate, send
+from tests.ui.visitor import serving
 
 BRACKETS, PLURAL = "Put each word in square brackets.", "Write the plural of the word."
 

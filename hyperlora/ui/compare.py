@@ -103,7 +103,8 @@ class Compare:
                 api_visibility="private",
                 **limits,
             )
-            asked.then(None, js=js("sideAnswered"))
+            asked.success(None, js=js("sideAnswered"))
+            asked.failure(None, js=js("sideFailed"))  # also where the server went
         halt.click(self.stop, None, None, api_visibility="private", show_progress="hidden", queue=False)
 
 

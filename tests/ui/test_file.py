@@ -17,13 +17,13 @@ from hyperlora.table import MAX_BYTES
 from hyperlora.ui.bounds import MAX_BODY
 from hyperlora.ui.file import FIRST, MAX_RUNS, SHOWN, File
 from hyperlora.ui.model import Model
-from tests.test_app import REVERSE, model, pipe, serving, shelved, slow, wait_until  # noqa: F401
+from tests.ui.visitor import REVERSE, serving, shelved, slow, wait_until
 
 VISITOR = SimpleNamespace(session_hash="a")
 
 
 @pytest.fixture
-def on(model: Model) -> File:  # noqa: F811
+def on(model: Model) -> File:
     return File(model)
 
 
@@ -57,7 +57,7 @@ def test_a_file_is_looked_at_before_it_is_run(on: File) -> None:
     assert json.loads(on.read(given(b"one\ntwo", "")))["first"] == [["one"], ["two"]]
 
 
-def test_every_row_has_its_answer_its_mark_and_its_line_of_csv(on: File, pipe: hyperlora.Pipeline) -> None:  # noqa: F811
+def test_every_row_has_its_answer_its_mark_and_its_line_of_csv(on: File, pipe: hyperlora.Pipeline) -> None:
     adapter = pipe.adapt(REVERSE).scaled(0.5)
     right = pipe.chat("one two", adapter)
     file = io.StringIO(newline="")
@@ -77,7 +77,7 @@ def test_every_row_has_its_answer_its_mark_and_its_line_of_csv(on: File, pipe: h
     assert lines[3][1] == "'=c" and lines[2][-1] == rows[2][4]
 
 
-def test_the_description_is_in_the_prompt_where_that_is_asked(on: File, pipe: hyperlora.Pipeline) -> None:  # noqa: F811
+def test_the_description_is_in_the_prompt_where_that_is_asked(on: File, pipe: hyperlora.Pipeline) -> None:
     file, adapter = given(b"a\nb", "x.txt"), pipe.adapt(REVERSE)
     for describe in (True, False):
         _, rows, _ = run(on, file, asked("line", "", shelved(REVERSE), describe))
@@ -112,7 +112,7 @@ def running(on: File, visitor: SimpleNamespace) -> Iterator[str]:
     return texts
 
 
-def test_a_run_is_stopped_at_once(on: File, pipe: hyperlora.Pipeline) -> None:  # noqa: F811
+def test_a_run_is_stopped_at_once(on: File, pipe: hyperlora.Pipeline) -> None:
     with slow(pipe, 0.05):
         texts = running(on, VISITOR)
         asyncio.run(on.stop(VISITOR))
@@ -122,7 +122,7 @@ def test_a_run_is_stopped_at_once(on: File, pipe: hyperlora.Pipeline) -> None:  
     assert on._runs == {}
 
 
-def test_a_visitor_who_goes_ends_it(on: File, pipe: hyperlora.Pipeline) -> None:  # noqa: F811
+def test_a_visitor_who_goes_ends_it(on: File, pipe: hyperlora.Pipeline) -> None:
     texts = running(on, VISITOR)
     next(texts)
     texts.close()
@@ -169,7 +169,7 @@ def test_what_cannot_be_run_says_why(on: File, file: object, what: object, sente
 
 def test_an_unexpected_error_ends_the_run_in_a_sentence(
     on: File,
-    pipe: hyperlora.Pipeline,  # noqa: F811
+    pipe: hyperlora.Pipeline,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*_, **__):
@@ -182,7 +182,7 @@ def test_an_unexpected_error_ends_the_run_in_a_sentence(
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_what_is_too_large_for_the_page_is_refused_before_it_is_parsed(model: Model, chunked: bool) -> None:  # noqa: F811
+def test_what_is_too_large_for_the_page_is_refused_before_it_is_parsed(model: Model, chunked: bool) -> None:
     """A paste of 50 MB; as a browser says its length, and in pieces that say nothing."""
     body = b'{"data": ["' + b"x" * 50_000_000 + b'"]}'
     with serving(model) as url:

@@ -13,7 +13,7 @@ from hyperlora.pca import map_descriptions
 from hyperlora.ui.model import Model
 from hyperlora.ui.session import Turn
 from hyperlora.ui.understand import Understand, norms_html
-from tests.test_app import ADD, REVERSE, model, pipe, shelved, text_of, written  # noqa: F401 (fixtures)
+from tests.ui.visitor import ADD, REVERSE, shelved, text_of, written
 
 
 def test_the_bars_are_the_norms_of_each_layer_and_module(make_adapter) -> None:
@@ -29,7 +29,7 @@ def test_the_bars_are_the_norms_of_each_layer_and_module(make_adapter) -> None:
         assert f'aria-label="{name}: from ' in chart
 
 
-def test_an_adapters_neighbours_and_place_are_shown(model: Model, pipe: hyperlora.Pipeline) -> None:  # noqa: F811
+def test_an_adapters_neighbours_and_place_are_shown(model: Model, pipe: hyperlora.Pipeline) -> None:
     chosen, other = shelved(REVERSE, "<b>Mine</b>"), shelved(ADD)
     html = Understand(model).show(chosen, json.dumps([chosen, other]))
     adapter = pipe.adapt(REVERSE)
@@ -43,7 +43,7 @@ def test_an_adapters_neighbours_and_place_are_shown(model: Model, pipe: hyperlor
     assert len(re.findall("<circle", html)) == len(known.descriptions) + 2
 
 
-def test_the_last_answer_is_shown_token_by_token(model: Model, pipe: hyperlora.Pipeline) -> None:  # noqa: F811
+def test_the_last_answer_is_shown_token_by_token(model: Model, pipe: hyperlora.Pipeline) -> None:
     turns = [Turn("Hello.", "a", "Hi."), Turn("one two", "b", "two <i>one</i>", "stop")]
     html = Understand(model).tokens(shelved(REVERSE), False, written(turns))
     shown = "".join(map(unescape, re.findall(r"<span[^>]*>(.*?)</span>", html, re.DOTALL)))
@@ -65,9 +65,9 @@ def test_the_last_answer_is_shown_token_by_token(model: Model, pipe: hyperlora.P
         (json.dumps({"name": "", "description": "a", "strength": 1, "recipe": {"upload": "0" * 64}}), "[]", "again"),
     ],
 )
-def test_what_cannot_be_shown_says_why(model: Model, chosen: str, shelf: str, sentence: str) -> None:  # noqa: F811
+def test_what_cannot_be_shown_says_why(model: Model, chosen: str, shelf: str, sentence: str) -> None:
     assert sentence in text_of(Understand(model).show(chosen, shelf))
 
 
-def test_without_an_answer_there_is_nothing_to_look_at(model: Model) -> None:  # noqa: F811
+def test_without_an_answer_there_is_nothing_to_look_at(model: Model) -> None:
     assert "Ask something first" in Understand(model).tokens(shelved(REVERSE), False, "[]")

@@ -1,19 +1,17 @@
 """The page in a real browser, on the tiny model."""
 
 import json
-import os
 import re
-import shutil
 import threading
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, TimeoutError, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect
 
 import hyperlora
 from hyperlora.errors import UserError
@@ -21,107 +19,17 @@ from hyperlora.hub import Cancelled
 from hyperlora.presets import get_preset, load_examples
 from hyperlora.recipe import Recipe
 from hyperlora.ui.model import Model
-from tests.test_app import ADD, REVERSE, serving, slow, wait_until
-
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-TIMEOUT = 120_000  # milliseconds: a busy machine is no failure
-expect.set_options(timeout=TIMEOUT)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found: install it, or name it in CHROMIUM")
-
-
-@pytest.fixture(scope="module")
-def pipe(terse_base: Path, tiny_hyperlora: Path) -> Iterator[hyperlora.Pipeline]:
-    pipe = hyperlora.pipeline(None, base=terse_base, hyperlora=tiny_hyperlora)
-    pipe.multi_turn = pipe.markdown = False  # as the bundled model
-    yield pipe
-    pipe.close()
-
-
-@pytest.fixture(scope="module")
-def url(pipe: hyperlora.Pipeline) -> Iterator[str]:
-    model = Model(lambda: pipe)
-    model.start()
-    with serving(model) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-quic"]
-        )
-        yield browser
-        browser.close()
-
-
-@contextmanager
-def visit(browser: Browser, url: str, fragment: str = "", **options) -> Iterator[Page]:
-    """The page as a visitor of their own has it, in as many tabs as they open.
-
-    It fails where a page logs an error, or asks another host for anything, which is also kept from it.
-    """
-    context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}} | options)
-    context.set_default_timeout(TIMEOUT)
-    complaints: list[str] = []
-
-    def complain(text: str) -> None:
-        # What is said when a page is left in the middle of an answer, or the line breaks.
-        if not re.search("AbortError|errored out|net::ERR_|Failed to fetch|network error|Server stopped", text):
-            complaints.append(text)
-
-    def refuse(route: Route) -> None:
-        complaints.append(route.request.url)
-        route.abort()
-
-    context.route(lambda asked: not asked.startswith((url, "data:")), refuse)
-    context.on("console", lambda message: complain(message.text) if message.type == "error" else None)
-    context.on("weberror", lambda error: complain(str(error.error)))
-    page = context.new_page()
-    page.goto(url + fragment)
-    yield page
-    context.close()
-    assert complaints == []
-
-
-@pytest.fixture
-def page(browser: Browser, url: str) -> Iterator[Page]:
-    with visit(browser, url) as page:
-        expect(page.locator("#generate")).to_be_enabled()
-        yield page
-
-
-def generate(page: Page, description: str) -> None:
-    page.locator("#description textarea").fill(description)
-    page.locator("#generate").click()
-    expect(page.locator("#shelf label.selected")).to_have_text(description)
-
-
-def send(page: Page, message: str) -> None:
-    page.locator("#message textarea").fill(message)
-    page.get_by_role("button", name="Send").click()
-
-
-def expect_answers(page: Page, *answers: tuple[str, str]) -> None:
-    """The finished conversation's answers and who gave them, to the last space."""
-    expected = [part for answer, by in answers for part in (answer if answer.strip() else "(no text)", by)]
-    text = "(part) => (part.querySelector('.by') ?? part).textContent"
-    shown = f"[...document.querySelectorAll('#chat .bot.message .md')].map({text})"
-    with suppress(TimeoutError):
-        page.wait_for_function(f"(expected) => JSON.stringify({shown}) === JSON.stringify(expected)", arg=expected)
-    assert page.evaluate(shown) == expected
-    expect(page.get_by_role("button", name="Send")).to_be_visible()
-
-
-def said(pipe: hyperlora.Pipeline, message: str, description: str = "", by: str = "", **options) -> tuple[str, str]:
-    """What the page shows of an answer by the description's adapter: the text, and what is under it."""
-    adapter = pipe.adapt(description) if description else None
-    adapter = adapter.scaled(options.pop("strength")) if "strength" in options else adapter
-    stream = pipe.chat(message, adapter=adapter, stream=True, **options)
-    answer = "".join(stream)
-    cut = " · cut off at the token limit" if stream.finish_reason == "length" else ""
-    return answer, f"{by or description or 'No adapter'}{cut}"
+from tests.browser.visit import (
+    HOSTILE,
+    expect_answers,
+    generate,
+    pick,
+    said,
+    send,
+    stored,
+    visit,
+)
+from tests.ui.visitor import ADD, REVERSE, serving, slow, wait_until
 
 
 @contextmanager
@@ -603,15 +511,6 @@ def test_a_server_that_was_started_again_goes_on(
         page.context.unroute_all()
 
 
-def stored(page: Page, kind: str) -> list[dict]:
-    """What the browser keeps of that kind, adapter or chat."""
-    return page.evaluate(
-        "(kind) => Object.keys(localStorage).filter((key) => key.startsWith(`hyperlora.${kind}.`))"
-        ".map((key) => JSON.parse(localStorage[key]))",
-        kind,
-    )
-
-
 def expect_interrupted(page: Page, whole: str) -> None:
     """An answer of which the page has a part, and says so; asked again it is whole."""
     expect(page.locator("#generate")).to_be_enabled()
@@ -671,15 +570,6 @@ def rows(page: Page, *names: str, selected: str) -> None:
     """The shelf is that, below "No adapter"."""
     expect(page.locator("#shelf label")).to_have_text(["No adapter", *names])
     expect(page.locator("#shelf label.selected")).to_have_text(selected)
-
-
-def pick(page: Page, item: str, more: str = "#shelf .more") -> None:
-    """An item of the selected adapter's menu, or of another one."""
-    page.locator(more).click()
-    page.get_by_role("menuitem", name=item).click()
-
-
-HOSTILE = "<img src=x onerror=alert(1)><b>My</b> &amp; own"
 
 
 def test_an_adapter_is_renamed_duplicated_moved_deleted_and_edited_by_mouse(
@@ -1124,6 +1014,23 @@ def test_what_cannot_be_compared_says_so_and_is_not_voted_on(page: Page) -> None
     expect(page.locator("#halt")).to_be_hidden()
     expect(page.locator("#left")).to_have_attribute("data-by", f"{REVERSE} · strength 0.5")
     expect(page.locator("#left_wins")).to_be_disabled()
+
+
+def test_a_server_that_goes_ends_a_comparison(browser: Browser, pipe: hyperlora.Pipeline) -> None:
+    model = Model(lambda: pipe)
+    model.start()
+    with ExitStack() as server:
+        address = server.enter_context(serving(model))
+        with visit(browser, address) as page, slow(pipe, 0.5):
+            expect(page.locator("#generate")).to_be_enabled()
+            page.get_by_role("button", name="Compare").click()
+            page.get_by_label("Message to both").fill("one two")
+            page.get_by_role("button", name="Ask both").click()
+            for side in ("#left", "#right"):
+                expect(page.locator(f"{side} .verbatim")).not_to_have_text("…")
+            server.close()
+            expect(page.locator("#verdict")).to_have_text("The server did not answer: ask again.")
+            expect(page.locator("#halt")).to_be_hidden()
 
 
 def test_two_answers_are_stopped_together(page: Page, pipe: hyperlora.Pipeline) -> None:

@@ -1,5 +1,4 @@
 """How answers are to be given, several answers to a message, and one that goes on: the page's handlers, no browser."""
-# ruff: noqa: F811
 
 import json
 import re
@@ -16,20 +15,7 @@ from hyperlora.ui.handlers import CONTINUED, OTHER, SAMPLED, SKIP, Handlers, bub
 from hyperlora.ui.model import Model
 from hyperlora.ui.session import MAX_OTHERS, MAX_TURNS, Turn, read_turns
 from hyperlora.ui.settings import MAX_TEXT, Settings, check, read_settings
-from tests.test_app import (  # noqa: F401
-    ADD,
-    REVERSE,
-    Visitor,
-    answering,
-    by_line,
-    model,
-    on,
-    pipe,
-    side,
-    text_of,
-    visitor,
-    written,
-)
+from tests.ui.visitor import ADD, REVERSE, Visitor, by_line, side, text_of, written
 
 USER, SYSTEM = {"role": "user", "content": "one two"}, {"role": "system", "content": "Be brief."}
 

@@ -16,7 +16,7 @@ from hyperlora.ui.handlers import Handlers
 from hyperlora.ui.model import Model
 from hyperlora.ui.session import read_adapter
 from hyperlora.ui.steer import Steer
-from tests.test_app import ADD, REVERSE, model, pipe, shelved  # noqa: F401 (fixtures)
+from tests.ui.visitor import ADD, REVERSE, shelved
 
 
 def steer_recipe(*parts: tuple[float, dict], **said: object) -> str:
@@ -28,7 +28,7 @@ def chosen(entry: dict, strength: float = 1) -> str:
     return json.dumps({"name": "", "strength": strength} | entry)
 
 
-def test_a_blend_is_the_weighted_sum_of_its_adapters(model: Model, pipe: hyperlora.Pipeline) -> None:  # noqa: F811
+def test_a_blend_is_the_weighted_sum_of_its_adapters(model: Model, pipe: hyperlora.Pipeline) -> None:
     asked = steer_recipe((0.5, {"description": ADD}), (-1.5, {"description": REVERSE, "strength": 2}), strength=0.5)
     entry = json.loads(Steer(model).blend(asked))
     assert entry["description"] == f"0.5 * “{ADD}” + -1.5 * 2 * (“{REVERSE}”)" and entry["strength"] == 0.5
@@ -50,16 +50,16 @@ def test_a_blend_is_the_weighted_sum_of_its_adapters(model: Model, pipe: hyperlo
         (steer_recipe(*[(1, {"description": ADD})] * 9), "2 to 8"),
     ],
 )
-def test_a_blend_that_cannot_be_made_says_why(model: Model, recipe: object, sentence: str) -> None:  # noqa: F811
+def test_a_blend_that_cannot_be_made_says_why(model: Model, recipe: object, sentence: str) -> None:
     assert sentence in json.loads(Steer(model).blend(recipe))["error"]
 
 
-def exported(model: Model, folder: Path, description: str) -> Path:  # noqa: F811
+def exported(model: Model, folder: Path, description: str) -> Path:
     [path] = (shutil.copy(path, folder / "mine.zip") for path in Handlers(model).export(shelved(description)))
     return Path(path)
 
 
-def test_an_imported_zip_is_the_adapter_that_was_exported(model: Model, tmp_path: Path) -> None:  # noqa: F811
+def test_an_imported_zip_is_the_adapter_that_was_exported(model: Model, tmp_path: Path) -> None:
     steer, archive = Steer(model), exported(model, tmp_path, REVERSE)
     entry = json.loads(steer.take(str(archive)))
     assert (entry["name"], entry["description"]) == ("mine", REVERSE)
@@ -73,7 +73,7 @@ def test_an_imported_zip_is_the_adapter_that_was_exported(model: Model, tmp_path
         assert steer.missing(damaged) == "[]"
 
 
-def test_a_zip_that_is_no_adapter_says_why_and_goes(model: Model, tmp_path: Path) -> None:  # noqa: F811
+def test_a_zip_that_is_no_adapter_says_why_and_goes(model: Model, tmp_path: Path) -> None:
     for name, data, sentence in (
         ("adapter_config.json", b"{}", "holds no 'adapter_model.safetensors'"),
         ("adapter_model.bin", b"\x80\x04.", "could run code"),
@@ -91,7 +91,7 @@ def test_a_zip_that_is_no_adapter_says_why_and_goes(model: Model, tmp_path: Path
 
 
 def test_uploads_are_kept_in_a_bounded_memory(
-    model: Model,  # noqa: F811
+    model: Model,
     make_adapter,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

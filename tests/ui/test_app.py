@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -52,133 +51,22 @@ from hyperlora.ui.session import (
     Turn,
     read_adapter,
     read_turns,
-    write,
+)
+from tests.ui.visitor import (
+    ADD,
+    REVERSE,
+    Visitor,
+    by_line,
+    serving,
+    shelved,
+    side,
+    slow,
+    text_of,
+    wait_until,
+    written,
 )
 
-ROOT = Path(__file__).parents[1]
-REVERSE, ADD = "Reverse the order of the words.", "Add the two numbers."
-
-
-def shelved(description: object, name: object = "", strength: object = 1) -> str:
-    """An adapter as a page sends it; "" for none."""
-    return json.dumps({"name": name, "description": description, "strength": strength}) if description else ""
-
-
-def written(turns: list[Turn]) -> str:
-    """A conversation as a page sends it."""
-    return f"[{','.join(map(write, turns))}]"
-
-
-def by_line(bubble: dict) -> str:
-    """Who answered, as the page says it under the answer."""
-    return unescape(re.search('<span class="by">(.*?)</span>', bubble["content"][1]["text"], re.DOTALL)[1])
-
-
-@contextmanager
-def serving(model: Model) -> Iterator[str]:
-    """The page's address while it is served from this process."""
-    demo = build_page(model)
-    try:
-        yield launch(demo)
-    finally:
-        demo.close()
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
-
-
-@contextmanager
-def slow(pipe: hyperlora.Pipeline, seconds: float) -> Iterator[None]:
-    """Every token takes that much longer, so that there is time to act while an answer is being written."""
-    engine = pipe.engine
-    choose = engine._choose  # what also follows a step that has been recorded
-
-    def later(*args: object) -> object:
-        time.sleep(seconds)
-        return choose(*args)
-
-    engine._choose = later
-    try:
-        yield
-    finally:
-        del engine._choose
-
-
-@pytest.fixture(scope="module")
-def pipe(terse_base: Path, tiny_hyperlora: Path) -> Iterator[hyperlora.Pipeline]:
-    pipe = hyperlora.pipeline(None, base=terse_base, hyperlora=tiny_hyperlora)
-    pipe.markdown = False  # its answers are random
-    yield pipe
-    pipe.close()
-
-
-@pytest.fixture(scope="module")
-def model(pipe: hyperlora.Pipeline) -> Model:
-    """The pipeline as the page has it, loaded in the background."""
-    model = Model(lambda: pipe)
-    model.start()
-    wait_until(lambda: model.settled)
-    return model
-
-
-@pytest.fixture
-def on(model: Model) -> Handlers:
-    return Handlers(model)
-
-
-class Visitor:
-    """What a page holds and asks: its conversation, and the adapter that is selected."""
-
-    def __init__(self, on: Handlers, turns: list[Turn] | None = None, session_hash: str = "visitor"):
-        self.on, self.request = on, SimpleNamespace(session_hash=session_hash)
-        self.conversation = turns or []
-        self.strength, self.describe, self.typed = 1.0, False, ""
-
-    def asked(self, chosen: object) -> tuple:
-        return "7", shelved(chosen, "", self.strength), self.describe, written(self.conversation), self.typed
-
-    def hear(self, answer: Iterator[tuple], again: bool = False) -> list[tuple]:
-        """Read what the page is given to the end, and hold what it is to hold."""
-        given = list(answer)
-        earlier = self.conversation[:-1] if again else self.conversation
-        for _, turn, *_ in given:
-            if isinstance(turn, str):
-                self.conversation = [*earlier, *read_turns(f"[{turn}]")]
-        return given
-
-    def ask(self, message: str, chosen: str = "") -> tuple[str, str]:
-        """Send a message and read the answer to its end: (answer, who answered)."""
-        self.hear(self.on.send(*self.asked(chosen), message, self.request))
-        turn = self.conversation[-1]
-        return turn.answer, turn.by
-
-
-@pytest.fixture
-def visitor(on: Handlers) -> Visitor:
-    return Visitor(on)
-
-
-@pytest.fixture
-def answering(monkeypatch: pytest.MonkeyPatch, model: Model) -> Callable[..., None]:
-    """answering(*pieces, end="stop"): what the model writes from now on, and how its answers end."""
-
-    def answer(*pieces: str, end: str = "stop") -> None:
-        class Stream(list):
-            finish_reason, tokens = None, 0
-
-            def stop(self) -> None: ...
-
-            def __iter__(self) -> Iterator[str]:
-                yield from pieces
-                self.finish_reason = end
-
-        monkeypatch.setattr(model.pipe, "chat", lambda *_, **__: Stream())
-
-    return answer
+ROOT = Path(__file__).parents[2]
 
 
 # ---- descriptions and the shelf ----
@@ -646,14 +534,6 @@ def test_what_cannot_be_shared_or_opened_says_why(on: Handlers, pipe: hyperlora.
 @pytest.fixture
 def compare(model: Model) -> Compare:
     return Compare(model)
-
-
-def side(which: str, adapter: str = "", **said: object) -> str:
-    return json.dumps({"side": which, "adapter": adapter} | said)
-
-
-def text_of(html: str) -> str:
-    return re.sub("<[^>]*>", "", html)
 
 
 def test_a_message_has_an_answer_of_each_side(compare: Compare, pipe: hyperlora.Pipeline) -> None:

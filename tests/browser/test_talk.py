@@ -1,5 +1,4 @@
 """The conversation in a real browser: how answers are given, what is done with them, and the conversation as a file."""
-# ruff: noqa: F811
 
 import json
 import re
@@ -11,20 +10,8 @@ from playwright.sync_api import Page, expect
 
 import hyperlora
 from hyperlora.ui.handlers import OTHER, SAMPLED
-from tests.test_app import slow
-from tests.test_browser import (  # noqa: F401
-    HOSTILE,
-    browser,
-    expect_answers,
-    page,
-    pick,
-    pipe,
-    pytestmark,
-    said,
-    send,
-    stored,
-    url,
-)
+from tests.browser.visit import HOSTILE, expect_answers, pick, said, send, stored
+from tests.ui.visitor import slow
 
 USER = {"role": "user", "content": "one two"}
 

@@ -2,11 +2,11 @@
 
 from playwright.sync_api import Page, expect
 
-from tests.test_app import ADD, REVERSE
-from tests.test_browser import browser, generate, page, pipe, pytestmark, send, url  # noqa: F401 (fixtures)
+from tests.browser.visit import generate, send
+from tests.ui.visitor import ADD, REVERSE
 
 
-def test_an_adapter_is_looked_at_and_follows_the_selection(page: Page) -> None:  # noqa: F811
+def test_an_adapter_is_looked_at_and_follows_the_selection(page: Page) -> None:
     page.get_by_role("button", name="Understand").click()
     expect(page.locator("#shown")).to_contain_text("Select an adapter first")
     generate(page, ADD)

@@ -11,29 +11,29 @@ from playwright.sync_api import Browser, Page, expect
 
 import hyperlora
 from hyperlora.ui.model import Model
-from tests.test_app import REVERSE, serving, slow, wait_until
-from tests.test_browser import browser, generate, page, pipe, pytestmark, url, visit  # noqa: F401
+from tests.browser.visit import generate, visit
+from tests.ui.visitor import REVERSE, serving, slow, wait_until
 
 HTML = "<img src=x onerror=alert(1)>"
 
 
-def given(page: Page, data: bytes, name: str = "x.csv") -> None:  # noqa: F811
+def given(page: Page, data: bytes, name: str = "x.csv") -> None:
     if page.locator("#file").is_hidden():
         page.get_by_role("button", name="File", exact=True).click()
     page.locator("#file input[type=file]").set_input_files({"name": name, "mimeType": "text/plain", "buffer": data})
 
 
-def run(page: Page) -> None:  # noqa: F811
+def run(page: Page) -> None:
     page.get_by_role("button", name="Run").click()
 
 
-def cells(page: Page) -> list[list[str]]:  # noqa: F811
+def cells(page: Page) -> list[list[str]]:
     return page.evaluate(
         "[...document.querySelectorAll('#rows tbody tr')].map((row) => [...row.cells].map((cell) => cell.textContent))"
     )
 
 
-def download(page: Page, tmp_path: Path) -> list[list[str]]:  # noqa: F811
+def download(page: Page, tmp_path: Path) -> list[list[str]]:
     with page.expect_download() as found:
         page.get_by_role("button", name="Download").click()
     assert found.value.suggested_filename == "my words.answers.csv"
@@ -42,7 +42,7 @@ def download(page: Page, tmp_path: Path) -> list[list[str]]:  # noqa: F811
         return list(csv.reader(file))
 
 
-def test_a_file_through_the_selected_adapter(page: Page, pipe: hyperlora.Pipeline, tmp_path: Path) -> None:  # noqa: F811
+def test_a_file_through_the_selected_adapter(page: Page, pipe: hyperlora.Pipeline, tmp_path: Path) -> None:
     generate(page, REVERSE)
     answers = {message: pipe.chat(message, pipe.adapt(REVERSE)) for message in ("a b", HTML, "=c")}
     rows = [["a b", answers["a b"], "1"], [HTML, HTML, "2"], ["", "x", "3"], ["=c", "", "4"]]
@@ -76,7 +76,7 @@ def test_a_file_through_the_selected_adapter(page: Page, pipe: hyperlora.Pipelin
     assert page.locator("#file img").count() == 0
 
 
-def test_pasted_lines_by_keyboard_and_stop(page: Page, pipe: hyperlora.Pipeline) -> None:  # noqa: F811
+def test_pasted_lines_by_keyboard_and_stop(page: Page, pipe: hyperlora.Pipeline) -> None:
     page.get_by_role("button", name="File", exact=True).press("Enter")
     page.keyboard.press("Tab")
     page.keyboard.insert_text("one => a\ntwo => b\n" * 200)
@@ -92,8 +92,8 @@ def test_pasted_lines_by_keyboard_and_stop(page: Page, pipe: hyperlora.Pipeline)
 
 
 def test_ten_thousand_rows_are_all_there_and_few_are_drawn(
-    page: Page,  # noqa: F811
-    pipe: hyperlora.Pipeline,  # noqa: F811
+    page: Page,
+    pipe: hyperlora.Pipeline,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -109,7 +109,7 @@ def test_ten_thousand_rows_are_all_there_and_few_are_drawn(
     assert download(page, tmp_path)[1:] == [[str(i), f"{i}!", "", ""] for i in range(10_000)]
 
 
-def test_a_file_that_is_not_taken_says_why(page: Page) -> None:  # noqa: F811
+def test_a_file_that_is_not_taken_says_why(page: Page) -> None:
     for data, name, sentence in (
         (b"input\n" + b"a\n" * 1_000_000, "x.csv", "more than 10,000 rows"),
         (b"x" * (6 << 20), "x.csv", "larger than 5 MB"),
@@ -124,7 +124,7 @@ def test_a_file_that_is_not_taken_says_why(page: Page) -> None:  # noqa: F811
         expect(page.locator("#run_file")).to_be_disabled()
 
 
-def test_a_paste_of_50_mb_gets_a_sentence(page: Page) -> None:  # noqa: F811
+def test_a_paste_of_50_mb_gets_a_sentence(page: Page) -> None:
     page.get_by_role("button", name="File", exact=True).click()
     taken = page.evaluate("""() => {
         const clipboardData = new DataTransfer();
@@ -136,7 +136,7 @@ def test_a_paste_of_50_mb_gets_a_sentence(page: Page) -> None:  # noqa: F811
     expect(page.locator("#file_said .error")).to_contain_text("larger than 5 MB")
 
 
-def test_a_lost_connection_leaves_what_has_come(browser: Browser, pipe: hyperlora.Pipeline) -> None:  # noqa: F811
+def test_a_lost_connection_leaves_what_has_come(browser: Browser, pipe: hyperlora.Pipeline) -> None:
     model = Model(lambda: pipe)
     model.start()
     with ExitStack() as server:
@@ -152,7 +152,7 @@ def test_a_lost_connection_leaves_what_has_come(browser: Browser, pipe: hyperlor
             wait_until(lambda: not pipe.engine._batch.rows)
 
 
-def test_from_examples_to_an_adapter(page: Page, pipe: hyperlora.Pipeline) -> None:  # noqa: F811
+def test_from_examples_to_an_adapter(page: Page, pipe: hyperlora.Pipeline) -> None:
     page.get_by_role("button", name="From examples").press("Enter")
     box, said = page.get_by_label("Examples, a line each"), page.locator("#found_said")
     find = page.get_by_role("button", name="Find descriptions")
@@ -179,7 +179,7 @@ def test_from_examples_to_an_adapter(page: Page, pipe: hyperlora.Pipeline) -> No
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 720), (375, 812)])
-def test_both_modes_fit(page: Page, width: int, height: int) -> None:  # noqa: F811
+def test_both_modes_fit(page: Page, width: int, height: int) -> None:
     page.set_viewport_size({"width": width, "height": height})
     generate(page, REVERSE)
     given(page, b"".join(b"%d %s => %s\n" % (i, b"x" * 90, b"y" * 90) for i in range(60)), "a rather long name.txt")

@@ -4,8 +4,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
-from tests.test_app import ADD, REVERSE
-from tests.test_browser import browser, generate, pipe, pytestmark, send, url, visit  # noqa: F401 (fixtures)
+from tests.browser.visit import generate, send, visit
+from tests.ui.visitor import ADD, REVERSE
 
 
 def findings(page: Page) -> list[str]:
@@ -14,7 +14,7 @@ def findings(page: Page) -> list[str]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing(browser: Browser, url: str, scheme: str) -> None:  # noqa: F811
+def test_axe_finds_nothing(browser: Browser, url: str, scheme: str) -> None:
     with visit(browser, url, color_scheme=scheme) as page:
         expect(page.locator("#generate")).to_be_enabled()
         assert findings(page) == []

@@ -7,22 +7,11 @@ from playwright.sync_api import Browser, Page, expect
 import hyperlora
 from hyperlora.lora import Adapter
 from hyperlora.ui.model import Model
-from tests.test_app import ADD, REVERSE, serving
-from tests.test_browser import (  # noqa: F401 (fixtures)
-    browser,
-    expect_answers,
-    generate,
-    page,
-    pipe,
-    pytestmark,
-    said,
-    send,
-    url,
-    visit,
-)
+from tests.browser.visit import expect_answers, generate, said, send, visit
+from tests.ui.visitor import ADD, REVERSE, serving
 
 
-def test_two_adapters_are_blended_and_shared(page: Page, pipe: hyperlora.Pipeline) -> None:  # noqa: F811
+def test_two_adapters_are_blended_and_shared(page: Page, pipe: hyperlora.Pipeline) -> None:
     generate(page, ADD)
     generate(page, REVERSE)
     page.get_by_role("button", name="Blend").click()
@@ -48,7 +37,7 @@ def test_two_adapters_are_blended_and_shared(page: Page, pipe: hyperlora.Pipelin
         expect(other.locator("#shelf label.selected")).to_have_text(name)
 
 
-def test_a_blend_without_two_weights_says_so(page: Page) -> None:  # noqa: F811
+def test_a_blend_without_two_weights_says_so(page: Page) -> None:
     generate(page, ADD)
     page.get_by_role("button", name="Blend").click()
     expect(page.locator("#blend_note")).to_contain_text("Two adapters are needed")
@@ -63,16 +52,16 @@ def test_a_blend_without_two_weights_says_so(page: Page) -> None:  # noqa: F811
 
 
 def test_an_adapter_goes_out_and_comes_in_again(
-    page: Page,  # noqa: F811
-    pipe: hyperlora.Pipeline,  # noqa: F811
-    browser: Browser,  # noqa: F811
+    page: Page,
+    pipe: hyperlora.Pipeline,
+    browser: Browser,
     tmp_path: Path,
 ) -> None:
     generate(page, REVERSE)
     with page.expect_download() as download:
         page.locator("#export").click()
     download.value.save_as(tmp_path / "mine.zip")
-    with serving(model := Model(lambda: pipe)) as url, visit(browser, url) as other:  # noqa: F811
+    with serving(model := Model(lambda: pipe)) as url, visit(browser, url) as other:
         model.start()
         expect(other.locator("#generate")).to_be_enabled()
         with other.expect_file_chooser() as chooser:

@@ -1,0 +1,105 @@
+"""What tests of the page share: what a page sends, the server, and a model that takes its time."""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from html import unescape
+from types import SimpleNamespace
+
+import hyperlora
+from hyperlora.ui.handlers import Handlers
+from hyperlora.ui.model import Model
+from hyperlora.ui.page import build_page, launch
+from hyperlora.ui.session import (
+    Turn,
+    read_turns,
+    write,
+)
+
+REVERSE, ADD = "Reverse the order of the words.", "Add the two numbers."
+
+
+def shelved(description: object, name: object = "", strength: object = 1) -> str:
+    """An adapter as a page sends it; "" for none."""
+    return json.dumps({"name": name, "description": description, "strength": strength}) if description else ""
+
+
+def written(turns: list[Turn]) -> str:
+    """A conversation as a page sends it."""
+    return f"[{','.join(map(write, turns))}]"
+
+
+def by_line(bubble: dict) -> str:
+    """Who answered, as the page says it under the answer."""
+    return unescape(re.search('<span class="by">(.*?)</span>', bubble["content"][1]["text"], re.DOTALL)[1])
+
+
+@contextmanager
+def serving(model: Model) -> Iterator[str]:
+    """The page's address while it is served from this process."""
+    demo = build_page(model)
+    try:
+        yield launch(demo)
+    finally:
+        demo.close()
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+@contextmanager
+def slow(pipe: hyperlora.Pipeline, seconds: float) -> Iterator[None]:
+    """Every token takes that much longer, so that there is time to act while an answer is being written."""
+    engine = pipe.engine
+    choose = engine._choose  # what also follows a step that has been recorded
+
+    def later(*args: object) -> object:
+        time.sleep(seconds)
+        return choose(*args)
+
+    engine._choose = later
+    try:
+        yield
+    finally:
+        del engine._choose
+
+
+class Visitor:
+    """What a page holds and asks: its conversation, and the adapter that is selected."""
+
+    def __init__(self, on: Handlers, turns: list[Turn] | None = None, session_hash: str = "visitor"):
+        self.on, self.request = on, SimpleNamespace(session_hash=session_hash)
+        self.conversation = turns or []
+        self.strength, self.describe, self.typed = 1.0, False, ""
+
+    def asked(self, chosen: object) -> tuple:
+        return "7", shelved(chosen, "", self.strength), self.describe, written(self.conversation), self.typed
+
+    def hear(self, answer: Iterator[tuple], again: bool = False) -> list[tuple]:
+        """Read what the page is given to the end, and hold what it is to hold."""
+        given = list(answer)
+        earlier = self.conversation[:-1] if again else self.conversation
+        for _, turn, *_ in given:
+            if isinstance(turn, str):
+                self.conversation = [*earlier, *read_turns(f"[{turn}]")]
+        return given
+
+    def ask(self, message: str, chosen: str = "") -> tuple[str, str]:
+        """Send a message and read the answer to its end: (answer, who answered)."""
+        self.hear(self.on.send(*self.asked(chosen), message, self.request))
+        turn = self.conversation[-1]
+        return turn.answer, turn.by
+
+
+def side(which: str, adapter: str = "", **said: object) -> str:
+    return json.dumps({"side": which, "adapter": adapter} | said)
+
+
+def text_of(html: str) -> str:
+    return re.sub("<[^>]*>", "", html)
