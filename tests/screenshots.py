@@ -34,6 +34,53 @@ def compare(page: Page) -> None:
     expect(page.locator("#left_wins")).to_be_enabled()
 
 
+def run_file(page: Page) -> None:
+    page.get_by_role("button", name="File", exact=True).click()
+    rows = [
+        "garden wall => [garden] [wall]",
+        "blue sky => [blue] [sky]",
+        "river => [river]",
+        "old tree => (old) (tree)",
+    ]
+    page.locator("#file textarea").first.fill("\n".join(rows))
+    page.get_by_role("button", name="Run").click()
+    expect(page.locator("#file_state")).to_contain_text("Done")
+
+
+def find(page: Page) -> None:
+    page.get_by_role("button", name="From examples").click()
+    pairs = ("cat => cats", "box => boxes", "window => windows", "city => cities", "dog => dogs", "bush => bushes")
+    page.get_by_label("Examples, a line each").fill("\n".join(pairs))
+    page.get_by_role("button", name="Find descriptions").click()
+    expect(page.locator("#found_said")).to_contain_text("Done")
+
+
+def understand(page: Page) -> None:
+    page.get_by_role("button", name="Understand").click()
+    expect(page.locator("#tokens .spans")).to_be_visible()
+
+
+def blend(page: Page) -> None:
+    page.get_by_role("button", name="Blend").click()
+    expect(page.get_by_role("button", name="Make the blend")).to_be_enabled()
+
+
+def more(page: Page) -> None:
+    page.get_by_role("button", name="Blend").click()  # back to the conversation
+    page.locator("#more_button").click()
+    expect(page.locator("#settings")).to_be_visible()
+
+
+PICTURES = {
+    "compare": compare,
+    "file": run_file,
+    "examples": find,
+    "understand": understand,
+    "blend": blend,
+    "more": more,
+}
+
+
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model = Model(lambda: hyperlora.pipeline("mini"))
@@ -45,10 +92,11 @@ def main(folder: Path) -> None:
         expect(page.locator("#generate")).to_be_enabled()
         chat(page)
         page.screenshot(path=folder / "screenshot.png")
-        compare(page)
-        page.screenshot(path=folder / "compare.png")
+        for name, show in PICTURES.items():
+            show(page)
+            page.screenshot(path=folder / f"{name}.png")
+        page.keyboard.press("Escape")
         page.locator("#theme").click()
-        page.get_by_role("button", name="Compare").click()
         page.set_viewport_size({"width": 375, "height": 812})
         page.locator("#talk").scroll_into_view_if_needed()
         page.screenshot(path=folder / "phone.png")
@@ -56,4 +104,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "assets"))
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "assets/pictures"))
