@@ -44,7 +44,7 @@ def run_file(page: Page) -> None:
     ]
     page.locator("#file textarea").first.fill("\n".join(rows))
     page.get_by_role("button", name="Run").click()
-    expect(page.locator("#file_state")).to_contain_text("Done")
+    expect(page.locator("#file_said")).to_contain_text("Done")
 
 
 def find(page: Page) -> None:
@@ -66,7 +66,7 @@ def blend(page: Page) -> None:
 
 
 def more(page: Page) -> None:
-    page.get_by_role("button", name="Blend").click()  # back to the conversation
+    page.get_by_role("button", name="Blend", exact=True).click()  # back to the conversation
     page.locator("#more_button").click()
     expect(page.locator("#settings")).to_be_visible()
 
