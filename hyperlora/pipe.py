@@ -106,22 +106,31 @@ class Pipeline:
         answer = self._submit([messages], [adapter], describe, options)[0]
         return answer if stream else "".join(answer)
 
+    @overload
+    def chat_batch(
+        self, chats: list[Chat], adapters: list[Adapter | None] | None = None, *, stream: Literal[True], **options
+    ) -> list[ChatStream]: ...
+    @overload
+    def chat_batch(self, chats: list[Chat], adapters: list[Adapter | None] | None = None, **options) -> list[str]: ...
     def chat_batch(
         self,
         chats: list[Chat],
         adapters: list[Adapter | None] | None = None,
         *,
+        stream: bool = False,
         describe: bool | None = None,
         **options,
-    ) -> list[str]:
+    ) -> list[str] | list[ChatStream]:
         """Answer several chats, decoded together, each with its own adapter or None; the answers in their order.
 
-        `describe` and `options` are those of `chat`.
+        `stream`, `describe` and `options` are those of `chat`.
         """
         adapters = [None] * len(chats) if adapters is None else adapters
         if len(adapters) != len(chats):
             raise UserError(f"There are {len(chats)} chats and {len(adapters)} adapters: give one (or None) for each.")
         answers = self._submit(chats, adapters, describe, options)
+        if stream:
+            return answers
         try:
             return ["".join(answer) for answer in answers]
         finally:

@@ -1,11 +1,15 @@
 """Two answers to one message, side by side: two adapters, or one against the base model."""
 
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import gradio as gr
 
+from hyperlora.errors import UserError
 from hyperlora.text import check_text
 from hyperlora.ui.model import Model
 from hyperlora.ui.session import SIDES, read_side
@@ -14,6 +18,8 @@ from hyperlora.ui.words import ENDS, REDRAW, answer_html, js, sentence, status
 
 if TYPE_CHECKING:
     from hyperlora.chat import ChatStream
+    from hyperlora.lora import Adapter
+    from hyperlora.pipe import Chat
 
 WHO = """<label>Left <select id="left_by" aria-label="Left"></select></label>
 <label>Right <select id="right_by" aria-label="Right"></select></label>
@@ -24,6 +30,7 @@ VOTE = """<div role="group" aria-label="Your vote">
 <button type="button" id="same" disabled>Both alike</button>
 <button type="button" id="right_wins" disabled>Right is better</button>
 </div><div id="verdict" role="status"></div>"""
+MOMENT = 0.2  # seconds that one side waits for the other
 
 
 class Compare:
@@ -32,6 +39,9 @@ class Compare:
     def __init__(self, model: Model):
         self.model = model
         self._streams: dict[str, ChatStream] = {}
+        self._waiting: dict[str, tuple[Chat, Adapter | None, Future]] = {}
+        """The first side of each round, until the second comes."""
+        self._lock = threading.Lock()
 
     def answer(self, side: object, message: object, seed: object, request: gr.Request) -> Iterator[str]:
         """-> one of two answers to a message, as HTML; again and again while it streams."""
@@ -41,14 +51,12 @@ class Compare:
             which, shelved, describe, prompted, typed = read_side(side)
             settings = read_settings(typed)
             question = {"role": "user", "content": check_text(message, "The message")}
-            messages, adapter = (
-                settings.messages([question], settings.begin),
-                self.model.of(shelved) if shelved else None,
-            )
+            messages = settings.messages([question], settings.begin)
+            adapter = self.model.of(shelved) if shelved else None
             if prompted:
                 messages, adapter = pipe.prepare(messages, adapter, describe=True), None
-            options = {"seed": seed} | settings.options
-            stream = pipe.chat(messages, adapter=adapter, stream=True, describe=describe, **options)
+            options = {"seed": seed, "describe": describe} | settings.options
+            stream = self._begin(f"{request.session_hash} {seed!r}"[:200], messages, adapter, options)
             visitor = f"{request.session_hash} {which}"
             if before := self._streams.get(visitor):
                 before.stop()  # asked again meanwhile
@@ -67,6 +75,30 @@ class Compare:
                 stream.stop()
                 if self._streams.get(visitor) is stream:
                     del self._streams[visitor]
+
+    def _begin(self, pair: str, messages: "Chat", adapter: "Adapter | None", options: dict) -> "ChatStream":
+        """The stream of one side. Both begin together, since two prompts are read in much less than twice the time of
+        one; a side goes alone if the other does not come in a moment, or the two cannot be asked together."""
+        pipe, mine = self.model.pipe, (messages, adapter, Future())
+        with self._lock:
+            if (other := self._waiting.pop(pair, None)) is None:
+                self._waiting[pair] = mine
+        if other is not None:
+            streams: list[ChatStream | None] = [None, None]
+            try:
+                with suppress(UserError):  # which each then hears on its own
+                    streams = pipe.chat_batch([other[0], messages], [other[1], adapter], stream=True, **options)
+            finally:
+                other[2].set_result(streams[0])
+            found = streams[1]
+        else:
+            with suppress(TimeoutError):
+                mine[2].result(MOMENT)
+            with self._lock:
+                if alone := self._waiting.get(pair) is mine:
+                    del self._waiting[pair]
+            found = None if alone else mine[2].result()
+        return found or pipe.chat(messages, adapter=adapter, stream=True, **options)
 
     async def stop(self, request: gr.Request) -> None:
         """End both answers of this visitor's."""

@@ -554,6 +554,44 @@ def test_a_message_has_an_answer_of_each_side(compare: Compare, pipe: hyperlora.
     assert compare._streams == {}
 
 
+def test_the_sides_of_a_round_begin_together(
+    compare: Compare, pipe: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of several visitors do not meet; a side that comes late, or cannot be asked with the other, goes alone."""
+    monkeypatch.setattr("hyperlora.ui.compare.MOMENT", 300)
+    batches, submit = [], pipe._submit
+
+    def counted(chats: list, *others: object) -> list:
+        batches.append(len(chats))
+        return submit(chats, *others)
+
+    monkeypatch.setattr(pipe, "_submit", counted)
+    answers = [
+        compare.answer(
+            side(which, shelved(REVERSE) if which == "left" else ""), message, 7, SimpleNamespace(session_hash=who)
+        )
+        for who, message in (("a", "one two"), ("b", "three"))
+        for which in ("left", "right")
+    ]
+    with ThreadPoolExecutor() as pool:
+        found = [last for *_, last in pool.map(list, answers)]
+    assert batches == [2, 2] and compare._waiting == {}
+    for html, message, adapter in zip(
+        found, ("one two", "one two", "three", "three"), (pipe.adapt(REVERSE), None) * 2, strict=True
+    ):
+        assert text_of(unescape(html)).startswith(pipe.chat(message, adapter).strip())
+    long, batches[:] = "word " * 5000, []
+    pair = [compare.answer(side("left"), long, 8, SimpleNamespace(session_hash="a"))]
+    pair.append(compare.answer(side("right"), "one two", 8, SimpleNamespace(session_hash="a")))
+    with ThreadPoolExecutor() as pool:
+        left, right = (last for *_, last in pool.map(list, pair))
+    assert "shorten it" in left and text_of(unescape(right)).startswith(pipe.chat("one two").strip())
+    monkeypatch.setattr("hyperlora.ui.compare.MOMENT", 0)
+    batches[:] = []
+    [*_, last] = compare.answer(side("left"), "one two", 9, SimpleNamespace(session_hash="a"))
+    assert batches == [1] and text_of(unescape(last)).startswith(pipe.chat("one two").strip())
+
+
 def test_both_sides_stop_together_and_say_so(compare: Compare, pipe: hyperlora.Pipeline) -> None:
     request = SimpleNamespace(session_hash="a")
     with slow(pipe, 0.05):
@@ -570,6 +608,8 @@ def test_both_sides_stop_together_and_say_so(compare: Compare, pipe: hyperlora.P
     [
         (side("left"), " ", 7, "The message is empty"),
         (side("left"), None, 7, "The message must be text"),
+        (side("left"), "a \ud83d", 7, "is half a character"),
+        (side("left", shelved("a \udfff")), "a", 7, "is half a character"),
         (side("left"), "a", -1, "seed must be"),
         (side("left"), "a", "7", "seed must be"),
         (side("middle"), "a", 7, "is damaged"),

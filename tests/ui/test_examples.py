@@ -16,8 +16,8 @@ from hyperlora.table import Table
 from hyperlora.ui.examples import COUNT, SHOWN, Examples, read_pairs
 from hyperlora.ui.model import Model
 from hyperlora.ui.page import build_page
-from tests.test_ui_file import VISITOR, given
 from tests.training.test_descriptions import Endpoint
+from tests.ui.test_file import VISITOR, given
 from tests.ui.visitor import wait_until
 
 PAIRS = [(word, word[0]) for word in ("house", "garden", "tree", "boat", "window", "mill", "road")]
