@@ -11,7 +11,7 @@ from training.parts.options import option, parse
 
 STAGES = [
     "analysis", "benchmarks", "descriptions", "distill", "evaluate", "lora", "mini.__main__", "plan", "recon",
-    "reproduce", "sft", "smollm2.evaluation", "tasks",
+    "reproduce", "sft", "smollm2.__main__", "smollm2.evaluation", "tasks",
 ]  # fmt: skip
 
 
