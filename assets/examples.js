@@ -26,6 +26,7 @@
     const pairsGiven = () => JSON.stringify({...source, ask: $("#ask_host input")?.checked ?? false});
 
     function pairsFound(text) {
+        if (!text) return;
         const {error, end, notice, ...state} = JSON.parse(text);
         if (ended) return;
         if (state.found) {
@@ -42,11 +43,13 @@
         say(text, kind);
     }
 
+    /** -> nothing, so that the next search does not take it for its own. */
     function pairsEnded(text) {
-        if (text) pairsFound(text);
+        pairsFound(text);
         if (!ended) finish("Interrupted: the connection was lost.", "error");
         running = false;
         draw();
+        return "";
     }
 
     /** Into the box, and made. */

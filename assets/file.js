@@ -151,12 +151,13 @@
         run.right += right === true;
     }
 
-    /** The run is over, and all of it has come that will. */
+    /** The run is over, and all of it has come that will. -> nothing, so that the next one does not take it for its own. */
     function fileEnded(text) {
         rowsCame(text);
         if (!run.ended) end("Interrupted: the connection was lost.", "error");
         run.over = true; // only now is Gradio done with it, and takes another one
         draw();
+        return "";
     }
 
     function end(text, kind) {

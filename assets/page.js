@@ -180,6 +180,7 @@ window.hyperlora = (() => {
     }
 
     function openChat(id, adapter = null) {
+        note("#chat_note"); // an Undo there is of the conversation before
         loadChat(id);
         if (adapter !== null) chat.adapter = adapter;
         wanted = null;
@@ -271,7 +272,7 @@ window.hyperlora = (() => {
         const now = selected()?.id ?? "";
         const rows = [{id: "", name: NO_ADAPTER, description: ""}, ...adapters()].map((adapter) => {
             const checked = adapter.id === now, name = make("span", {textContent: nameOf(adapter)});
-            if (hyperlora.gone.has(adapter.recipe?.upload)) name.append(" · upload it again");
+            if (hyperlora.lacks(adapter)) name.append(" · upload it again");
             const radio = make("input", {type: "radio", name: "adapter", className: "radio", checked});
             radio.onchange = () => select(adapter.id);
             const label = make("label", {title: adapter.description}, radio, name);
@@ -457,7 +458,8 @@ window.hyperlora = (() => {
         $("#conversation").focus();
         note("#chat_note", `“${titleOf(gone)}” is deleted.`, ["Undo", () => {
             write(CHAT + gone.id, text);
-            openChat(gone.id);
+            if (busy) drawChats();
+            else openChat(gone.id);
         }]);
     }
 
@@ -615,6 +617,7 @@ window.hyperlora = (() => {
         $("#do_not_keep").addEventListener("change", doNotKeep);
         $("#theme").addEventListener("click", turnTheme);
         window.addEventListener("storage", heard);
+        window.addEventListener("hashchange", follow);
         matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint); // after Gradio, which follows it
         paint();
         started = true;
@@ -627,6 +630,7 @@ window.hyperlora = (() => {
         if (!started) return;
         typed[name] = value;
         keepTab();
+        if (name === "describe") drawn();
     }
 
     /** What the adapter is that answers now, as the server reads it; "" is none. */
@@ -691,7 +695,7 @@ window.hyperlora = (() => {
         const id = newId(), told = asks === "new" ? hyperlora.followed() : chat.turns, last = chat.turns.at(-1);
         const others = {new: () => [], again: () => hyperlora.answersTo(last).slice(-MAX_OTHERS), on: () => last.others ?? []}[asks]();
         const place = {new: 0, again: others.length, on: last?.place ?? 0}[asks];
-        asked.set(id, {chat, before: chat.turns, earlier: asks === "new" ? told : told.slice(0, -1), others, place});
+        asked.set(id, {chat, before: chat.turns, earlier: asks === "new" ? told : told.slice(0, -1), others, place, isNew: asks === "new"});
         busy = true;
         drawChats();
         return [id, adapter(), describe, tell(told), hyperlora.settings(), ...(message === undefined ? [] : [message])];
@@ -714,6 +718,7 @@ window.hyperlora = (() => {
         if (dropped) press("show");
         dropped = false;
         hyperlora.ended();
+        drawn();
     }
 
     // Undo and Clear are the page's alone, so that nothing that is typed or sent meanwhile meets an older conversation.

@@ -2,6 +2,7 @@
 {
     const {$, press, make, note, adapters, selected, nameOf} = hyperlora;
     const MAX_ZIP = 256 * 2 ** 20;
+    const LOST = JSON.stringify({error: "The server did not answer: try again."});
     let order = "", place = "#note"; // the blend that is asked for; where its mistakes are said
 
     const recipeOf = ({recipe, description, strength}) =>
@@ -35,36 +36,40 @@
         ask({blend: boxes.map(partOf), space: $("#space").value}, "#blend_note");
     }
 
-    /** What the server made of it, or what is wrong with it. */
-    function shelve(text) {
+    /** What the server made of it, or what is wrong with it, where it was asked for. */
+    function shelve(text, where) {
         if (!text) return;
         const {error, ...entry} = JSON.parse(text);
-        if (error) return note(place, error);
-        note(place);
-        hyperlora.gone.delete(entry.recipe.upload);
+        if (error) return note(where, error);
+        note(where);
+        gone.delete(entry.recipe.upload);
         hyperlora.put(entry);
-        hyperlora.turn("");
+        if ($("#page").dataset.mode === "blend") hyperlora.turn("");
     }
+
+    const blended = (text = LOST) => shelve(text, place);
+    const brought = (text = LOST) => shelve(text, "#note");
 
     function checkZip(event) {
         const [file] = event.target.files ?? [];
         if (!file) return;
-        place = "#note";
-        if (file.size <= MAX_ZIP) return note(place, `Reading ${file.name}…`);
-        note(place, "The zip is larger than 256 MiB, which is the limit: save a lower rank.");
+        if (file.size <= MAX_ZIP) return note("#note", `Reading ${file.name}…`);
+        note("#note", "The zip is larger than 256 MiB, which is the limit: save a lower rank.");
         event.stopImmediatePropagation();
         event.target.value = "";
     }
 
+    let gone = new Set(); // digests of uploads that the server does not have
+    const digests = (adapter) => JSON.stringify(adapter.recipe ?? "").match(/(?<="upload":")[0-9a-f]{64}(?=")/g) ?? [];
+    const lacks = (adapter) => digests(adapter).some((digest) => gone.has(digest));
     /** -> the digests of the shelf's uploads. */
-    const uploads = () => JSON.stringify([...new Set(JSON.stringify(adapters()).match(/(?<="upload":")[0-9a-f]{64}(?=")/g) ?? [])]);
+    const uploads = () => JSON.stringify([...new Set(adapters().flatMap(digests))]);
 
     function heardMissing(text) {
-        hyperlora.gone = new Set(JSON.parse(text));
+        gone = new Set(JSON.parse(text));
         hyperlora.draw();
     }
 
-    hyperlora.gone = new Set();
     hyperlora.draws.push(drawParts);
     hyperlora.begins.push(() => {
         $("#blend_them").addEventListener("click", askBlend);
@@ -72,5 +77,5 @@
         document.addEventListener("change", (event) => event.target.matches("[data-testid=bring-upload-button]") && checkZip(event), true);
         if (uploads() !== "[]") press("ask_missing");
     });
-    Object.assign(hyperlora, {blend: () => order, shelve, uploads, heardMissing, askRecipe: (recipe) => ask(recipe, "#note")});
+    Object.assign(hyperlora, {blend: () => order, blended, brought, lacks, uploads, heardMissing, askRecipe: (recipe) => ask(recipe, "#note")});
 }

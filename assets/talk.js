@@ -59,11 +59,11 @@
     /** The turns that a new message follows. */
     const followed = () => (isEdited() ? talk().turns.slice(0, editing.number) : talk().turns);
 
-    function begun({chat, before, earlier}) {
-        if (!isEdited() || earlier.length !== editing.number) return;
+    function begun({chat, before, earlier, isNew}) {
+        note("#chat_note"); // an Undo there is of what was
+        if (!isNew || !isEdited() || earlier.length !== editing.number) return;
         editing = null;
         replaced = {chat, before};
-        note("#chat_note");
     }
 
     function ended() {

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from hyperlora.pipe import Chat, Pipeline
 
 
+MAX_TOKENS = 4_096  # of a forward pass, each of which has a logit for every word of the vocabulary
+
+
 @dataclass(frozen=True)
 class Likelihood:
     """Of one answer, its end token included: all [tokens]."""
@@ -42,16 +45,37 @@ def likelihoods(
     chats: Sequence[list[Message]],
     adapters: Sequence[Adapter | None],
 ) -> list[Likelihood]:
-    """Chats whose last message is the answer, each under its own adapter or none, in one forward pass.
+    """Chats whose last message is the answer, each under its own adapter or none, as many at once as memory has room
+    for their logits.
 
     At most as many adapters as there are free slots. Runs where no other forward pass does: in `ChatEngine.call`.
     """
     pairs = encode_answers(tokenizer, chats)
-    if (length := max(len(prompt) + len(answer) for prompt, answer in pairs)) > context_length(adapted.model):
+    longest = max(len(prompt) + len(answer) for prompt, answer in pairs)
+    if longest > context_length(adapted.model):
         raise UserError(
-            f"Prompt and answer are {length:,} tokens long, and the model reads {context_length(adapted.model):,}: "
+            f"Prompt and answer are {longest:,} tokens long, and the model reads {context_length(adapted.model):,}: "
             "shorten them."
         )
+    slots: dict[int, int] = {}
+    found: list[Likelihood] = []
+    at_once = max(1, MAX_TOKENS // longest)
+    try:
+        for adapter in adapters:
+            if adapter is not None and id(adapter) not in slots:
+                slots[id(adapter)] = adapted.load(adapter, pinned=True)
+        for first in range(0, len(pairs), at_once):
+            rows = [None if one is None else slots[id(one)] for one in adapters[first : first + at_once]]
+            found += _pass(adapted, pairs[first : first + at_once], rows)
+    finally:
+        for slot in slots.values():
+            adapted.unload(slot)
+    return found
+
+
+def _pass(adapted: AdaptedModel, pairs: list[tuple[list[int], list[int]]], slots: list[int | None]) -> list[Likelihood]:
+    """Rows of (prompt, answer) token ids, each with a slot, in one forward pass."""
+    length = max(len(prompt) + len(answer) for prompt, answer in pairs)
     first = min(len(prompt) for prompt, _ in pairs) - 1
     device = device_of(adapted.model.get_input_embeddings())
     # Right-padded: causal attention never looks there.
@@ -59,16 +83,8 @@ def likelihoods(
     only = {"logits_to_keep": torch.arange(first, length - 1, device=device)}
     if "logits_to_keep" not in signature(adapted.model.forward).parameters:
         only, first = {}, 0
-    slots: dict[int, int] = {}
-    try:
-        for adapter in adapters:
-            if adapter is not None and id(adapter) not in slots:
-                slots[id(adapter)] = adapted.load(adapter, pinned=True)
-        with adapted.use([None if adapter is None else slots[id(adapter)] for adapter in adapters]):
-            logits = adapted.model(input_ids=ids, use_cache=False, **only).logits
-    finally:
-        for slot in slots.values():
-            adapted.unload(slot)
+    with adapted.use(slots):
+        logits = adapted.model(input_ids=ids, use_cache=False, **only).logits
     found = []
     for row, (prompt, answer) in zip(logits, pairs, strict=True):
         at = len(prompt) - 1 - first

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Example = tuple[str, str]
 LEAST, MOST = 2, 20  # examples that are taken
+LONGEST = 2_000  # characters of an input or an output
 ENOUGH = 6  # of which half are held out, for the descriptions to be tried on
 READ = 6  # examples that a description is ranked by
 ALIKE, SPREAD, NEAR = 16, 96, 16  # candidates: like the examples' own words, all over, and beside each of the best
@@ -34,9 +35,12 @@ class Suggestion:
 
 def split(examples: Sequence[Example], seed: int = 0) -> tuple[list[Example], list[Example]]:
     """The examples that descriptions are made and ranked by, and those that they are tried on: a half each, drawn by
-    `seed`; all are both where there are fewer than six. `UserError` for too few or too many."""
+    `seed`; all are both where there are fewer than six. `UserError` for too few, too many and too long ones."""
     if not LEAST <= len(examples) <= MOST:
         raise UserError(f"Give {LEAST} to {MOST} examples: there are {len(examples)}.")
+    for number, example in enumerate(examples, 1):
+        if max(map(len, example)) > LONGEST:
+            raise UserError(f"Example {number} has more than {LONGEST:,} characters on a side: shorten it.")
     if len(examples) < ENOUGH:
         return list(examples), list(examples)
     order = Random(seed).sample(range(len(examples)), len(examples))

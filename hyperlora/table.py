@@ -74,7 +74,7 @@ def read_table(data: bytes, name: str) -> Table:
     if len(table.rows) > MAX_ROWS:
         raise _too_long()
     if len(table.columns) > MAX_COLUMNS:
-        raise UserError(f"The file has more than {MAX_COLUMNS} columns: take fewer.")
+        raise _too_wide()
     if any(len(cell) > MAX_CELL for row in table.rows for cell in row):
         raise UserError(f"A cell of the file is longer than {MAX_CELL:,} characters: shorten it.")
     return table
@@ -110,6 +110,8 @@ def _of_csv(text: str, delimiter: str | None) -> Table:
     rows = []
     try:
         for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True):
+            if len(row) > MAX_COLUMNS:
+                raise _too_wide()
             rows += [row] if any(cell.strip() for cell in row) else []
             if len(rows) > MAX_ROWS + 1:
                 raise _too_long()
@@ -157,6 +159,10 @@ def _of_objects(text: str) -> Table:
 
 def _cell(value: str | float | None) -> str:
     return "" if value is None else check_text(value if isinstance(value, str) else json.dumps(value), "The file")
+
+
+def _too_wide() -> UserError:
+    return UserError(f"The file has more than {MAX_COLUMNS} columns: take fewer.")
 
 
 def _too_long() -> UserError:

@@ -38,7 +38,9 @@ def expected(tiny_base):
     return compute
 
 
-def test_each_answer_is_as_likely_as_alone(tiny_model, tiny_base, make_adapter, expected):
+@pytest.mark.parametrize("most", [4096, 60, 1])
+def test_each_answer_is_as_likely_as_alone(tiny_model, tiny_base, make_adapter, expected, monkeypatch, most):
+    monkeypatch.setattr("hyperlora.likelihood.MAX_TOKENS", most)  # of a pass: all rows, a few, one at a time
     adapters = [make_adapter(1).scaled(4), None, make_adapter(2, rank=3).scaled(4), make_adapter(1).scaled(4)]
     adapted = AdaptedModel(tiny_model, ["q_proj", "v_proj"], max_adapters=3)
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)

@@ -21,7 +21,7 @@ def mini():
 @pytest.mark.parametrize(
     "examples",
     [
-        [(f"{a} {b}", f"[{a}] [{b}]") for a, b in zip("abcdefg", "tuvwxyz", strict=True)],
+        [(f"{a} {b}", f"[{a}] [{b}]") for a in ("river", "cat", "green") for b in ("house", "tree")],
         [(word, word[0]) for word in ("house", "garden", "tree", "boat", "window", "mill")],
         [(word, f"{word}s") for word in ("house", "garden", "tree")],
     ],
@@ -73,3 +73,8 @@ def test_half_of_enough_examples_is_held_out():
     for n in (0, 1, 21):
         with pytest.raises(UserError, match=f"Give 2 to 20 examples: there are {n}"):
             split((examples * 2)[:n])
+
+
+def test_examples_that_are_too_long_are_refused() -> None:
+    with pytest.raises(UserError, match="Example 2 has more than 2,000 characters"):
+        split([("a", "b"), ("a", "b" * 2001)])

@@ -114,3 +114,10 @@ def test_files_that_are_not_taken(data, name, sentence):
     with pytest.raises(UserError, match=sentence) as caught:
         read_table(data, name)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
+
+
+def test_more_columns_than_a_table_has_are_refused_before_they_are_compared():
+    with pytest.raises(UserError, match="more than 50 columns"):
+        read_table(b"," * (4 * 2**20), "wide.csv")
+    with pytest.raises(UserError, match="more than 50 columns"):
+        read_table(b"a,b\n" + b"," * (4 * 2**20), "wide.csv")

@@ -3,10 +3,11 @@
 import json
 import logging
 import math
+import time
 from collections.abc import Iterator
 from html import escape
 from queue import Empty, SimpleQueue
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING
 
 import gradio as gr
@@ -24,8 +25,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, and the page opens before th
     from hyperlora.suggest import Suggestion
 
 Example = tuple[str, str]  # input, output
-COUNT = 5  # descriptions
-ASKED = 10  # of a host
+COUNT, MAX_RUNS = 5, 3  # descriptions; searches at a time, of all visitors together
+ASKED, PATIENCE = 10, 30.0  # of a host; seconds that are waited for it
 SETTLED = 4  # rounds that one has to be the best to be tried before the end
 SHOWN = 200  # characters of a text that the page is given to show
 NOTHING = (
@@ -50,6 +51,7 @@ class Examples:
     def __init__(self, model: Model, host: Host | None = None):
         self.model, self.host = model, host
         self._runs: dict[str | None, SimpleQueue] = {}
+        self._lock = Lock()
 
     def find(self, given: object, request: gr.Request) -> Iterator[str]:
         """-> JSON, again and again: what is "found" so far, the best first, whether examples were "held" out for the
@@ -61,8 +63,13 @@ class Examples:
         from hyperlora.suggest import split, suggest
 
         visitor, ended = request.session_hash, SimpleQueue()
-        if self._runs.setdefault(visitor, ended) is not ended:
-            yield json.dumps({"error": "A search runs already: wait for its end, or stop it."})
+        with self._lock:
+            here, many = visitor in self._runs, len(self._runs) >= MAX_RUNS
+            if not (here or many):
+                self._runs[visitor] = ended
+        if here or many:
+            busy = "A search runs already: wait for its end, or stop it."
+            yield json.dumps({"error": busy if here else "Others are searching: try again in a minute."})
             return
         best: list[Suggestion] = []
         marks: dict[str, list[tuple]] = {}
@@ -93,13 +100,15 @@ class Examples:
             def written() -> Iterator[str]:
                 """What the host wrote, once it has: what is found among the training's comes meanwhile."""
                 nonlocal notice
-                while ended.empty():
+                until = time.monotonic() + PATIENCE
+                while ended.empty() and time.monotonic() < until:
                     try:
                         texts, notice = answer.get(timeout=0.1)
                     except Empty:
                         continue
                     yield from texts
                     return
+                notice = notice or ("" if not ended.empty() else f"{self.host.name} did not answer in time.")
 
             rounds = 0  # that the best one has been the best
             for found in suggest(pipe, shown, written(), COUNT):
@@ -164,7 +173,7 @@ class Examples:
         finding = find.click(self.find, [given], [found], js=js("pairsGiven"), api_visibility="private", **limits)
         found.change(None, [found], None, js=js("pairsFound", "text"))
         for over in (finding.then, finding.failure):  # the latter where the server goes
-            over(None, [found], None, js=js("pairsEnded", "text"))
+            over(None, [found], [found], js=js("pairsEnded", "text"))
         stop.click(self.stop, None, None, api_visibility="private", show_progress="hidden", queue=False)
 
 

@@ -139,7 +139,7 @@ class File:
         running = run.click(self.run, [given, asked], [rows], js=js("fileAsked"), api_visibility="private", **limits)
         rows.change(None, [rows], None, js=js("rowsCame", "text"))
         for over in (running.then, running.failure):  # the latter where the server goes
-            over(None, [rows], None, js=js("fileEnded", "text"))
+            over(None, [rows], [rows], js=js("fileEnded", "text"))
         stop.click(self.stop, None, None, **quick)
         take.click(self.take, [taken], None, js=js("rowsTaken"), **quick)
 

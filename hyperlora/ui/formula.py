@@ -11,7 +11,7 @@ from markdown_it.rules_inline import StateInline
 
 MAX_FORMULA = 1_000  # characters; a longer one is text
 SIGNS = (("$$", "$$", "block"), (r"\[", r"\]", "block"), (r"\(", r"\)", "inline"), ("$", "$", "inline"))
-MACROS = ("newcommand", "DeclareMathOperator")  # a few of which can grow without bound
+MACROS = ("#", r"\def", r"\new", "DeclareMathOperator")  # a few of which can grow without bound
 # The converter also writes links, classes, styles and colours, and does not escape text: so what it makes is rebuilt.
 TAGS = re.compile(
     "math|menclose|mfrac|mi|mmultiscripts|mn|mo|mover|mpadded|mphantom|mroot|mrow|mspace|msqrt|mstyle|msub|msubsup|msup"

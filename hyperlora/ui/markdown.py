@@ -1,5 +1,6 @@
 """A model's Markdown as HTML that is safe to show."""
 
+from functools import lru_cache
 from typing import Any
 
 from markdown_it import MarkdownIt
@@ -30,6 +31,7 @@ class _Renderer(RendererHTML):
 _MARKDOWN = MarkdownIt("js-default", {"breaks": True}, renderer_cls=_Renderer).disable("image").use(formulas)
 
 
+@lru_cache(512)  # a conversation is drawn again and again while its last answer is written
 def to_html(text: str) -> str | None:
     """The text as HTML with no markup but Markdown's; None where it is too long for that."""
     if len(text) > MAX_CHARACTERS:

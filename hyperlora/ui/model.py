@@ -6,6 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,6 +132,9 @@ class Model:
             return pipe.adapt(recipe.description).scaled(recipe.strength)
         own = {leaf.description: self.adapter(Recipe(leaf.description)) for leaf in recipe.leaves if leaf.description}
         with self._lock:
+            for leaf in recipe.leaves:
+                if leaf.upload in self._uploads:
+                    self._uploads.move_to_end(leaf.upload)
             uploads = dict(self._uploads)
         # In the engine's thread, as all that computes.
         return pipe.engine.call(lambda: recipe.make(own.__getitem__, uploads))
@@ -146,6 +150,8 @@ class Model:
         others need its room. `UserError` for what is none, or does not fit."""
         pipe = self.pipe
         adapter = pipe.load_adapter(archive)
+        # Nothing of this machine's, which a path in it might name, gets into an export.
+        adapter = replace(adapter, base_model=pipe.hyperlora.config.base_model, base_revision=None)
         digest, adapter = pipe.engine.call(lambda: (adapter.digest(), within_rank(adapter)))
         with self._lock:
             self._uploads[digest] = adapter

@@ -177,7 +177,7 @@ def build_page(model: Model, host: Host | None = None) -> gr.Blocks:
         start = js("start", *typed)
         restored = demo.load(None, [*typed.values()], [*typed.values()], js=start)
         for shown in (restored.success, show.click):
-            shown(on.show, [turns], seen, js=js("turns"), **raw, **private)
+            shown(on.show, [turns], seen, js=js("turns"), trigger_mode="always_last", **raw, **private)
         for event in (restored.success, selected.click, placed.click):
             event(None, None, [strength], js=js("strength"))
         for box, component in typed.items():

@@ -44,6 +44,8 @@ class Steer:
             return ""
         try:
             name = Path(path).stem
+            if not Path(path).is_file():  # somebody else sent the same one, and theirs was done with first
+                raise UserError("The file is gone: import it again.")
             recipe, adapter = self.model.take(Path(path))
             return _entry(recipe, description=adapter.description or "An adapter from a zip.", name=name)
         except Exception as error:
@@ -61,18 +63,22 @@ class Steer:
 
     def build(self) -> None:
         """The mode "blend", in the layout that is open, its events, and those of the upload."""
-        raw = {"preprocess": False, "queue": True, "api_visibility": "private", "show_progress": "hidden"}
+        quiet = {"api_visibility": "private", "show_progress": "hidden"}
+        # Both are made in the engine's thread, where everybody's answers wait for them.
+        raw = {**quiet, "preprocess": False, "concurrency_limit": 2, "concurrency_id": "steer"}
         with gr.Column(elem_id="blend", elem_classes="mode"):
             gr.HTML(BLEND, js_on_load=None, apply_default_css=False)
         text, entry = gr.Textbox("", visible="hidden"), gr.Textbox("", visible="hidden")
         order = gr.Button(visible="hidden", elem_id="order_blend")
         made = order.click(self.blend, [text], [entry], js=js("blend"), **raw)
-        made.success(None, [entry], None, js=js("shelve", "text"))
+        made.success(None, [entry], None, js=js("blended", "text"))
+        made.failure(None, js=js("blended"))
         zipped = gr.UploadButton("bring", file_types=[".zip"], type="filepath", visible="hidden", elem_id="bring")
-        taken = zipped.upload(self.take, [zipped], [entry], api_visibility="private", show_progress="hidden")
-        taken.success(None, [entry], None, js=js("shelve", "text"))
+        taken = zipped.upload(self.take, [zipped], [entry], **quiet, concurrency_limit=2, concurrency_id="steer")
+        taken.success(None, [entry], None, js=js("brought", "text"))
+        taken.failure(None, js=js("brought"))
         here = gr.Button(visible="hidden", elem_id="ask_missing")
-        asked = here.click(self.missing, [text], [entry], js=js("uploads"), **{**raw, "queue": False})
+        asked = here.click(self.missing, [text], [entry], js=js("uploads"), **quiet, preprocess=False, queue=False)
         asked.success(None, [entry], None, js=js("heardMissing", "text"))
 
 

@@ -21,6 +21,7 @@ NEAREST = 5  # training descriptions that are named
 DOTS = 1_500  # of them on the map
 WIDTH, HEIGHT = 640, 320  # of the map, in its own units
 STRONGEST, AGREED = 8, 0.1  # tokens of an answer that are listed; log-probabilities that differ by less are alike
+LOOKED_AT = 2_000  # characters of an answer
 NOTHING = "Select an adapter first: without one there is nothing to show."
 
 
@@ -61,7 +62,10 @@ class Understand:
                 return status("done", "Ask something first: then the answer is looked at token by token.")
             pipe, last = self.model.pipe, turns[-1]
             messages = messages_of(turns[:-1], last.question, pipe.multi_turn)
-            return tokens_html(disagreements(pipe, messages, last.answer, self.model.of(shelved), bool(describe)))
+            begun = last.answer[:LOOKED_AT]
+            found = disagreements(pipe, messages, begun, self.model.of(shelved), bool(describe))
+            cut = f"<p>Of the answer the first {LOOKED_AT:,} characters.</p>" if begun != last.answer else ""
+            return tokens_html(found) + cut
         except Exception as error:
             return status("error", sentence(error))
 
@@ -98,7 +102,7 @@ class Understand:
 
                 self._map = map_descriptions(hyperlora)
         places = self._map.place(embeddings).tolist()
-        return found + map_html(self._map, dict(zip(named.values(), places, strict=True)), shelved.name)
+        return found + map_html(self._map, list(zip(named.values(), places, strict=True)), shelved.name)
 
     def build(self) -> None:
         """The mode, in the layout that is open, and its events."""
@@ -107,7 +111,9 @@ class Understand:
         look = gr.Button(visible="hidden", elem_id="look")
         with gr.Column(elem_id="understand", elem_classes="mode"):
             shown, tokens = gr.HTML(elem_id="shown"), gr.HTML(elem_id="tokens")
-        looked = look.click(self.show, [chosen, shelf], [shown], js=js("look"), **event)
+        looked = look.click(
+            self.show, [chosen, shelf], [shown], js=js("look"), trigger_mode="always_last", concurrency_limit=4, **event
+        )
         looked.then(self.tokens, [chosen, describe, kept], [tokens], js=js("lookAt"), **event)
 
 
@@ -132,11 +138,11 @@ def norms_html(adapter: "Adapter") -> str:
     return f'<h3>‖ΔW‖ by layer</h3><div class="bars">{"".join(charts)}</div>'
 
 
-def map_html(known: "DescriptionMap", places: dict[str, list[float]], selected: str) -> str:
+def map_html(known: "DescriptionMap", places: list[tuple[str, list[float]]], selected: str) -> str:
     """The training descriptions as dots, and the shelf's among them, with their names."""
     step = -(-len(known.descriptions) // DOTS)
     dots = [*zip(known.descriptions[::step], known.points[::step].tolist(), strict=True)]
-    xs, ys = ([point[axis] for _, point in dots] + [at[axis] for at in places.values()] for axis in (0, 1))
+    xs, ys = ([point[axis] for _, point in dots] + [at[axis] for _, at in places] for axis in (0, 1))
 
     def place(point: list[float]) -> tuple[float, float]:
         """Where it is drawn, a little from the edge."""
@@ -148,7 +154,7 @@ def map_html(known: "DescriptionMap", places: dict[str, list[float]], selected: 
     for text, point in dots:
         x, y = place(point)
         drawn.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2"><title>{escape(text)}</title></circle>')
-    for name, point in places.items():
+    for name, point in places:
         x, y = place(point)
         kind = "own now" if name == selected else "own"
         end = ' text-anchor="end"' if x > WIDTH / 2 else ""

@@ -64,3 +64,10 @@ def test_a_formula_is_signs_alone(latex: str) -> None:
 
 def test_what_is_no_formula_is_none() -> None:
     assert to_mathml("{" * 5000 + "}" * 5000, "inline") is None
+
+
+@pytest.mark.parametrize(
+    "latex", [r"\def\a#1{\a{#1#1}}\a{x}", r"\newenvironment{a}{b}{c}", r"\newcommand{\a}{x}\a", "#1"]
+)
+def test_nothing_that_could_grow_is_read(latex: str) -> None:
+    assert to_mathml(latex, "inline") is None
