@@ -26,7 +26,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, and the page opens before th
 
 Example = tuple[str, str]  # input, output
 COUNT, MAX_RUNS = 5, 3  # descriptions; searches at a time, of all visitors together
-ASKED, PATIENCE = 10, 30.0  # of a host; seconds that are waited for it
+ASKED, PATIENCE = 10, 30.0  # of a host or the model itself; seconds that are waited for them
+WRITTEN = 300  # tokens of the model's
 SETTLED = 4  # rounds that one has to be the best to be tried before the end
 SHOWN = 200  # characters of a text that the page is given to show
 NOTHING = (
@@ -34,8 +35,8 @@ NOTHING = (
     "describe the task in your own words."
 )
 PLACE = "house =&gt; houses&#10;box =&gt; boxes&#10;city =&gt; cities"
-PAIRS = f"""<p>Give two to twenty examples of what the model should do. Of the descriptions of its training, the {COUNT}
-come that make their outputs likeliest.</p>
+PAIRS = f"""<p>Give two to twenty examples of what the model should do. Of the descriptions of its training, and of what a
+model that chats writes itself, the {COUNT} come that make their outputs likeliest.</p>
 {source_html(6, "Examples, a line each", "a line each: the input, then a tab or “ =&gt; ”, then the output", PLACE)}"""
 ASK = '<label id="ask_host"><input type="checkbox"> Ask {} for descriptions too: the examples are sent there</label>'
 FOUND = """<div class="run"><button type="button" id="find" class="go" disabled>Find descriptions</button>
@@ -89,16 +90,17 @@ class Examples:
             pipe = self.model.pipe
             shown, held = split(read_pairs(read_file(given)))
             asked = self.host is not None and read_object(given).get("ask") is True
-            if not (pipe.hyperlora.descriptions or asked):
+            ask = self._ask if asked else self._ask_model if pipe.multi_turn else None
+            if not (pipe.hyperlora.descriptions or ask):
                 raise UserError(NOTHING)
             answer: SimpleQueue[tuple[list[str], str]] = SimpleQueue()
-            if asked:
-                Thread(target=lambda: answer.put(self._ask(shown, gone)), daemon=True).start()
+            if ask:
+                Thread(target=lambda: answer.put(ask(shown, gone)), daemon=True).start()
             else:
                 answer.put(([], ""))
 
             def written() -> Iterator[str]:
-                """What the host wrote, once it has: what is found among the training's comes meanwhile."""
+                """What the host or the model wrote, once it has: what is found among the training's comes meanwhile."""
                 nonlocal notice
                 until = time.monotonic() + PATIENCE
                 while ended.empty() and time.monotonic() < until:
@@ -108,7 +110,8 @@ class Examples:
                         continue
                     yield from texts
                     return
-                notice = notice or ("" if not ended.empty() else f"{self.host.name} did not answer in time.")
+                if asked and ended.empty():
+                    notice = f"{self.host.name} did not answer in time."
 
             rounds = 0  # that the best one has been the best
             for found in suggest(pipe, shown, written(), COUNT):
@@ -137,6 +140,18 @@ class Examples:
         except Exception as error:
             log.warning("The host could not be asked for descriptions: %s", error)
             return [], f"{self.host.name} could not be asked; the server's log says why."
+
+    def _ask_model(self, examples: list[Example], gone: Event) -> tuple[list[str], str]:
+        """What the base model writes itself; nothing where its context is too short for the question."""
+        try:
+            stream = self.model.pipe.chat(ask_for(examples, COUNT), stream=True, max_new_tokens=WRITTEN)
+            for _ in stream:
+                if gone.is_set():
+                    stream.stop()
+            return parse_descriptions(stream.text)[:ASKED], ""
+        except UserError as error:
+            log.info("The model was not asked for descriptions: %s", error)
+            return [], ""
 
     def _try(self, description: str, held: list[Example], ended: SimpleQueue, marks: dict[str, list[tuple]]) -> None:
         """The marks of the description's adapter, where there are none yet; none where all is stopped."""

@@ -128,7 +128,7 @@ def test_one_search_for_each_visitor(on: Examples) -> None:
         (given(b"input\n" + b"a\n" * 1_000_000), "more than 10,000 rows"),
         (given(bytes(range(256))), "no text in UTF-8"),
         (given(b"", ""), "has no rows"),
-        (lines([("x" * 9000, "a"), ("b", "c")]), "shorten them"),
+        (lines([("x" * 9000, "a"), ("b", "c")]), "Example 1 has more than 2,000 characters"),
         (None, "is damaged"),
     ],
 )
@@ -143,6 +143,38 @@ def test_without_training_descriptions_that_is_said(
     monkeypatch.setattr(mini.hyperlora, "descriptions", [])
     [text] = on.find(lines(PAIRS), VISITOR)
     assert "without the descriptions that it was trained with" in json.loads(text)["error"]
+
+
+def test_a_model_that_chats_is_asked_too(mini: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the examples that are not held out, and without an adapter; also for a hypernetwork without descriptions."""
+    good, asked, chat = ["Write the first letter of the word.", "Write how the word begins."], [], mini.chat
+
+    def answer(messages: list[dict[str, str]], adapter: object = None, **options: object) -> object:
+        asked.append((messages, adapter, options["max_new_tokens"]))
+        stream = chat("a", stream=True)
+        "".join(stream)
+        stream.text = "\n".join(f"Description {i}: {text}" for i, text in enumerate(good, 1))
+        return stream
+
+    monkeypatch.setattr(mini, "multi_turn", True)
+    monkeypatch.setattr(mini, "chat", answer)
+    for source in ("_alike", "_spread"):
+        monkeypatch.setattr(f"hyperlora.suggest.{source}", lambda *_: [])
+    monkeypatch.setattr(mini.hyperlora, "descriptions", [])
+    *_, last = map(json.loads, examples_of(mini).find(lines(PAIRS), VISITOR))
+    assert {each["description"] for each in last["found"]} == set(good) and last["notice"] == ""
+    [(messages, adapter, most)] = asked
+    assert adapter is None and most == 300
+    assert sum(f"Question:\n{word}\nAnswer:" in messages[-1]["content"] for word, _ in PAIRS) == 4
+
+
+def test_a_model_whose_context_is_too_short_is_not_asked(
+    mini: hyperlora.Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mini, "multi_turn", True)
+    monkeypatch.setattr("hyperlora.suggest._spread", lambda *_: [])
+    *_, last = map(json.loads, examples_of(mini).find(lines(PAIRS), VISITOR))
+    assert last["end"] == "done" and len(last["found"]) == COUNT and last["notice"] == ""
 
 
 def lines_to_ask(ask: bool) -> str:
