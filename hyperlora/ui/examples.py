@@ -35,8 +35,8 @@ NOTHING = (
     "describe the task in your own words."
 )
 PLACE = "house =&gt; houses&#10;box =&gt; boxes&#10;city =&gt; cities"
-PAIRS = f"""<p>Give two to twenty examples of what the model should do. Of the descriptions of its training, and of what a
-model that chats writes itself, the {COUNT} come that make their outputs likeliest.</p>
+PAIRS = f"""<p>Give two to twenty examples of what the model should do. Of the descriptions of its training, and of
+what a model that chats writes itself, the {COUNT} come that make their outputs likeliest.</p>
 {source_html(6, "Examples, a line each", "a line each: the input, then a tab or “ =&gt; ”, then the output", PLACE)}"""
 ASK = '<label id="ask_host"><input type="checkbox"> Ask {} for descriptions too: the examples are sent there</label>'
 FOUND = """<div class="run"><button type="button" id="find" class="go" disabled>Find descriptions</button>
