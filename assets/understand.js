@@ -3,12 +3,13 @@
     const {$, press, adapters, told} = hyperlora;
     let seen = null; // what was looked at last
 
-    function look() {
-        return [hyperlora.adapter(), JSON.stringify(adapters().map(told)), "", ""];
-    }
+    /** -> adapter, shelf. */
+    const look = () => [hyperlora.adapter(), JSON.stringify(adapters().map(told))];
 
-    /** -> adapter, describe, turns. */
-    const lookAt = () => [hyperlora.adapter(), hyperlora.typed().describe ?? $("#in_prompt input").checked, hyperlora.turns()];
+    /** -> adapter, describe, turns, settings. */
+    const lookAt = () => [
+        hyperlora.adapter(), hyperlora.typed().describe ?? $("#in_prompt input").checked, hyperlora.turns(), hyperlora.settings(),
+    ];
 
     hyperlora.draws.push(() => {
         if ($("#page").dataset.mode !== "understand") return void (seen = null);
@@ -18,5 +19,5 @@
         press("look");
     });
     hyperlora.begins.push(() => Object.assign($("#understand"), {tabIndex: 0, role: "region", ariaLabel: "About the adapter"}));
-    Object.assign(hyperlora, {look: () => look().slice(0, 2), lookAt});
+    Object.assign(hyperlora, {look, lookAt});
 }

@@ -9,6 +9,7 @@ import gradio as gr
 
 from hyperlora.ui.model import Model
 from hyperlora.ui.session import Shelved, messages_of, read_adapter, read_shelf, read_turns
+from hyperlora.ui.settings import read_settings
 from hyperlora.ui.words import js, sentence, status
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Understand:
         except Exception as error:
             return status("error", sentence(error))
 
-    def tokens(self, chosen: object, describe: object, kept: object) -> str:
+    def tokens(self, chosen: object, describe: object, kept: object, typed: object) -> str:
         """-> HTML: the conversation's last answer, token by token, under the selected adapter and under the base."""
         from hyperlora.likelihood import disagreements
 
@@ -61,9 +62,11 @@ class Understand:
             if not turns:
                 return status("done", "Ask something first: then the answer is looked at token by token.")
             pipe, last = self.model.pipe, turns[-1]
-            messages = messages_of(turns[:-1], last.question, pipe.multi_turn)
-            begun = last.answer[:LOOKED_AT]
-            found = disagreements(pipe, messages, begun, self.model.of(shelved), bool(describe))
+            adapter, begun = self.model.of(shelved), last.answer[:LOOKED_AT]
+            messages = read_settings(typed).messages(messages_of(turns[:-1], last.question, pipe.multi_turn), "")
+            room = min(pipe.engine.context // 2, len(begun))  # a token has a character at least
+            given = pipe.shorten(messages, adapter, bool(describe), room=room)
+            found = disagreements(pipe, given, begun, adapter, bool(describe))
             cut = f"<p>Of the answer the first {LOOKED_AT:,} characters.</p>" if begun != last.answer else ""
             return tokens_html(found) + cut
         except Exception as error:
@@ -107,14 +110,14 @@ class Understand:
     def build(self) -> None:
         """The mode, in the layout that is open, and its events."""
         event = {"preprocess": False, "api_visibility": "private", "show_progress": "hidden"}
-        chosen, shelf, kept, describe = (gr.Textbox("", visible="hidden") for _ in range(4))
+        chosen, shelf, kept, describe, typed = (gr.Textbox("", visible="hidden") for _ in range(5))
         look = gr.Button(visible="hidden", elem_id="look")
         with gr.Column(elem_id="understand", elem_classes="mode"):
             shown, tokens = gr.HTML(elem_id="shown"), gr.HTML(elem_id="tokens")
         looked = look.click(
             self.show, [chosen, shelf], [shown], js=js("look"), trigger_mode="always_last", concurrency_limit=4, **event
         )
-        looked.then(self.tokens, [chosen, describe, kept], [tokens], js=js("lookAt"), **event)
+        looked.then(self.tokens, [chosen, describe, kept, typed], [tokens], js=js("lookAt"), **event)
 
 
 def norms_html(adapter: "Adapter") -> str:

@@ -45,10 +45,15 @@ def test_an_adapters_neighbours_and_place_are_shown(model: Model, pipe: hyperlor
 
 def test_the_last_answer_is_shown_token_by_token(model: Model, pipe: hyperlora.Pipeline) -> None:
     turns = [Turn("Hello.", "a", "Hi."), Turn("one two", "b", "two <i>one</i>", "stop")]
-    html = Understand(model).tokens(shelved(REVERSE), False, written(turns))
+    typed = json.dumps({"system": "Be brief."})
+    html = Understand(model).tokens(shelved(REVERSE), False, written(turns), typed)
     shown = "".join(map(unescape, re.findall(r"<span[^>]*>(.*?)</span>", html, re.DOTALL)))
     assert shown.strip() == "two <i>one</i>"
-    chat = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hi."}]
+    chat = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello."},
+        {"role": "assistant", "content": "Hi."},
+    ]
     chat.append({"role": "user", "content": "one two"})
     tokens = disagreements(pipe, chat, "two <i>one</i>", pipe.adapt(REVERSE), False)
     others = [token for token in tokens if token.instead != token.text]
@@ -70,4 +75,4 @@ def test_what_cannot_be_shown_says_why(model: Model, chosen: str, shelf: str, se
 
 
 def test_without_an_answer_there_is_nothing_to_look_at(model: Model) -> None:
-    assert "Ask something first" in Understand(model).tokens(shelved(REVERSE), False, "[]")
+    assert "Ask something first" in Understand(model).tokens(shelved(REVERSE), False, "[]", "")
