@@ -79,7 +79,8 @@ def test_the_cards_python_answers_as_the_pipeline_does(
 
 
 @pytest.mark.parametrize(
-    "description", ["Put each word in square brackets.", "Write the plural of the word.", "Reverse the letters."]
+    "description",
+    ["Put each word in square brackets.", "Write the plural of the word.", "Make a hashtag of the words."],
 )
 def test_the_card_of_the_bundled_model_finds_it(description, tmp_path):
     pipe = hyperlora.pipeline("mini")
