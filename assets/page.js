@@ -709,7 +709,8 @@ window.hyperlora = (() => {
         chat.turns = [...earlier, {...turn, others, place}];
         if (turn.end) asked.delete(turn.id);
         keepChat();
-        hyperlora.begun(question);
+        if (!question.isHeard) hyperlora.begun(question);
+        question.isHeard = true;
     }
 
     function answered() {
