@@ -32,7 +32,7 @@
     function rival(value) {
         const prompted = value === "prompted", adapter = adapters().find(({id}) => id === (prompted ? selected()?.id : value));
         const settings = hyperlora.settings();
-        return {adapter: adapter ? told(adapter) : "", prompted, settings, describe: hyperlora.typed().describe ?? $("#in_prompt input").checked};
+        return {adapter: adapter ? told(adapter) : "", prompted, settings, describe: hyperlora.describes()};
     }
 
     function askBoth() {

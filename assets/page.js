@@ -748,13 +748,15 @@ window.hyperlora = (() => {
     }
 
     const described = () => typed.describe;
+    /** Whether the description is in the prompt too, as the visitor chose or the model was trained. */
+    const describes = () => typed.describe ?? $("#in_prompt input").checked;
 
     return {
         start, keepTyped, adapter, turns, generate, made, failed, strength, setStrength, ask, heardTurn, answered,
         undo, clear, example, described, scroll, show, copy, follow, fragment, offer,
         // for the other files
         $, press, make, button, note, enter, cut, read, write, newId, isNumber, MAX_NAME, NO_ADAPTER,
-        adapters, selected, told, nameOf, put, draw, typed: () => typed, begins, draws, turn,
+        adapters, selected, told, nameOf, put, draw, describes, begins, draws, turn,
         LIMIT, MAX_OTHERS, isText, conversation: () => chat, isBusy: () => busy, titleOf, putTurns, addChat, checkChat,
     };
 })();

@@ -8,7 +8,7 @@
 
     /** -> adapter, describe, turns, settings. */
     const lookAt = () => [
-        hyperlora.adapter(), hyperlora.typed().describe ?? $("#in_prompt input").checked, hyperlora.turns(), hyperlora.settings(),
+        hyperlora.adapter(), hyperlora.describes(), hyperlora.turns(), hyperlora.settings(),
     ];
 
     hyperlora.draws.push(() => {

@@ -25,7 +25,7 @@ from hyperlora.ui.words import js, status
 
 # Threads for handlers that wait; the chat takes at most MAX_CHATS of them, so that the rest of the page goes on.
 MAX_THREADS, MAX_CHATS = 80, 60
-SCRIPTS = ("page.js", "talk.js", "compare.js", "steer.js", "understand.js", "file.js", "examples.js")
+SCRIPTS = ("page.js", "talk.js", "compare.js", "steer.js", "understand.js", "reader.js", "file.js", "examples.js")
 FONT = ["Inter", "ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 THEME = gr.themes.Base(
     primary_hue="teal",

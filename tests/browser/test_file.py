@@ -3,16 +3,14 @@
 import csv
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
 import hyperlora
-from hyperlora.ui.model import Model
-from tests.browser.visit import generate, visit
-from tests.ui.visitor import REVERSE, serving, slow, wait_until
+from tests.browser.visit import generate, visit_for_a_while
+from tests.ui.visitor import REVERSE, slow, wait_until
 
 HTML = "<img src=x onerror=alert(1)>"
 
@@ -137,19 +135,14 @@ def test_a_paste_of_50_mb_gets_a_sentence(page: Page) -> None:
 
 
 def test_a_lost_connection_leaves_what_has_come(browser: Browser, pipe: hyperlora.Pipeline) -> None:
-    model = Model(lambda: pipe)
-    model.start()
-    with ExitStack() as server:
-        address = server.enter_context(serving(model))
-        with visit(browser, address) as page, slow(pipe, 0.02):
-            expect(page.locator("#generate")).to_be_enabled()
-            given(page, b"a\n" * 900, "x.txt")
-            run(page)
-            expect(page.locator("#rows tbody tr").nth(3)).to_be_visible()
-            server.close()
-            expect(page.locator("#file_said .error")).to_contain_text(re.compile(r"Interrupted.* \d+ of 900 answered"))
-            expect(page.get_by_role("button", name="Download")).to_be_enabled()
-            wait_until(lambda: not pipe.engine._batch.rows)
+    with visit_for_a_while(browser, pipe, 0.02) as (page, end_server):
+        given(page, b"a\n" * 900, "x.txt")
+        run(page)
+        expect(page.locator("#rows tbody tr").nth(3)).to_be_visible()
+        end_server()
+        expect(page.locator("#file_said .error")).to_contain_text(re.compile(r"Interrupted.* \d+ of 900 answered"))
+        expect(page.get_by_role("button", name="Download")).to_be_enabled()
+        wait_until(lambda: not pipe.engine._batch.rows)
 
 
 def test_from_examples_to_an_adapter(page: Page, pipe: hyperlora.Pipeline) -> None:

@@ -6,7 +6,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -28,6 +28,7 @@ from tests.browser.visit import (
     send,
     stored,
     visit,
+    visit_for_a_while,
 )
 from tests.ui.visitor import ADD, REVERSE, serving, slow, wait_until
 
@@ -1020,20 +1021,15 @@ def test_what_cannot_be_compared_says_so_and_is_not_voted_on(page: Page) -> None
 
 
 def test_a_server_that_goes_ends_a_comparison(browser: Browser, pipe: hyperlora.Pipeline) -> None:
-    model = Model(lambda: pipe)
-    model.start()
-    with ExitStack() as server:
-        address = server.enter_context(serving(model))
-        with visit(browser, address) as page, slow(pipe, 0.5):
-            expect(page.locator("#generate")).to_be_enabled()
-            page.get_by_role("button", name="Compare").click()
-            page.get_by_label("Message to both").fill("one two")
-            page.get_by_role("button", name="Ask both").click()
-            for side in ("#left", "#right"):
-                expect(page.locator(f"{side} .verbatim")).not_to_have_text("…")
-            server.close()
-            expect(page.locator("#verdict")).to_have_text("The server did not answer: ask again.")
-            expect(page.locator("#halt")).to_be_hidden()
+    with visit_for_a_while(browser, pipe, 0.5) as (page, end_server):
+        page.get_by_role("button", name="Compare").click()
+        page.get_by_label("Message to both").fill("one two")
+        page.get_by_role("button", name="Ask both").click()
+        for side in ("#left", "#right"):
+            expect(page.locator(f"{side} .verbatim")).not_to_have_text("…")
+        end_server()
+        expect(page.locator("#verdict")).to_have_text("The server did not answer: ask again.")
+        expect(page.locator("#halt")).to_be_hidden()
 
 
 def test_two_answers_are_stopped_together(page: Page, pipe: hyperlora.Pipeline) -> None:

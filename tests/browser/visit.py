@@ -3,12 +3,14 @@
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
 from playwright.sync_api import Browser, Page, Route, TimeoutError, expect
 
 import hyperlora
+from hyperlora.ui.model import Model
+from tests.ui.visitor import serving, slow
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
@@ -43,6 +45,20 @@ def visit(browser: Browser, url: str, fragment: str = "", **options) -> Iterator
     yield page
     context.close()
     assert complaints == []
+
+
+@contextmanager
+def visit_for_a_while(
+    browser: Browser, pipe: hyperlora.Pipeline, seconds: float
+) -> Iterator[tuple[Page, Callable[[], None]]]:
+    """A page that is ready, whose answers take so long for each token, and what makes its server go."""
+    model = Model(lambda: pipe)
+    model.start()
+    with ExitStack() as server:
+        address = server.enter_context(serving(model))
+        with visit(browser, address) as page, slow(pipe, seconds):
+            expect(page.locator("#generate")).to_be_enabled()
+            yield page, server.close
 
 
 def generate(page: Page, description: str) -> None:
