@@ -11,10 +11,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from inspect import signature
 from queue import SimpleQueue
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from tokenizers.decoders import DecodeStream
@@ -38,8 +38,10 @@ from hyperlora.lora import Adapter
 from hyperlora.prompt import format_begun
 
 T = TypeVar("T")
+Prompt = str | list[dict[str, str]] | list[int]
 RECORD_AFTER = 64  # tokens, after which recording the step is worth its second or two
 MAX_STOPS, MAX_STOP = 16, 200
+MAX_TOP = 20  # likeliest tokens that are told for each of an answer's
 CLOSED = "The chat engine has been closed."
 FORKED = (
     "This process was forked after the model was loaded, and no thread of the model came along: load it in the new "
@@ -135,6 +137,15 @@ class Options:
         return chain if chain or self.do_sample else None
 
 
+class Chances(NamedTuple):
+    """Of a token that was chosen, by the model's logits as they are, before temperature and penalties."""
+
+    token: int
+    log_prob: float
+    top: list[tuple[int, float]]
+    """The likeliest token ids, each with its log-probability."""
+
+
 class ChatStream:
     """The answer to one request: iterate over it for pieces of text as they come.
 
@@ -150,6 +161,9 @@ class ChatStream:
         self.finish_reason: Literal["stop", "length", "stopped"] | None = None
         """Why the answer ended: at an end token or a stop string, at the token limit or the end of the context, by
         `stop()`; None until it has been read to its end, and where that is an error."""
+        self.prompt_tokens = 0
+        self.chances: list[Chances] = []
+        """Of each token so far, where they were asked for; those of `tokens` have been read."""
         self._begun: list[int] = []  # token ids of the answer that the prompt holds
         self._stops: Sequence[str] = ()
         self._read = False
@@ -243,6 +257,8 @@ class _Row:
     processors: LogitsProcessorList | None
     random: torch.Generator | None  # of its sampling; None: the thread's
     ended: SimpleQueue | None = None  # of a background job: gets the stream at the answer's end
+    top: int | None = None  # so many of the likeliest tokens are told
+    chances: list[Chances] = field(default_factory=list)  # the stream's
     made: int = 0  # tokens that came
     slot: int | None = None
     error: Exception | None = None
@@ -333,12 +349,13 @@ class ChatEngine:
 
     def submit(
         self,
-        messages: str | list[dict[str, str]],
+        messages: Prompt,
         adapter: Adapter | None = None,
         seed: int | None = None,
         **options,
     ) -> ChatStream:
-        """Queue one chat. `options` are those of `Options`, the model's generation_config filling in the rest.
+        """Queue one chat: a message, messages, or the token ids of a prompt that no template is put around. `options`
+        are those of `Options`, the model's generation_config filling in the rest.
 
         `seed`: of what is sampled, which then depends on no other chat, but for rounding. Raises `UserError` for
         messages or options that cannot be served, a prompt longer than the context, and a full queue.
@@ -347,26 +364,30 @@ class ChatEngine:
 
     def submit_many(
         self,
-        chats: Sequence[str | list[dict[str, str]]],
+        chats: Sequence[Prompt],
         adapters: Sequence[Adapter | None],
         seed: int | None = None,
         ended: SimpleQueue | None = None,
+        top: int | None = None,
         **options,
     ) -> list[ChatStream]:
         """Queue several chats at once, to be decoded together: all of them, or none where one raises.
 
-        With `ended` they are a background job's: they take at most half of the batch, after all others that wait, and
-        each stream is put in there once its answer has ended.
+        With `top` the streams tell the `chances` of their tokens, and so many of the likeliest beside each. With
+        `ended` they are a background job's: they take at most half of the batch, after all others that wait, and each
+        stream is put in there once its answer has ended.
         """
         known = [option.name for option in fields(Options)]
         if unknown := sorted(set(options) - set(known)):
             raise UserError(f"The option {unknown[0]!r} is not supported; use {', '.join(known)}.")
         if seed is not None and (type(seed) is not int or not 0 <= seed < 2**63):
             raise UserError(f"seed must be a whole number from 0 to 2**63 - 1, not {shown(seed)}.")
+        if top is not None and (type(top) is not int or not 0 <= top <= MAX_TOP):
+            raise UserError(f"top must be a whole number from 0 to {MAX_TOP}, not {shown(top)}.")
         settings = Options(**self.defaults | options), Options(**self.defaults | self.unadapted | options)
         streams = [ChatStream(self.tokenizer, self) for _ in chats]
         rows = [
-            self._row(stream, chat, adapter, settings[adapter is None], seed, ended)
+            self._row(stream, chat, adapter, settings[adapter is None], seed, ended, top)
             for stream, chat, adapter in zip(streams, chats, adapters, strict=True)
         ]
         with self._leaving() as inbox:
@@ -402,14 +423,22 @@ class ChatEngine:
     def _row(
         self,
         stream: ChatStream,
-        messages: str | list[dict[str, str]],
+        messages: Prompt,
         adapter: Adapter | None,
         options: Options,
         seed: int | None,
         ended: SimpleQueue | None,
+        top: int | None,
     ) -> _Row:
-        prompt, stream._begun = format_begun(self.tokenizer, messages)
+        if messages and isinstance(messages, list) and all(type(token) is int for token in messages):
+            words = self._model.get_input_embeddings().num_embeddings
+            if not 0 <= min(messages) <= max(messages) < words:
+                raise UserError(f"A prompt's token ids must be from 0 to {words - 1:,}.")
+            prompt = messages
+        else:
+            prompt, stream._begun = format_begun(self.tokenizer, messages)
         stream._stops, ids = options.stop_strings, prompt + stream._begun
+        stream.prompt_tokens = len(ids)
         if len(ids) >= self.context:
             raise UserError(
                 f"The conversation is {len(ids):,} tokens long and the model reads {self.context:,}: shorten it."
@@ -417,7 +446,8 @@ class ChatEngine:
         limit = min(options.max_new_tokens, self.context - len(ids))
         random = None if seed is None else torch.Generator(self._device).manual_seed(seed)
         processors = options.processors()
-        return _Row(ids, adapter, options, weakref.ref(stream), stream._queue, limit, processors, random, ended)
+        given = weakref.ref(stream), stream._queue, limit, processors, random, ended, top, stream.chances
+        return _Row(ids, adapter, options, *given)
 
     # ---- in the worker thread ----
 
@@ -573,14 +603,18 @@ class ChatEngine:
         """logits [rows, vocabulary] -> token ids [rows]."""
         tokens = logits.argmax(dim=-1)
         for i, row in enumerate(batch.rows):
-            if row.processors is None:
-                continue
             try:
-                scores = row.processors(torch.tensor([row.ids], device=self._device), logits[i : i + 1].float())
-                if row.options.do_sample:
-                    tokens[i] = torch.multinomial(scores.softmax(dim=-1), 1, generator=row.random)[0, 0]
-                else:
-                    tokens[i] = scores.argmax()
+                if row.processors is not None:
+                    scores = row.processors(torch.tensor([row.ids], device=self._device), logits[i : i + 1].float())
+                    if row.options.do_sample:
+                        tokens[i] = torch.multinomial(scores.softmax(dim=-1), 1, generator=row.random)[0, 0]
+                    else:
+                        tokens[i] = scores.argmax()
+                if row.top is not None:
+                    log_probs = logits[i].float().log_softmax(dim=-1)
+                    top = log_probs.topk(min(row.top, len(log_probs)))
+                    told = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+                    row.chances.append(Chances(int(tokens[i]), float(log_probs[tokens[i]]), told))
             except Exception as error:  # such as probabilities that are not finite: this row's alone
                 row.error = error
         return tokens

@@ -101,7 +101,8 @@ class Pipeline:
         `options` are generation options by their `transformers` names: max_new_tokens, do_sample, temperature, top_p,
         top_k, repetition_penalty, stop_strings (the answer ends before them); and the `seed` of what is sampled. With
         `stream` the answer comes as an iterable of pieces of text; once that is read, its `finish_reason` is "length"
-        where the answer was cut at max_new_tokens, which a text does not show.
+        where the answer was cut at max_new_tokens, which a text does not show, and with `top` its `chances` are those
+        of its tokens.
         """
         answer = self._submit([messages], [adapter], describe, options)[0]
         return answer if stream else "".join(answer)
