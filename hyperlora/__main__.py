@@ -1,5 +1,6 @@
 """The command line: `python -m hyperlora generate "DESCRIPTION" -o DIR`, `python -m hyperlora chat "DESCRIPTION"`;
-`python -m hyperlora import SRC -o DIR` for hypernetworks in the public implementation's format."""
+`python -m hyperlora serve` answers OpenAI's clients; `python -m hyperlora import SRC -o DIR` is for hypernetworks in
+the public implementation's format."""
 
 import argparse
 import os
@@ -55,6 +56,17 @@ def _parser() -> argparse.ArgumentParser:
         help="put the description in the prompt too, or not (default: as in training)",
     )
     chat.set_defaults(run=_chat)
+
+    serving = commands.add_parser("serve", parents=[common], help="an OpenAI-compatible server")
+    serving.add_argument("--host", default="127.0.0.1", help="default: this machine only")
+    serving.add_argument("--port", type=int, default=8000, help="default: 8000; 0: a free one")
+    serving.add_argument(
+        "--api_key_file", metavar="FILE", help="who may ask, a key a line (default: those in HYPERLORA_API_KEY)"
+    )
+    serving.add_argument(
+        "--allow_host", action="append", default=[], metavar="NAME", help="a name by which others may call it"
+    )
+    serving.set_defaults(run=_serve)
 
     importing = commands.add_parser(
         "import", help="turn a public text-to-lora checkpoint into one that HyperLoRA loads"
@@ -126,6 +138,17 @@ def _chat(args: argparse.Namespace) -> None:
         if not pipe.multi_turn:
             messages.clear()
     pipe.close()
+
+
+def _serve(args: argparse.Namespace) -> None:
+    try:
+        from hyperlora.server import serve
+    except ImportError as error:
+        raise UserError(
+            f"The server needs {error.name}, which is not installed: pip install fastapi uvicorn."
+        ) from None
+    _quiet()
+    serve(args, lambda: open_pipeline(args, _ask, _say))
 
 
 def _import(args: argparse.Namespace) -> None:

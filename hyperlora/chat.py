@@ -32,7 +32,7 @@ from transformers import (
 from hyperlora.adapted import AdaptedModel
 from hyperlora.base import context_length, device_of, end_tokens, out_of_memory
 from hyperlora.batch import Batch, merge, select
-from hyperlora.errors import UserError, shown
+from hyperlora.errors import Busy, UserError, shown
 from hyperlora.graph import StepGraph
 from hyperlora.lora import Adapter
 from hyperlora.prompt import format_begun
@@ -394,7 +394,7 @@ class ChatEngine:
             waiting = [row for row in inbox.waiting if not row.stopped]  # the others have left
             before = sum((row.ended is None) == (ended is None) for row in waiting)
             if before + len(rows) > max(self.max_waiting, len(rows)):
-                raise UserError(f"The model is busy: {before} chats are waiting. Try again in a moment.")
+                raise Busy(f"The model is busy: {before} chats are waiting. Try again in a moment.")
             inbox.waiting = deque(waiting + rows)
         return streams
 
@@ -404,6 +404,11 @@ class ChatEngine:
         with self._leaving() as inbox:
             inbox.calls.append((function, future))
         return future.result()
+
+    @property
+    def waiting(self) -> int:
+        """Chats that wait for a place in the batch."""
+        return len(self._inbox.waiting)
 
     def close(self) -> None:
         """End all chats and the worker thread."""

@@ -5,6 +5,10 @@ class UserError(ValueError):
     """A mistake in the input; its message is one sentence that says what is wrong and what to do."""
 
 
+class Busy(UserError):
+    """There is nothing wrong with the input: others are in front, and it is to be tried again."""
+
+
 def shown(value: object) -> str:
     """The first 80 characters of a value as Python writes it, whatever it is."""
     try:
