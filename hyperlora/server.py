@@ -27,6 +27,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp as App
@@ -47,6 +48,15 @@ QUIET = 5.0  # seconds without a word after which a stream says that it is still
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 UNEXPECTED = "Something went wrong on the server; its log says what. Please try again."
 log = logging.getLogger(__name__)
+
+
+class Text(PathConvertor):
+    """The rest of a path, whatever it holds: a description may have several lines."""
+
+    regex = r"[\s\S]*"
+
+
+register_url_convertor("text", Text())
 
 
 class AdapterAsked(BaseModel):
@@ -131,7 +141,7 @@ class Server:
         self.app = app = FastAPI(title="HyperLoRA", docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json")
         app.add_middleware(Admission, keys=keys, hosts=hosts)
         app.get("/v1/models")(self.models)
-        app.get("/v1/models/{name:path}")(self.one_model)
+        app.get("/v1/models/{name:text}")(self.one_model)
         app.post("/v1/adapters")(self.adapters)
         app.post("/v1/chat/completions")(self.chat_completions)
         app.post("/v1/completions")(self.completions)
