@@ -39,7 +39,7 @@ $(BIN)/python:
 	@touch $@
 
 .venv/test-installed: pyproject.toml .venv/app-installed
-	$(BIN)/python -m pip install --group train --group eval --group dev
+	$(BIN)/python -m pip install --group train --group eval --group clients --group dev
 	@touch $@
 
 # In a folder of its own, which comes before the environment's.

@@ -21,7 +21,10 @@ ROOT = Path(__file__).parents[1]
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 NEEDED = [Requirement(line) for line in PROJECT["project"]["dependencies"]]
-UI = [Requirement(line) for line in PROJECT["project"]["optional-dependencies"]["ui"]]
+UI, SERVE = (
+    [Requirement(line) for line in PROJECT["project"]["optional-dependencies"][extra]] for extra in ("ui", "serve")
+)
+SERVER = ("server.py", "completions.py")
 PINNED = [Requirement(line) for line in (ROOT / "requirements.txt").read_text().splitlines()]
 
 
@@ -34,15 +37,15 @@ def pin(requirement: Requirement) -> str:
 
 def test_requirements_pin_what_the_package_and_the_page_need() -> None:
     pins = {each.name: pin(each) for each in PINNED}
-    for each in (*NEEDED, *UI):
+    for each in (*NEEDED, *UI, *SERVE):
         assert each.specifier.contains(pins[each.name])
-    assert set(pins) - {each.name for each in (*NEEDED, *UI)} == {"peft", "bitsandbytes"}
+    assert set(pins) - {each.name for each in (*NEEDED, *UI, *SERVE)} == {"peft", "bitsandbytes"}
 
 
 def test_the_package_takes_ranges_from_what_is_tested_to_what_may_break() -> None:
     pins = {each.name: pin(each) for each in PINNED}
     assert "gradio" not in {each.name for each in NEEDED}
-    for each in (*NEEDED, *UI):
+    for each in (*NEEDED, *UI, *SERVE):
         bounds = {part.operator: Version(part.version) for part in each.specifier}
         assert set(bounds) == {">=", "<"}
         oldest = Version(pins[each.name]) if each.name != "transformers" else Version("5.18.0")  # make test-oldest
@@ -82,8 +85,8 @@ def imported(path: Path) -> set[str]:
 def test_all_that_is_imported_is_declared(path: Path) -> None:
     """Also what comes with another dependency today; what few want is asked for by name where it is wanted:
     bitsandbytes for few bits, openai (which sends by httpx2) for an endpoint."""
-    page = UI if path.parent.name == "ui" else []
-    declared, homes = {canonicalize_name(each.name) for each in (*NEEDED, *page)}, packages_distributions()
+    extra = UI if path.parent.name == "ui" else SERVE if path.name in SERVER else []
+    declared, homes = {canonicalize_name(each.name) for each in (*NEEDED, *extra)}, packages_distributions()
     for name in imported(path) - {"hyperlora", "bitsandbytes", "openai", "httpx2"}:
         assert declared & {canonicalize_name(home) for home in homes[name]}, name
 
@@ -91,7 +94,7 @@ def test_all_that_is_imported_is_declared(path: Path) -> None:
 def test_the_readme_says_why_each_dependency_is_there() -> None:
     table = (ROOT / "README.md").read_text().partition("## Dependencies")[2]
     grouped = [Requirement(line) for lines in PROJECT["dependency-groups"].values() for line in lines]
-    for each in (*NEEDED, *UI, *PINNED, *grouped):
+    for each in (*NEEDED, *UI, *SERVE, *PINNED, *grouped):
         assert re.search(rf"^\|[^|]*\b{each.name}\b", table, re.MULTILINE), each.name
 
 

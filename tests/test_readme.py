@@ -1,17 +1,32 @@
 """What README shows is what happens: its Python as it stands, and the examples of the page."""
 
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 import hyperlora
 from hyperlora.presets import assets_dir, load_examples
+from hyperlora.server import Server
+from hyperlora.ui.model import Model
+from tests.test_server import running
 from training.parts.metrics import loops
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 TABLE = re.findall(r"^\| (.+) \| `(.+)` \| `(.+)` \|$", README, re.MULTILINE)
+
+
+@contextmanager
+def served() -> Iterator[str]:
+    """The address of `python -m hyperlora serve --preset mini`."""
+    model = Model(lambda: hyperlora.pipeline("mini"))
+    model.run()
+    with running(Server(model)) as url:
+        yield url
+    model.pipe.close()
 
 
 @pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
@@ -21,9 +36,11 @@ def test_the_python_prints_what_its_comments_say(
     comments = re.findall(r"print\(.*\)  # (.*)", code)
     assert len(comments) == code.count("print(") > 0
     monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    exec(code, names)
-    names["pipe"].close()
+    with ExitStack() as open_:
+        names = {"URL": open_.enter_context(served())} if "URL" in code else {}
+        exec(code, names)
+    if "pipe" in names:
+        names["pipe"].close()
     assert capsys.readouterr().out.replace("\n", "") == "".join(comments)
 
 
