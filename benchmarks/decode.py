@@ -53,8 +53,7 @@ def make_step(model: PreTrainedModel, cache: Cache, masked: bool, **options) -> 
 
     def step() -> Tensor:
         for layer in cache.layers:  # forget the last step's token
-            if layer.room is not None:
-                layer.keys, layer.values = (tensor[:, :, :context] for tensor in layer.room)
+            layer.show(rows, context)
         inputs = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
         return model(**inputs, past_key_values=cache, use_cache=True, **options).logits[:, -1]
 

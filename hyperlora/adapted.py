@@ -96,6 +96,7 @@ class AdaptedModel:
         self._in_use: set[int | None] = set()
         self._pinned: set[int] = set()
         self._active: _Batch | None = None
+        self._gathered: tuple[tuple[int | None, ...], _Batch | None] = (), None
         self._hooks = [site.linear.register_forward_hook(partial(self._add, i)) for i, site in enumerate(self._sites)]
 
     def _add(self, site: int, linear: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
@@ -178,16 +179,24 @@ class AdaptedModel:
     def unload(self, slot: int) -> None:
         """Empty a slot. Batches that use it now go on."""
         self._slots.pop(slot, None)
+        if slot in self._gathered[0]:
+            self._gathered = (), None
         self._pinned.discard(slot)
 
     @contextmanager
     def use(self, slots: Sequence[int | None]) -> Iterator[None]:
         """Inside, row i of every batch has the adapter of `slots[i]`; None: the base alone.
 
-        A and B are gathered by row once, here; rows that all have one adapter share a plain matmul. Raises `UserError`
-        where a slot is empty and, inside, where a batch has another number of rows.
+        A and B are gathered by row once, here, and kept for those who come back with the same rows; rows that all have
+        one adapter share a plain matmul. Raises `UserError` where a slot is empty and, inside, where a batch has
+        another number of rows.
         """
-        with self._entered(self._gather(slots)):
+        key, kept = tuple(slots), self._gathered
+        if several := len(set(key)) > 1:  # one row in between, whose prompt is read, leaves them alone
+            self._gathered = (), None  # not two of them in memory
+        batch = kept[1] if key == kept[0] else self._gather(slots)
+        self._gathered = (key, batch) if several else kept
+        with self._entered(batch):
             self._in_use = set(slots)
             try:
                 yield
@@ -313,6 +322,7 @@ class AdaptedModel:
         for hook in self._hooks:
             hook.remove()
         self._slots.clear()
+        self._gathered = (), None
 
 
 def _find(model: PreTrainedModel, module: str) -> list[_Site]:

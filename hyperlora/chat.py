@@ -1,11 +1,13 @@
 """Messages in, streamed text out, many users at once: one worker thread decodes all running requests together.
 
-A request joins the running batch at the next token and leaves it when it is done. Every row of the batch has its own
-adapter, its own options, and its own left padding in the shared key-value cache.
+A request's prompt is read a piece at a time between the others' tokens; then it joins the running batch, which it
+leaves when it is done. Every row of the batch has its own adapter, its own options, and its own left padding in the
+shared key-value cache.
 """
 
 import os
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +42,7 @@ from hyperlora.prompt import format_begun
 T = TypeVar("T")
 Prompt = str | list[dict[str, str]] | list[int]
 RECORD_AFTER = 64  # tokens, after which recording the step is worth its second or two
+PIECE, LEAST_PIECE = 512, 16  # tokens of a prompt that are read at once: at most, and in any case
 MAX_STOPS, MAX_STOP = 16, 200
 MAX_TOP = 20  # likeliest tokens that are told for each of an answer's
 CLOSED = "The chat engine has been closed."
@@ -274,6 +277,15 @@ class _Row:
             self.ended.put(stream)
 
 
+@dataclass(eq=False)
+class _Joining:
+    """A request whose prompt is being read: `batch.length` tokens of it so far, in a cache of its own; then `read`."""
+
+    row: _Row
+    batch: Batch[_Row]
+    read: bool = False
+
+
 class _Inbox:
     """What callers leave for the worker thread. The thread keeps this alone, so that an engine that is dropped goes."""
 
@@ -296,7 +308,7 @@ def _work(inbox: _Inbox, engine: "weakref.ref[ChatEngine]", threads: int) -> Non
         this = engine()
         if this is None or not this._round():
             return
-        busy = bool(this._batch.rows)
+        busy = bool(this._batch.rows or this._joining)
         del this
 
 
@@ -326,7 +338,7 @@ class ChatEngine:
         self.adapted, self.tokenizer = adapted, tokenizer
         self.max_batch, self.max_waiting = min(max_batch, adapted.max_adapters), max_waiting
         self.context = context_length(adapted.model)
-        self._model = adapted.model
+        self._model, self._reader = adapted.model, adapted.model.base_model  # which has no logits
         self._device = device_of(adapted.model.get_input_embeddings())
         self._eos = end_tokens(adapted.model, tokenizer)
         self.defaults = Options.said_by(adapted.model.generation_config)
@@ -337,6 +349,8 @@ class ChatEngine:
 
         self._graph, self._steps = StepGraph(adapted), 0
         self._batch = Batch()
+        self._joining: deque[_Joining] = deque()
+        self._step_seconds = self._token_seconds = 0.0  # of the last step, and of a prompt's token, on a CPU
         self._slots: set[int] = set()  # those that are loaded
         self._inbox = _Inbox()
         given = self._inbox, weakref.ref(self), torch.get_num_threads()
@@ -459,16 +473,17 @@ class ChatEngine:
     @torch.inference_mode()
     def _round(self) -> bool:
         """What was asked for between two tokens, then those who join, then tokens; False where the engine is closed."""
-        inbox, running = self._inbox, self._batch.rows
+        inbox, joining = self._inbox, self._joining
         with inbox.wake:
             calls = [inbox.calls.popleft() for _ in range(len(inbox.calls))]
-            joining: list[_Row] = []
-            while row := self._next(running + joining):
+            while row := self._next(self._rows):
                 inbox.waiting.remove(row)
-                joining += [] if row.stopped else [row]
+                if not row.stopped:
+                    pad = torch.zeros(1, dtype=torch.long, device=self._device)
+                    joining.append(_Joining(row, Batch([row], pad=pad)))
             closed = inbox.closed
         if closed:
-            self._end([*running, *joining, *inbox.waiting], UserError(CLOSED))
+            self._end([*self._rows, *inbox.waiting], UserError(CLOSED))
             for _, future in calls:
                 future.set_exception(UserError(CLOSED))
             return False
@@ -478,10 +493,7 @@ class ChatEngine:
                     future.set_result(function())
             except BaseException as error:
                 future.set_exception(self._in_words(error))
-        try:
-            self._join(joining)
-        except Exception as error:  # whatever it was, it ends these answers and no others
-            self._end(joining, error)
+        self._read_prompts()
         try:
             if self._batch.rows:
                 self._decode()
@@ -494,6 +506,11 @@ class ChatEngine:
             self._batch = select(self._batch, [i for i, row in enumerate(rows) if row not in ending])
         self._unload()
         return True
+
+    @property
+    def _rows(self) -> list[_Row]:
+        """All that run: those that decode, and those whose prompt is being read."""
+        return self._batch.rows + [each.row for each in self._joining]
 
     def _next(self, running: list[_Row]) -> _Row | None:
         """Who joins next, of those who wait: a visitor, or else a background job's row where it has few of them."""
@@ -518,41 +535,58 @@ class ChatEngine:
         said.__cause__ = error.with_traceback(None)  # whose frames hold what was computed by then
         return said
 
-    def _join(self, rows: list[_Row]) -> None:
-        """Prefill new rows together and put them into the batch."""
-        ready = []
-        for row in rows:
+    def _read_prompts(self) -> None:
+        """Read a piece of the prompts, the first that came first; whoever's has been read joins those that decode."""
+        left = self._piece() if self._joining else 0
+        while self._joining and left > 0:
+            one = self._joining[0]
             try:
-                row.slot = self._load(row.adapter, self._batch.rows + ready)
-                ready.append(row)
-            except Exception as error:
-                self._end([row], error)
-        if not ready:
-            return
-        length = max(len(row.ids) for row in ready)
-        pad = torch.tensor([length - len(row.ids) for row in ready])
-        ids = torch.tensor([[0] * (length - len(row.ids)) + row.ids for row in ready])
-        columns = torch.arange(length)
-        new = Batch(ready, pad=pad.to(self._device), length=length)
-        with self.adapted.use([row.slot for row in ready]):
-            logits = self._model(
-                input_ids=ids.to(self._device),
-                attention_mask=(columns >= pad[:, None]).long().to(self._device),
-                position_ids=(columns - pad[:, None]).clamp(min=0).to(self._device),
-                past_key_values=new.cache,
+                left -= self._read(one, left)
+            except Exception as error:  # whatever it was, it ends this answer and no others
+                self._end([one.row], error)
+                one.read = True
+            if one.read:
+                self._joining.popleft()
+
+    def _read(self, one: _Joining, most: int) -> int:
+        """At most so many of the next tokens of a prompt; returns how many. With the last, the row has its first token
+        and decodes."""
+        row, batch = one.row, one.batch
+        if row.stopped:
+            row.end("stopped")
+            one.read = True
+            return 0
+        if row.slot is None:
+            row.slot = self._load(row.adapter, self._rows)
+        ids, began = row.ids[batch.length : batch.length + most], time.monotonic()
+        one.read = batch.length + len(ids) == len(row.ids)
+        model = self._model if one.read else self._reader
+        with self.adapted.use([row.slot]):
+            output = model(
+                input_ids=torch.tensor([ids], device=self._device),
+                position_ids=torch.arange(batch.length, batch.length + len(ids), device=self._device)[None],
+                past_key_values=batch.cache,
                 use_cache=True,
-                **self._prefill_options,
-            ).logits[:, -1]
-        keep = self._advance(new, self._choose(new, logits))
-        new = select(new, keep)
-        self._batch = merge(self._batch, new)
+                **self._prefill_options if one.read else {},
+            )
+        batch.length += len(ids)
+        self._token_seconds = (time.monotonic() - began) / len(ids)
+        if one.read and self._advance(batch, self._choose(batch, output.logits[:, -1])):
+            self._batch = merge(self._batch, batch)
+        return len(ids)
+
+    def _piece(self) -> int:
+        """How many tokens of prompts are read between two steps: on a CPU what takes about as long as one of them."""
+        if self._device.type != "cpu" or not self._batch.rows or not self._token_seconds:
+            return PIECE
+        return min(PIECE, max(LEAST_PIECE, int(self._step_seconds / self._token_seconds)))
 
     def _load(self, adapter: Adapter | None, others: list[_Row]) -> int | None:
         """The adapter's slot, shared with the rows that have the same one."""
         if adapter is None:
             return None
         for other in others:
-            if other.adapter is adapter:
+            if other.adapter is adapter and other.slot is not None:
                 return other.slot
         slot = self.adapted.load(adapter, pinned=True)
         self._slots.add(slot)
@@ -560,18 +594,19 @@ class ChatEngine:
 
     def _unload(self) -> None:
         """Give back the slots of rows that have left."""
-        for slot in self._slots - {row.slot for row in self._batch.rows}:
+        for slot in self._slots - {row.slot for row in self._rows}:
             self.adapted.unload(slot)
             self._slots.discard(slot)
 
     def _decode(self) -> None:
-        """Decode the batch until a row is done, or someone waits."""
+        """Decode the batch until a row is done, or someone waits or joins."""
         batch = self._batch
         positions = (batch.length - batch.pad)[:, None]
         tokens = torch.tensor([[row.ids[-1]] for row in batch.rows], device=self._device)
         with self.adapted.use([row.slot for row in batch.rows]):
             step = self._graph.bind(batch) or self._step(batch)
             while True:
+                began = time.monotonic()
                 if self._steps == RECORD_AFTER:  # while rows run: nobody else may use the model then
                     self._graph.record()
                     step = self._graph.bind(batch) or step
@@ -579,11 +614,12 @@ class ChatEngine:
                 self._steps += 1
                 batch.length += 1  # only now: where memory ran out before, the token is computed again
                 keep = self._advance(batch, tokens)
+                self._step_seconds = time.monotonic() - began
                 if len(keep) < len(batch.rows):
                     self._batch = select(batch, keep)
                     return
                 inbox = self._inbox
-                if inbox.calls or inbox.closed or self._next(batch.rows):
+                if inbox.calls or inbox.closed or self._joining or self._next(self._rows):
                     return
                 tokens = tokens[:, None]
                 positions = positions + 1

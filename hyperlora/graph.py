@@ -14,7 +14,7 @@ from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from hyperlora.adapted import AdaptedModel
-from hyperlora.batch import Batch
+from hyperlora.batch import ROOM, Batch
 from hyperlora.halves import packed_weights
 
 # Dense models, whose forward does the same whatever the tokens and the length are.
@@ -109,18 +109,20 @@ class StepGraph:
 
         def step(tokens: Tensor, positions: Tensor) -> Tensor:
             nonlocal mask
+            rows, length = len(batch.rows), batch.length
             for layer in layers:
-                layer.reserve(batch.length + 1)
-            # Where memory ran out while they grew, some have more room than others.
-            capacity = min(layer.room[0].shape[-2] for layer in layers)
-            keys, values = ([layer.room[side][:, :, :capacity] for layer in layers] for side in (0, 1))
+                layer.show(rows, length)  # without what a step that failed may have left
+                layer.reserve(right=1)
+            # Columns that nothing is in cost as well; the mask has to be another one when there are more.
+            capacity = min(-(-(length + 1) // ROOM) * ROOM, *(layer.columns for layer in layers))
+            keys, values = ([layer.seen(side, capacity) for layer in layers] for side in (0, 1))
             if mask is None or mask.shape[-1] != capacity:
-                mask = _mask(batch.pad, batch.length, capacity, dtype)
-            mask[..., batch.length] = 0
+                mask = _mask(batch.pad, length, capacity, dtype)
+            mask[..., length] = 0
             with torch.jit.optimized_execution(False):  # which would take seconds more, for a tenth
-                logits = graph(tokens, positions, mask, torch.tensor([batch.length]), keys, values, A, B)
+                logits = graph(tokens, positions, mask, torch.tensor([length]), keys, values, A, B)
             for layer in layers:
-                layer.show(layer.room, batch.length + 1)
+                layer.show(rows, length + 1)
             return logits
 
         return step

@@ -78,7 +78,7 @@ def test_the_output_matrix_reads_contiguous_states(start, tiny_model):
     tiny_model.lm_head.register_forward_pre_hook(lambda module, args: found.append(args[0]))
     for stream in start().submit_many(PROMPTS, [None] * len(PROMPTS), max_new_tokens=2):
         "".join(stream)
-    assert [list(states.shape[:2]) for states in found] == [[len(PROMPTS), 1]] * 2
+    assert found and all(states.shape[1] == 1 for states in found)
     assert all(states.is_contiguous() for states in found)
 
 
@@ -104,6 +104,39 @@ def test_chats_that_join_a_running_batch(start, answers, make_adapter):
     answers(shorter, PROMPTS[1], adapters[2], 3)
     answers(longer, PROMPTS[2], adapters[1], 40)
     answers(first, PROMPTS[0], adapters[0], 60)
+
+
+@pytest.mark.parametrize("piece", [1, 7, 16, 512])
+def test_a_long_prompt_is_read_in_pieces_between_the_others_tokens(start, answers, make_adapter, monkeypatch, piece):
+    engine, read = start(), []
+    monkeypatch.setattr(engine, "_piece", lambda: piece)
+    engine.adapted.model.base_model.register_forward_pre_hook(
+        lambda module, args, inputs: read.append(inputs["input_ids"].shape), with_kwargs=True
+    )
+    running = [engine.submit(prompt, make_adapter(i), max_new_tokens=120) for i, prompt in enumerate(PROMPTS[:2])]
+    for stream in running:
+        wait_for_tokens(stream, 2)
+    before = len(read)
+    long = "the quick brown fox " * 8
+    answers(engine.submit(long, make_adapter(5), max_new_tokens=20), long, make_adapter(5), 20)
+    for i, stream in enumerate(running):
+        answers(stream, PROMPTS[i], make_adapter(i), 120)
+    pieces = [i for i, (rows, tokens) in enumerate(read[before:]) if rows == 1 and tokens > 1]
+    if piece == 7:
+        assert len(pieces) >= 20 and {b - a for a, b in zip(pieces, pieces[1:], strict=False)} == {2}
+
+
+def test_who_stops_while_the_prompt_is_read_leaves(start, answers, make_adapter, monkeypatch):
+    engine = start()
+    monkeypatch.setattr(engine, "_piece", lambda: 1)
+    running = engine.submit("a", make_adapter(1), max_new_tokens=200)
+    wait_for_tokens(running, 2)
+    long = engine.submit("the quick brown fox " * 8, make_adapter(2), max_new_tokens=20)
+    while not engine._joining:
+        time.sleep(0.001)
+    long.stop()
+    answers(running, "a", make_adapter(1), 200)
+    assert "".join(long) == "" and not engine._joining and long.finish_reason == "stopped"
 
 
 def test_more_chats_than_rows(start, answers, make_adapter):
@@ -537,14 +570,17 @@ def test_a_prompt_that_is_too_much_leaves_the_others_alone(start, answers, make_
     engine = start()
     running = engine.submit("one two", make_adapter(1), max_new_tokens=60)
     wait_for_tokens(running, 2)
-    forward = engine._model
 
-    def small(**inputs):
-        if inputs["input_ids"].shape[1] > 20:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(**inputs)
+    def limit(forward):
+        def small(**inputs):
+            if inputs["input_ids"].shape[1] > 1 and inputs["position_ids"][0, -1] > 20:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return forward(**inputs)
 
-    monkeypatch.setattr(engine, "_model", small)
+        return small
+
+    monkeypatch.setattr(engine, "_model", limit(engine._model))
+    monkeypatch.setattr(engine, "_reader", limit(engine._reader))
     with pytest.raises(UserError, match="The memory of cpu ran out"):
         "".join(engine.submit(PROMPTS[2], make_adapter(2)))
     answers(running, "one two", make_adapter(1), 60)
