@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from hyperlora.batch import ROOM, Batch, merge, select
+from hyperlora.memory import BaseShape, cache
 
 LAYERS, HEADS, D = 3, 2, 4
 
@@ -122,6 +123,18 @@ def test_who_joins_or_leaves_copies_nobody_else(memory, lengths):
     assert [side.data_ptr() for layer in a.cache.layers for side in layer.room] == where
     assert_same(content(a), {row: expected[row] for row in "abde"})
     assert a.length == max(9, *lengths)
+
+
+def test_many_rows_take_the_memory_that_is_planned_and_the_room_beside_it():
+    shape = BaseShape(LAYERS, HEADS * D, 1, HEADS, HEADS, D, 1)
+    planned = cache(shape, rows=16, tokens=300 + 300 // 8 + ROOM, element=4)
+    batch = Batch()
+    for i, length in enumerate([40, 250, 3, 200, *range(60, 260, 20), 251, 7]):  # each joins after ten tokens of all
+        batch = merge(batch, batch_of(chr(97 + i), [length], seed=i))
+        for _ in range(3):
+            append(batch, 1, seed=i)
+    assert len(batch.rows) == 16 and batch.length <= 300
+    assert sum(side.nbytes for layer in batch.cache.layers for side in layer.room) <= planned
 
 
 def test_memory_that_few_use_is_given_back():

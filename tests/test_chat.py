@@ -9,7 +9,7 @@ import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from queue import SimpleQueue
 from types import SimpleNamespace
 
@@ -123,7 +123,7 @@ def test_a_long_prompt_is_read_in_pieces_between_the_others_tokens(start, answer
         answers(stream, PROMPTS[i], make_adapter(i), 120)
     pieces = [i for i, (rows, tokens) in enumerate(read[before:]) if rows == 1 and tokens > 1]
     if piece == 7:
-        assert len(pieces) >= 20 and {b - a for a, b in zip(pieces, pieces[1:], strict=False)} == {2}
+        assert len(pieces) >= 20 and {b - a for a, b in pairwise(pieces)} == {2}
 
 
 def test_who_stops_while_the_prompt_is_read_leaves(start, answers, make_adapter, monkeypatch):
