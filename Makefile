@@ -11,7 +11,7 @@ OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml
 CORE := tests/interop $(patsubst %,tests/test_%.py,adapted architectures base batch chat embedder generator gguf graph \
 	gte halves likelihood lora memory pipeline prompt quiet smollm2 smollm2_chat suggest)
 
-.PHONY: app test test-oldest
+.PHONY: app test test-oldest fuzz
 
 app: .venv/app-installed
 	$(BIN)/python app.py
@@ -22,6 +22,10 @@ test: .venv/test-installed
 test-oldest: .venv/oldest-$(OLDEST)
 	PYTHONPATH="$(CURDIR)/$<" $(BIN)/python -c 'import sys, transformers as t; print(t.__version__); sys.exit(t.__version__ != sys.argv[1])' $(OLDEST)
 	PYTHONPATH="$(CURDIR)/$<" $(BIN)/python -m pytest -q $(CORE)
+
+# Two minutes of broken files for each reader of what strangers bring.
+fuzz: .venv/test-installed
+	HF_ASSETS_CACHE="$$(mktemp -d)" $(BIN)/python -W ignore -m tests.fuzz
 
 $(BIN)/python:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
