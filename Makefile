@@ -11,7 +11,7 @@ OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml
 CORE := tests/interop $(patsubst %,tests/test_%.py,adapted architectures base batch chat embedder generator gguf graph \
 	gte halves likelihood lora memory pipeline prompt quiet smollm2 smollm2_chat suggest)
 
-.PHONY: app test test-oldest fuzz
+.PHONY: app test test-oldest fuzz malformed
 
 app: .venv/app-installed
 	$(BIN)/python app.py
@@ -26,6 +26,11 @@ test-oldest: .venv/oldest-$(OLDEST)
 # Two minutes of broken files for each reader of what strangers bring.
 fuzz: .venv/test-installed
 	HF_ASSETS_CACHE="$$(mktemp -d)" $(BIN)/python -W ignore -m tests.fuzz
+
+# 10,000 malformed calls of the server.
+malformed: .venv/test-installed
+	$(BIN)/python -m pip install -q --group fuzz
+	$(BIN)/python -m tests.malformed
 
 $(BIN)/python:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
