@@ -1,4 +1,4 @@
-"""Many visitors of one page and its server at once, for some minutes, doing what people do; the command stops by itself.
+"""Many visitors of one page and its server at once, for some minutes, doing what people do; it stops by itself.
 
 python -m benchmarks.load [--visitors 200] [--minutes 10] [--preset mini]
 
