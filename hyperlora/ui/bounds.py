@@ -1,31 +1,36 @@
 """What a request to the page may hold at most, refused before it is read: Gradio bounds uploads alone."""
 
 import json
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from hyperlora.config import MAX_ZIP
+from hyperlora.ui.limits import FOR, SECRET, Limits, address
 
 MAX_BODY = 16 * 2**20  # bytes: a page's conversation, or a file in base64
 UPLOAD, MAX_UPLOAD = "/gradio_api/upload", MAX_ZIP + 2**20  # the file, and what is around it
+MCP = "/gradio_api/mcp"
+ELSEWHERE = re.compile("/gradio_api/(proxy=|file[=/]https?:)", re.IGNORECASE)
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 class Bounds:
-    """An ASGI app that answers 413 to what is larger than it may be, and hangs up on what turns out to be."""
+    """An ASGI app that answers 413 to what is larger than it may be, also where that turns out while it is read."""
 
-    def __init__(self, app: App):
-        self.app = app
+    def __init__(self, app: App, limits: Limits):
+        self.app, self.limits = app, limits
 
     async def __call__(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        most = MAX_UPLOAD if scope["path"].endswith(UPLOAD) else MAX_BODY
+        path = scope["path"]
+        if ELSEWHERE.search(path):  # Gradio would fetch it for whoever asks
+            return await refuse(send, 403, "This server fetches nothing from elsewhere.")
+        most = MAX_UPLOAD if path.endswith(UPLOAD) else MAX_BODY
         said = dict(scope["headers"]).get(b"content-length", b"0")
-        if not said.isdigit() or int(said) > most:
-            return await _refuse(send, most)
-        size = 0
+        size, begun = 0 if said.isdigit() and int(said) <= most else most + 1, False
 
         async def bounded() -> dict[str, Any]:
             nonlocal size
@@ -33,11 +38,29 @@ class Bounds:
             size += len(message.get("body", b""))
             return message if size <= most else {"type": "http.disconnect"}
 
-        return await self.app(scope, bounded, send)
+        async def answer(message: dict[str, Any]) -> None:
+            nonlocal begun
+            if size <= most:
+                begun = True
+                await send(message)
+
+        if MCP in path:
+            named = (FOR.encode(), f"{SECRET} {address(scope['client'])}".encode())
+            scope = scope | {"headers": [named, *(each for each in scope["headers"] if each[0] != named[0])]}
+        if size <= most:
+            try:
+                await self.app(scope, bounded, answer)
+            except Exception:
+                if size <= most:  # else it is what became of its reader
+                    raise
+        if size > most and not begun:
+            self.limits.refused["lengths"] += 1
+            await refuse(send, 413, f"This is larger than {most >> 20} MB: send less.")
 
 
-async def _refuse(send: Callable, most: int) -> None:
-    body = json.dumps({"detail": f"This is larger than {most >> 20} MB: send less."}).encode()
+async def refuse(send: Callable, status: int, sentence: str) -> None:
+    """Answer with nothing but that."""
+    body = json.dumps({"detail": sentence}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 413, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
