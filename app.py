@@ -73,7 +73,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--trusted_proxy",
         type=proxies,
         metavar="ADDRESS",
-        default="",
         help="whose X-Forwarded-For says who a visitor is; several with commas. Without it all who come by a proxy are "
         "one visitor",
     )
@@ -185,7 +184,7 @@ def serve(
         demo = build_page(model, host, args.mcp)
         check = None if password is None else matches(args.auth, password)
         try:
-            url = launch(demo, args.host, args.port, check=check, proxies=args.trusted_proxy)
+            url = launch(demo, args.host, args.port, check=check, proxies=args.trusted_proxy or "")
         except (OSError, UnicodeError):
             return cannot_open(args)
         try:
@@ -204,10 +203,9 @@ def serve(
 
 
 def reach_itself(url: str) -> None:
-    """No proxy has part in what MCP's tools ask of this server itself."""
+    """No proxy has part in what the tools of MCP ask of this server itself."""
     others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     os.environ["no_proxy"] = ",".join(filter(None, (others, urlsplit(url).hostname)))
-    say(f"MCP's clients connect to {url}gradio_api/mcp/")
 
 
 def cannot_open(args: argparse.Namespace) -> int:
