@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from hyperlora.config import MAX_ZIP
@@ -55,12 +55,14 @@ class Bounds:
                     raise
         if size > most and not begun:
             self.limits.refused["lengths"] += 1
-            await refuse(send, 413, f"This is larger than {most >> 20} MB: send less.")
+            # Who did not say how much comes may never end.
+            hang_up = [(b"connection", b"close")] if said == b"0" else []
+            await refuse(send, 413, f"This is larger than {most >> 20} MB: send less.", hang_up)
 
 
-async def refuse(send: Callable, status: int, sentence: str) -> None:
-    """Answer with nothing but that."""
+async def refuse(send: Callable, status: int, sentence: str, more: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    """Answer with nothing but that, and `more` headers."""
     body = json.dumps({"detail": sentence}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

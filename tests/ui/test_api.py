@@ -181,12 +181,10 @@ def with_mcp(url: str, *calls: tuple[str, dict], address: str = "127.0.0.1", **h
     """The names of the tools that a client of MCP is told, and what they give to these calls."""
 
     async def session() -> list:
+        transport = httpx.AsyncHTTPTransport(local_address=address)
         async with (
-            streamable_http_client(f"{url}gradio_api/mcp/", headers, httpx_client_factory=from_address) as (
-                read,
-                write,
-                _,
-            ),
+            httpx.AsyncClient(transport=transport, headers=headers, timeout=300) as http,
+            streamable_http_client(f"{url}gradio_api/mcp/", http_client=http) as (read, write, _),
             ClientSession(read, write) as client,
         ):
             await client.initialize()
