@@ -7,17 +7,19 @@ from typing import Any
 
 from hyperlora.config import MAX_ZIP
 from hyperlora.ui.limits import FOR, SECRET, Limits, address
+from hyperlora.ui.words import sentence
 
 MAX_BODY = 16 * 2**20  # bytes: a page's conversation, or a file in base64
 UPLOAD, MAX_UPLOAD = "/gradio_api/upload", MAX_ZIP + 2**20  # the file, and what is around it
-MCP = "/gradio_api/mcp"
+MCP, CALL = "/gradio_api/mcp", "/gradio_api/call/"
 ELSEWHERE = re.compile("/gradio_api/(proxy=|file[=/]https?:)", re.IGNORECASE)
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 class Bounds:
-    """An ASGI app that answers 413 to what is larger than it may be, also where that turns out while it is read."""
+    """An ASGI app that answers 413 to what is larger than it may be, also where that turns out while it is read; and a
+    sentence where the app within breaks."""
 
     def __init__(self, app: App, limits: Limits):
         self.app, self.limits = app, limits
@@ -50,14 +52,21 @@ class Bounds:
         if size <= most:
             try:
                 await self.app(scope, bounded, answer)
-            except Exception:
-                if size <= most:  # else it is what became of its reader
-                    raise
+            except Exception as error:  # which would be logged with what it says
+                if size <= most and not begun:
+                    await refuse(answer, *_said(error, path))
         if size > most and not begun:
             self.limits.refused["lengths"] += 1
             # Who did not say how much comes may never end.
             hang_up = [(b"connection", b"close")] if said == b"0" else []
             await refuse(send, 413, f"This is larger than {most >> 20} MB: send less.", hang_up)
+
+
+def _said(error: Exception, path: str) -> tuple[int, str]:
+    """The status and sentence of an error: Gradio has none for names that its API does not know."""
+    if CALL in path and isinstance(error, KeyError | TypeError):
+        return 400, "There is no such endpoint, or it takes other parameters: GET /gradio_api/info lists them."
+    return 500, sentence(error)
 
 
 async def refuse(send: Callable, status: int, sentence: str, more: Sequence[tuple[bytes, bytes]] = ()) -> None:

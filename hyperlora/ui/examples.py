@@ -152,7 +152,9 @@ class Examples:
             return parse_descriptions(stream.text)[:ASKED], ""
         except UserError as error:
             log.info("The model was not asked for descriptions: %s", error)
-            return [], ""
+        except Exception as error:
+            sentence(error)  # for the log: the search goes on with what the training had
+        return [], ""
 
     def _try(
         self,

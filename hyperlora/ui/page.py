@@ -301,6 +301,7 @@ def launch(
         app_kwargs={
             "middleware": [(each, (demo.model.limits,), {}) for each in (Bounds, SignIns)],
             "routes": [health(demo.model)],
+            "openapi_url": None,  # and so without FastAPI's own pages, whose scripts are from elsewhere
         },
         auth=check,
         auth_message=MESSAGE,

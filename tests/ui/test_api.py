@@ -169,6 +169,16 @@ def test_a_mistake_is_one_sentence(url: str, endpoint: str, arguments: dict, sen
     assert str(raised.value).endswith(".")
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "arguments"),
+    [("chat", {}), ("chat", {"messages": "a", "rank": 3}), ("train", {"recipe": "a"})],
+    ids=str,
+)
+def test_names_that_are_not_known_are_a_sentence_too(url: str, endpoint: str, arguments: dict) -> None:
+    answer = httpx.post(f"{url}gradio_api/call/v2/{endpoint}", json=arguments)
+    assert (answer.status_code, answer.json()["detail"][:30]) == (400, "There is no such endpoint, or ")
+
+
 def test_a_model_that_is_not_there_yet_says_so(tmp_path: Path) -> None:
     with serving(Model(lambda: None)) as url, pytest.raises(AppError, match="still loading: try again"):
         Client(url, verbose=False).predict("one", api_name="/chat")

@@ -973,6 +973,8 @@ def test_nothing_is_open_that_the_page_does_not_need(url: str) -> None:
     assert httpx.get(f"{url}gradio_api/file={ROOT / 'app.py'}").status_code == 403
     listed = httpx.get(f"{url}gradio_api/info").json()["named_endpoints"]
     assert set(listed) == {"/adapt", "/chat", "/compare", "/export"}
+    for address in ("docs", "redoc", "openapi.json"):
+        assert httpx.get(f"{url}{address}").status_code == 404
     for address in ("file=http://127.0.0.1/", "file/https://127.0.0.1/", "proxy=https://127.0.0.1/"):
         answer = httpx.get(f"{url}gradio_api/{address}")
         assert answer.status_code == 403 and "fetches nothing" in answer.text

@@ -17,7 +17,7 @@ from hyperlora.ui.limits import Limits, Rate, address
 from hyperlora.ui.model import Model
 from hyperlora.ui.page import build_page, launch
 from hyperlora.ui.session import Turn
-from tests.ui.visitor import ADD, REVERSE, call, client_at, shelved, side, slow, wait_until, written
+from tests.ui.visitor import ADD, REVERSE, call, client_at, event, shelved, side, slow, wait_until, written
 
 
 @pytest.fixture
@@ -35,16 +35,6 @@ def limited(pipe: hyperlora.Pipeline) -> Iterator[Callable[..., tuple[str, Model
     yield start
     for demo in demos:
         demo.close()
-
-
-def event(url: str, handler: str, *data: object, client: httpx.Client, session: str = "a") -> str:
-    """All that the server tells a page of what it asks."""
-    config = client.get(f"{url}config").json()
-    (index,) = (fn["id"] for fn in config["dependencies"] if fn["api_name"] == handler)
-    body = {"fn_index": index, "session_hash": session, "data": data}
-    joined = client.post(f"{url}gradio_api/queue/join", json=body)
-    assert joined.status_code == 200, joined.text
-    return client.get(f"{url}gradio_api/queue/data?session_hash={session}").text
 
 
 # ---- so many a minute ----
@@ -233,7 +223,12 @@ def test_what_waits_is_bounded(pipe: hyperlora.Pipeline) -> None:
 
 # ---- sizes ----
 
-ROUTES = ["gradio_api/queue/join", "gradio_api/call/v2/chat", "gradio_api/run/chat", "gradio_api/cancel", "login"]
+ROUTES = ["gradio_api/queue/join", "gradio_api/call/v2/chat", "gradio_api/run/chat", "gradio_api/cancel"]
+PART = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n'
+KINDS = {
+    "gradio_api/upload": ("multipart/form-data; boundary=x", PART),
+    "login": ("application/x-www-form-urlencoded", b"username="),
+}
 
 
 def endless(sent: list[int], piece: bytes) -> Iterator[bytes]:
@@ -243,16 +238,13 @@ def endless(sent: list[int], piece: bytes) -> Iterator[bytes]:
         yield piece
 
 
-@pytest.mark.parametrize("route", [*ROUTES, "gradio_api/upload", "gradio_api/mcp/"])
+@pytest.mark.parametrize("route", [*ROUTES, *KINDS, "gradio_api/mcp/"])
 @pytest.mark.parametrize("declared", [True, False], ids=["length", "chunked"])
 def test_a_body_over_the_limit_is_refused_before_it_is_parsed(
     sized: str, route: str, declared: bool, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     sent: list[int] = []
-    kind = "multipart/form-data; boundary=x" if "upload" in route else "application/json"
-    begins = (
-        b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n' if "upload" in route else b'["'
-    )
+    kind, begins = KINDS.get(route, ("application/json", b'["'))
     headers = {"Content-Type": kind, "Accept": "application/json, text/event-stream"}
     body = begins + b"a" * 300_000 if declared else endless(sent, begins + b"a" * 65_536)
     try:

@@ -66,6 +66,16 @@ def call(url: str, endpoint: str, client: httpx.Client | None = None, **argument
     return json.loads(data)[0]
 
 
+def event(url: str, handler: str, *data: object, client: httpx.Client, session: str = "a") -> str:
+    """All that the server tells a page of what it asks."""
+    config = client.get(f"{url}config").json()
+    (index,) = (fn["id"] for fn in config["dependencies"] if fn["api_name"] == handler)
+    body = {"fn_index": index, "session_hash": session, "data": data}
+    joined = client.post(f"{url}gradio_api/queue/join", json=body)
+    assert joined.status_code == 200, joined.text
+    return client.get(f"{url}gradio_api/queue/data?session_hash={session}").text
+
+
 def wait_until(condition: Callable[[], object], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
