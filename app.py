@@ -6,21 +6,49 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+from ipaddress import ip_network
 from pathlib import Path
 from threading import Event
+from urllib.parse import urlsplit
 
 from hyperlora.arguments import add_options, choose, named, open_pipeline
 from hyperlora.choice import Choice
 from hyperlora.endpoint import Host, endpoint
 from hyperlora.errors import UserError
 from hyperlora.files import check_writable
-from hyperlora.text import command_line, open_streams
+from hyperlora.text import MAX_DESCRIPTION, command_line, open_streams
+from hyperlora.ui.limits import Limits
+
+LIMITS = {
+    "queue": "requests that wait; further ones are refused",
+    "chats": "answers that are given, or wait for the model, at once",
+    "message": "characters of a message",
+    "description": f"characters of a description; {MAX_DESCRIPTION:,} at most",
+    "answer": "tokens of an answer",
+    "chats_a_minute": "of each visitor",
+    "adapters_a_minute": "of each visitor",
+    "exports_a_minute": "of each visitor",
+}
 
 
 def port_number(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port: give a number from 1 to 65535.")
     return int(text)
+
+
+def whole_number(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 10**9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on.")
+    return int(text)
+
+
+def proxies(text: str) -> str:
+    try:
+        return ",".join(str(ip_network(part.strip())) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"give the proxy's address or network: {error}.") from None
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -38,6 +66,22 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("descriptions from examples, for visitors who agree to send them")
     group.add_argument("--describe_endpoint", metavar="URL", help="of OpenAI's chat completions; key: OPENAI_API_KEY")
     group.add_argument("--describe_model", metavar="NAME", help="the endpoint's name of the model")
+    group = parser.add_argument_group("who may come, and what the host is told")
+    group.add_argument("--auth", metavar="USER", help="ask for this user's password: HYPERLORA_PASSWORD")
+    group.add_argument("--password_file", metavar="FILE", help="whose first line is the password instead")
+    group.add_argument(
+        "--trusted_proxy",
+        type=proxies,
+        metavar="ADDRESS",
+        help="whose X-Forwarded-For says who a visitor is; several with commas. Without it all who come by a proxy are "
+        "one visitor",
+    )
+    group.add_argument("--mcp", action="store_true", help="adapt, chat and compare are tools for MCP clients too")
+    group.add_argument("--metrics_port", type=port_number, help="GET /metrics on 127.0.0.1, for Prometheus")
+    group = parser.add_argument_group("limits, which hold on the page, in the API and in MCP")
+    for name, help in LIMITS.items():
+        default = getattr(Limits, name)
+        group.add_argument(f"--max_{name}", type=whole_number, metavar="N", default=default, help=f"{help} ({default})")
     return parser.parse_args(arguments)
 
 
@@ -50,6 +94,21 @@ def describing(args: argparse.Namespace) -> Host | None:
     host = Host(url=args.describe_endpoint, model=args.describe_model, retries=1, timeout=60)
     endpoint(host, Event())
     return host
+
+
+def signing_in(args: argparse.Namespace) -> str | None:
+    """The password of those who are to sign in; `UserError` where there is none, or it would not keep others out."""
+    if args.auth is None:
+        if args.password_file is not None:
+            raise UserError("--password_file goes with --auth USER: give both, or neither.")
+        return None
+    if args.mcp:
+        raise UserError("--mcp and --auth exclude each other: MCP's clients do not sign in.")
+    if not args.auth.strip() or args.auth != args.auth.strip():
+        raise UserError("--auth must be a user's name, without spaces around it.")
+    from hyperlora.ui.signin import read_password
+
+    return read_password(args.password_file)
 
 
 def say(line: str) -> None:
@@ -97,8 +156,11 @@ def main(arguments: list[str] | None = None) -> int:
         args = parse_arguments(command_line(arguments))
         with own_folder():
             # What was named and cannot be ends the command; the best takes a while to find, so the page comes first.
+            password = signing_in(args)
+            if args.mcp and find_spec("mcp") is None:
+                raise UserError("--mcp needs the package mcp: pip install 'mcp>=1.30,<2'.")
             choice = choose(args) if named(args) else None
-            return serve(args, choice, describing(args))
+            return serve(args, choice, describing(args), password)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -106,24 +168,44 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def serve(args: argparse.Namespace, choice: Choice | None, host: Host | None = None) -> int:
+def serve(
+    args: argparse.Namespace, choice: Choice | None, host: Host | None = None, password: str | None = None
+) -> int:
     # Gradio reads these where it is imported and where it asks its own server whether it is there: no proxy has part in
     # that, and free ports are looked for in IPv4.
     with environment(no_proxy="*", GRADIO_SERVER_NAME="127.0.0.1"):
+        from hyperlora.ui.health import serve_metrics
         from hyperlora.ui.model import Model
         from hyperlora.ui.page import build_page, launch
+        from hyperlora.ui.signin import matches
 
-        model = Model(lambda: open_pipeline(args, model.ask, say, model.report, choice))
-        demo = build_page(model, host)
+        limits = Limits(**{name: getattr(args, f"max_{name}") for name in LIMITS})
+        model = Model(lambda: open_pipeline(args, model.ask, say, model.report, choice), limits)
+        demo = build_page(model, host, args.mcp)
+        check = None if password is None else matches(args.auth, password)
         try:
-            url = launch(demo, args.host, args.port)
+            url = launch(demo, args.host, args.port, check=check, proxies=args.trusted_proxy or "")
         except (OSError, UnicodeError):
             return cannot_open(args)
+        try:
+            if args.metrics_port:
+                serve_metrics(model, demo, args.metrics_port)
+        except OSError:
+            print(f"Port {args.metrics_port} cannot be used: choose another with --metrics_port.", file=sys.stderr)
+            return 1
+    if args.mcp:
+        reach_itself(url)
     moved = "" if args.port or url.endswith(":7860/") else " (port 7860 is in use)"
     say(f"HyperLoRA is at {url}{moved}")
     model.start()
     demo.block_thread()
     return 0
+
+
+def reach_itself(url: str) -> None:
+    """No proxy has part in what the tools of MCP ask of this server itself."""
+    others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    os.environ["no_proxy"] = ",".join(filter(None, (others, urlsplit(url).hostname)))
 
 
 def cannot_open(args: argparse.Namespace) -> int:

@@ -347,6 +347,7 @@ class ChatEngine:
         # An index copies the states; with a slice of them a bfloat16 product on a CPU copies the matrix for each row.
         self._prefill_options = {"logits_to_keep": torch.tensor([-1])} if only_last else {}
 
+        self._tokens = 0  # of all answers so far
         self._graph, self._steps = StepGraph(adapted), 0
         self._batch = Batch()
         self._joining: deque[_Joining] = deque()
@@ -360,6 +361,11 @@ class ChatEngine:
         self._finalizer = weakref.finalize(self, _close, self._inbox, self._thread)
 
     # ---- for callers, from any thread ----
+
+    @property
+    def load(self) -> tuple[int, int, int]:
+        """How many chats run, how many wait, and how many tokens have been written for all so far."""
+        return len(self._batch.rows), len(self._inbox.waiting), self._tokens
 
     def submit(
         self,
@@ -667,6 +673,7 @@ class ChatEngine:
             end = row.error or ("stop" if token in self._eos else "stopped" if row.stopped else None)
             if end is None:
                 row.made += 1
+                self._tokens += 1
                 row.ids.append(token)
                 row.queue.put(token)
                 end = "length" if row.made == row.limit else None

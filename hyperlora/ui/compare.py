@@ -55,7 +55,7 @@ class Compare:
             adapter = self.model.of(shelved) if shelved else None
             if prompted:
                 messages, adapter = pipe.prepare(messages, adapter, describe=True), None
-            options = {"seed": seed, "describe": describe} | settings.options
+            options = {"seed": seed, "describe": describe} | self.model.allow(question["content"], settings.options)
             stream = self._begin(f"{request.session_hash} {seed!r}"[:200], messages, adapter, options)
             visitor = f"{request.session_hash} {which}"
             if before := self._streams.get(visitor):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from html import escape
 from queue import Empty, SimpleQueue
 from threading import Event, Lock, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
@@ -89,6 +89,7 @@ class Examples:
         try:
             pipe = self.model.pipe
             shown, held = split(read_pairs(read_file(given)))
+            options = self.model.allow(max((text for pair in (*shown, *held) for text in pair), key=len), {})
             asked = self.host is not None and read_object(given).get("ask") is True
             ask = self._ask if asked else self._ask_model if pipe.multi_turn else None
             if not (pipe.hyperlora.descriptions or ask):
@@ -119,11 +120,11 @@ class Examples:
                 best = found
                 yield told()
                 if rounds == SETTLED:
-                    self._try(best[0].description, held, ended, marks)
+                    self._try(best[0].description, held, ended, marks, options)
                 if not ended.empty():
                     break
             for each in best:
-                self._try(each.description, held, ended, marks)
+                self._try(each.description, held, ended, marks, options)
                 yield told()
             yield told(end="done" if ended.empty() else "stopped", notice=notice)
         except Exception as error:
@@ -151,14 +152,24 @@ class Examples:
             return parse_descriptions(stream.text)[:ASKED], ""
         except UserError as error:
             log.info("The model was not asked for descriptions: %s", error)
-            return [], ""
+        except Exception as error:
+            sentence(error)  # for the log: the search goes on with what the training had
+        return [], ""
 
-    def _try(self, description: str, held: list[Example], ended: SimpleQueue, marks: dict[str, list[tuple]]) -> None:
+    def _try(
+        self,
+        description: str,
+        held: list[Example],
+        ended: SimpleQueue,
+        marks: dict[str, list[tuple]],
+        options: dict[str, Any],
+    ) -> None:
         """The marks of the description's adapter, where there are none yet; none where all is stopped."""
         if description in marks or not ended.empty():
             return
         pipe = self.model.pipe
-        answers = dict(pipe.chat_all([question for question, _ in held], pipe.adapt(description), ended=ended))
+        questions = [question for question, _ in held]
+        answers = dict(pipe.chat_all(questions, pipe.adapt(description), ended=ended, **options))
         if len(answers) < len(held):
             ended.put(None)  # it was taken out there, and is still meant
             return

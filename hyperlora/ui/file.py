@@ -90,13 +90,15 @@ class File:
                 raise UserError(f"{MAX_RUNS} files of others are being answered: try again in a few minutes.")
             table, item = read_file(given), read_object(asked)
             questions = table.column(item.get("messages"))
+            options = self.model.allow(max(questions, key=len), {})
             wanted = table.column(item["answers"]) if item.get("answers") else [""] * len(questions)
             shelved = read_adapter(item.get("adapter"))
             adapter = self.model.of(shelved) if shelved else None
             header = _csv(table, None)
             yield told({"rows": len(questions), "header": header})
             done, time_told, describe = 0, time.monotonic(), item.get("describe") is True
-            answers = self.model.pipe.chat_all(questions, adapter, describe=describe, ended=run.ended, seed=0)
+            options |= {"describe": describe, "ended": run.ended, "seed": 0}
+            answers = self.model.pipe.chat_all(questions, adapter, **options)
             for i, answer in answers:
                 done += 1
                 answer, error = ("", str(answer)) if isinstance(answer, UserError) else (answer, "")

@@ -343,8 +343,8 @@ class Handlers:
                 adapter, turn.by = self.model.of(shelved), shelved.name
                 turn.by += f" · strength {shelved.strength:g}" if shelved.strength != 1 else ""
                 turn.by += " · description in the prompt" if describe else ""
-            options, own = dict(settings.options), pipe.defaults
-            sampled = options.get("do_sample", own.do_sample)
+            options = self.model.allow(turn.question, settings.options)
+            sampled = options.get("do_sample", pipe.defaults.do_sample)
             how = "" if sampled else _key(shelved, bool(describe), settings)
             if asks == AGAIN:
                 turn.others = [*last.others, last.how][-MAX_OTHERS:]
@@ -359,10 +359,8 @@ class Handlers:
             if "seed" in options:
                 options["seed"] = (options["seed"] + turn.place) % 2**63
             messages = settings.messages(messages_of(earlier, turn.question, pipe.multi_turn), turn.answer)
-            room = min(options.get("max_new_tokens", own.max_new_tokens), pipe.engine.context // 4)
-            given = pipe.shorten(messages, adapter, bool(describe), room=room)
-            turn.missed = (len(messages) - len(given)) // 2 + unread if pipe.multi_turn else 0
-            stream = pipe.chat(given, adapter=adapter, stream=True, describe=bool(describe), **options)
+            stream, missed = self.model.chat(messages, adapter, bool(describe), options)
+            turn.missed = missed // 2 + unread if pipe.multi_turn else 0
         except Exception as error:
             gr.Warning(escape(sentence(error)))
             yield (*SKIP[:2], *self._idle(before)) if waiting else SKIP
@@ -408,15 +406,11 @@ class Handlers:
 
     def export(self, chosen: object) -> Iterator[str]:
         """-> the zip; Gradio has its own copy when the folder goes."""
-        from hyperlora.export import export_zip
-        from hyperlora.prompt import own_template
-
         with tempfile.TemporaryDirectory() as folder:
             try:
                 if (shelved := read_adapter(chosen)) is None:
                     raise UserError("Select an adapter first: there is nothing to export without one.")
-                adapter = self.model.of(shelved)
-                path = export_zip(adapter, folder, own_template(self.model.pipe.tokenizer))
+                path = self.model.export(self.model.of(shelved), folder)
             except Exception as error:
                 raise gr.Error(escape(sentence(error)), print_exception=False) from error
             yield str(path)

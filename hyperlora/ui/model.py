@@ -1,4 +1,7 @@
-"""The pipeline behind the page: loaded in the background, with the adapters of the latest descriptions at hand."""
+"""The pipeline behind the page: loaded in the background, with the adapters of the latest descriptions at hand.
+
+Whatever a visitor asks for, on the page or elsewhere, is asked for here, so that the limits hold for all of it.
+"""
 
 import logging
 import threading
@@ -8,13 +11,15 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from hyperlora.errors import UserError
 from hyperlora.hub import Cancelled
 from hyperlora.recipe import Recipe, within_rank
+from hyperlora.ui.limits import Limits
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, and the page opens before that
+    from hyperlora.chat import ChatStream
     from hyperlora.lora import Adapter
     from hyperlora.pipe import Pipeline
     from hyperlora.ui.session import Shelved
@@ -30,7 +35,10 @@ class Model:
     Before a large download it may `ask`, which waits until a visitor of the page says something.
     """
 
-    def __init__(self, load: Callable[[], "Pipeline"]):
+    def __init__(self, load: Callable[[], "Pipeline"], limits: Limits | None = None):
+        self.limits = limits or Limits()
+        self.seconds: float | None = None
+        """How long loading took."""
         self.error: str | None = None
         self.question: str | None = None
         """The download that waits for a visitor's answer."""
@@ -49,7 +57,11 @@ class Model:
     @property
     def settled(self) -> bool:
         """Whether the model is there, or will not come."""
-        return self._pipe is not None or self.error is not None
+        return self.state != "loading"
+
+    @property
+    def state(self) -> Literal["loading", "ready", "failed"]:
+        return "ready" if self._pipe is not None else "failed" if self.error is not None else "loading"
 
     @property
     def pipe(self) -> "Pipeline":
@@ -63,9 +75,11 @@ class Model:
 
     def run(self) -> None:
         """Load it now."""
+        began = time.monotonic()
         try:
             pipe = self._load()
             pipe.adapt("Warm up.")  # the first time is slower, and no visitor need see it
+            self.seconds = time.monotonic() - began
             self._pipe = pipe
         except UserError as error:
             log.error("The model could not be loaded: %s", error)
@@ -106,15 +120,18 @@ class Model:
     # ---- adapters ----
 
     def adapter(self, recipe: Recipe) -> "Adapter":
-        """The recipe's adapter: from memory, or made now, once however many ask. `UserError` for a bad one, and for an
-        upload that is not here."""
+        """The recipe's adapter: from memory, or made now, once however many ask. `UserError` for a bad one, for an
+        upload that is not here, and for one too many."""
         pipe, key = self.pipe, recipe.to_json()
+        for leaf in recipe.leaves:
+            self.limits.check("The description", leaf.description or "", self.limits.description)
         if recipe.upload is not None:
             return self._make(pipe, recipe)
         with self._lock:
             made = self._adapters.get(key)
             first = made is None
             if first:
+                self.limits.take("adapters")
                 made = self._adapters[key] = Future()
             self._adapters.move_to_end(key)
             while len(self._adapters) > MAX_ADAPTERS or sum(map(_bytes, self._adapters.values())) > MAX_BYTES:
@@ -150,6 +167,7 @@ class Model:
         """An adapter in somebody's zip: the recipe by which a shelf names it, and the adapter, which is kept until
         others need its room. `UserError` for what is none, or does not fit."""
         pipe = self.pipe
+        self.limits.take("adapters")
         adapter = pipe.load_adapter(archive)
         # Nothing of this machine's, which a path in it might name, gets into an export.
         adapter = replace(adapter, base_model=pipe.hyperlora.config.base_model, base_revision=None)
@@ -164,6 +182,42 @@ class Model:
     def of(self, shelved: "Shelved") -> "Adapter":
         """The adapter of a shelf, at its strength; `UserError` for what cannot be made."""
         return self.adapter(shelved.recipe).scaled(shelved.strength)
+
+    def export(self, adapter: "Adapter", folder: str) -> Path:
+        """Write the adapter's zip into the folder; `UserError` for one too many."""
+        from hyperlora.export import export_zip
+        from hyperlora.prompt import own_template
+
+        self.limits.take("exports")
+        return export_zip(adapter, folder, own_template(self.pipe.tokenizer))
+
+    # ---- chats ----
+
+    def allow(self, message: str, options: dict[str, Any]) -> dict[str, Any]:
+        """The options of a chat that its visitor may have now, its answer no longer than answers may be. `UserError`
+        where it is one too many, or the message or the answer that is asked for is too long."""
+        most = self.limits.answer
+        self.limits.check("The message", message, self.limits.message)
+        if options.get("max_new_tokens", 0) > most:
+            raise UserError(f"An answer has at most {most:,} tokens here: ask for no more.")
+        self.limits.take("chats")
+        return {"max_new_tokens": min(self.pipe.defaults.max_new_tokens, most)} | options
+
+    def chat(
+        self, messages: list[dict[str, str]], adapter: "Adapter | None", describe: bool | None, options: dict[str, Any]
+    ) -> tuple["ChatStream", int]:
+        """-> the answer as it comes, and how many of the oldest messages were left out, since they did not fit;
+        `options` are those that were allowed."""
+        given = self.fit(messages, adapter, describe, options)
+        stream = self.pipe.chat(given, adapter=adapter, stream=True, describe=describe, **options)
+        return stream, len(messages) - len(given)
+
+    def fit(
+        self, messages: list[dict[str, str]], adapter: "Adapter | None", describe: bool | None, options: dict[str, Any]
+    ) -> list[dict[str, str]]:
+        """The messages without as many of the oldest as leave no room for an answer."""
+        pipe = self.pipe
+        return pipe.shorten(messages, adapter, describe, room=min(options["max_new_tokens"], pipe.engine.context // 4))
 
 
 def _bytes(made: "Future[Adapter]") -> int:

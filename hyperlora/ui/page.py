@@ -2,29 +2,34 @@
 
 import json
 import logging
+import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import gradio as gr
+from gradio.blocks import BlockFunction
 
 from hyperlora.config import MAX_ZIP
 from hyperlora.endpoint import Host
 from hyperlora.errors import UserError
 from hyperlora.presets import assets_dir
 from hyperlora.recipe import MAX_STRENGTH
+from hyperlora.ui.api import Api
 from hyperlora.ui.bounds import Bounds
 from hyperlora.ui.compare import Compare
 from hyperlora.ui.examples import Examples
 from hyperlora.ui.file import File
 from hyperlora.ui.handlers import INSTEAD, LOADING, Handlers
+from hyperlora.ui.health import health
 from hyperlora.ui.model import Model
 from hyperlora.ui.settings import MORE
+from hyperlora.ui.signin import MESSAGE, SignIns
 from hyperlora.ui.steer import Steer
 from hyperlora.ui.understand import Understand
 from hyperlora.ui.words import js, status
 
-# Threads for handlers that wait; the chat takes at most MAX_CHATS of them, so that the rest of the page goes on.
-MAX_THREADS, MAX_CHATS = 80, 60
+OTHERS = 20  # threads for handlers that wait, beside those of chats, so that the rest of the page goes on
 SCRIPTS = ("page.js", "talk.js", "compare.js", "steer.js", "understand.js", "reader.js", "file.js", "examples.js")
 FONT = ["Inter", "ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 THEME = gr.themes.Base(
@@ -82,13 +87,29 @@ def find_favicon() -> Path | None:
         return None
 
 
-def build_page(model: Model, host: Host | None = None) -> gr.Blocks:
-    """The page over `model`, which may still be loading; `host` writes descriptions for visitors who agree."""
+class Page(gr.Blocks):
+    """Gradio's, but that it does not write what a visitor sent into the log where that is too little for an event."""
+
+    model: Model
+    mcp: bool
+    """Whether what the API lists are tools for MCP's clients too."""
+
+    def validate_inputs(self, block_fn: BlockFunction, inputs: list) -> None:
+        if len(inputs) < len(block_fn.inputs):
+            said = f"/{block_fn.api_name} takes {len(block_fn.inputs)} values, and {len(inputs)} came: send them all."
+            raise gr.Error(said, print_exception=False)
+
+
+def build_page(model: Model, host: Host | None = None, mcp: bool = False) -> Page:
+    """The page over `model`, which may still be loading; `host` writes descriptions for visitors who agree. `mcp`: the
+    API lists what may be a tool of MCP alone."""
     on = Handlers(model)
     plain = {"js_on_load": None, "apply_default_css": False}
     raw = {"preprocess": False}  # texts of page.js, that Gradio has not to look into
-    limits = {"show_progress": "hidden", "concurrency_limit": MAX_CHATS, "concurrency_id": "chat", **raw}
-    with gr.Blocks(title="HyperLoRA", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as demo:
+    chats = {"concurrency_limit": model.limits.chats, "concurrency_id": "chat"}
+    limits = {"show_progress": "hidden", **chats, **raw}
+    with Page(title="HyperLoRA", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as demo:
+        demo.model, demo.mcp = model, mcp
         # What page.js gives a handler, in the order of its parameters, and what it is given.
         id, adapter, turns, turn, settings, checked = (gr.Textbox("", visible="hidden") for _ in range(6))
         made, examples, name, document = (gr.Textbox("", visible="hidden") for _ in range(4))
@@ -228,7 +249,7 @@ def build_page(model: Model, host: Host | None = None) -> gr.Blocks:
         message.stop(on.stop, None, None, **quick)
         undo.click(None, [chat, message], [chat, message, retry, undo, clear], js=js("undo", "chat", "message"))
         clear.click(None, None, seen, js=js("clear"))
-        exported = export.click(on.export, [adapter], archive, js=js("adapter"), **raw, **private)
+        exported = export.click(on.export, [adapter], archive, js=js("adapter"), api_name="zip", **raw, **private)
         exported.success(None, js=DOWNLOAD, **private)
 
         checking = check.click(
@@ -245,13 +266,27 @@ def build_page(model: Model, host: Host | None = None) -> gr.Blocks:
             found = asked.click(on.read, [name], [document], js=f"() => '{which}'", **raw, **quick)
             found.success(None, [document], None, js=js("show", "html"))
 
-    return demo.queue(default_concurrency_limit=MAX_THREADS - MAX_CHATS, max_size=256, api_open=False)
+        Api(model, archive).build(chats, mcp)
+
+    return demo.queue(default_concurrency_limit=OTHERS, max_size=model.limits.queue, api_open=False)
 
 
-def launch(demo: gr.Blocks, host: str = "127.0.0.1", port: int | None = None) -> str:
-    """Serves the page and returns its address; `OSError` if it cannot be had. Nothing of it leaves this machine."""
+def launch(
+    demo: Page,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    *,
+    check: Callable[[str, str], bool] | None = None,
+    proxies: str = "",
+) -> str:
+    """Serves the page and returns its address; `OSError` if it cannot be had. Nothing of it leaves this machine.
+
+    `check` says whether a user and a password are right, where visitors are to sign in. A visitor's address is what
+    one of the `proxies` (addresses or networks, with commas between) says of it, or else the one that they come from.
+    """
     host = host.removeprefix("[").removesuffix("]")
     check_address(host, port)
+    os.environ["FORWARDED_ALLOW_IPS"] = proxies  # uvicorn's own default trusts whoever comes from this machine
     _, url, _ = demo.launch(
         server_name=f"[{host}]" if ":" in host else host,
         server_port=port,
@@ -262,8 +297,15 @@ def launch(demo: gr.Blocks, host: str = "127.0.0.1", port: int | None = None) ->
         run_history=False,
         enable_monitoring=False,
         footer_links=[],
-        max_threads=MAX_THREADS,
-        app_kwargs={"middleware": [(Bounds, (), {})]},
+        max_threads=demo.model.limits.chats + OTHERS,
+        app_kwargs={
+            "middleware": [(each, (demo.model.limits,), {}) for each in (Bounds, SignIns)],
+            "routes": [health(demo.model)],
+            "openapi_url": None,  # and so without FastAPI's own pages, whose scripts are from elsewhere
+        },
+        auth=check,
+        auth_message=MESSAGE,
+        mcp_server=demo.mcp,
         max_file_size=MAX_ZIP,  # of an adapter that is imported
         state_session_capacity=1000,
         theme=THEME,

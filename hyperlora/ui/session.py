@@ -80,9 +80,14 @@ def read_adapter(kept: object) -> Shelved | None:
     recipe = Recipe.from_json(json.dumps(item["recipe"])) if "recipe" in item else Recipe(description)
     if len(check_text(name, KEPT)) > MAX_NAME:
         raise UserError(DAMAGED)
+    return Shelved(replace(recipe, strength=1), one_line(name) or description, check_strength(strength))
+
+
+def check_strength(strength: object) -> float:
+    """The strength as it is; `UserError` where it is none."""
     if type(strength) not in (int, float) or not abs(strength) <= MAX_STRENGTH:  # NaN fails the comparison
         raise UserError(f"The strength must be a number from {-MAX_STRENGTH} to {MAX_STRENGTH}.")
-    return Shelved(replace(recipe, strength=1), one_line(name) or description, strength)
+    return strength
 
 
 def read_shelf(kept: object) -> list[Shelved]:

@@ -2,6 +2,7 @@
 
 import logging
 from html import escape
+from traceback import format_tb
 
 from hyperlora.errors import UserError
 from hyperlora.table import MAX_BYTES
@@ -20,10 +21,11 @@ def status(kind: str, text: str) -> str:
 
 
 def sentence(error: Exception) -> str:
-    """What a visitor reads of an error; one that is no `UserError` goes to the log."""
+    """What a visitor reads of an error. Where one that is no `UserError` came from goes to the log, but not what it
+    says, which may quote what the visitor wrote."""
     if isinstance(error, UserError):
         return str(error)
-    log.error("Unexpected error on the page", exc_info=error)
+    log.error("Unexpected %s on the page:\n%s", type(error).__name__, "".join(format_tb(error.__traceback__)))
     return UNEXPECTED
 
 

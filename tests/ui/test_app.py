@@ -971,7 +971,13 @@ def test_nothing_is_open_that_the_page_does_not_need(url: str) -> None:
     assert httpx.get(f"{url}monitoring/summary").status_code in (403, 404)
     assert httpx.get(f"{url}gradio_api/runs").status_code == 404
     assert httpx.get(f"{url}gradio_api/file={ROOT / 'app.py'}").status_code == 403
-    assert httpx.get(f"{url}gradio_api/info").json()["named_endpoints"] == {}
+    listed = httpx.get(f"{url}gradio_api/info").json()["named_endpoints"]
+    assert set(listed) == {"/adapt", "/chat", "/compare", "/export"}
+    for address in ("docs", "redoc", "openapi.json"):
+        assert httpx.get(f"{url}{address}").status_code == 404
+    for address in ("file=http://127.0.0.1/", "file/https://127.0.0.1/", "proxy=https://127.0.0.1/"):
+        answer = httpx.get(f"{url}gradio_api/{address}")
+        assert answer.status_code == 403 and "fetches nothing" in answer.text
     config = httpx.get(f"{url}config").json()
     assert config["analytics_enabled"] is False
     assert config["run_history"] is False
@@ -1152,7 +1158,7 @@ def test_it_starts_and_works_in_odd_environments(case: str, tmp_path: Path) -> N
         wait_until(lambda: "still loading" not in (said := ask_server(url, "generate", f"1 {ADD}")[0]) and said)
         status, *_, made = ask_server(url, "generate", f"1 {ADD}")
         assert "Ready." in status and made == f"1 {ADD}"
-        (archive,) = ask_server(url, "export", shelved(ADD))
+        (archive,) = ask_server(url, "zip", shelved(ADD))
         assert zipfile.is_zipfile(io.BytesIO(httpx.get(archive["url"], trust_env=False, timeout=300).content))
 
 

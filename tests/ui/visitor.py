@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from html import unescape
 from types import SimpleNamespace
 
+import httpx
+
 import hyperlora
+from hyperlora.errors import UserError
 from hyperlora.ui.handlers import Handlers
 from hyperlora.ui.model import Model
 from hyperlora.ui.page import build_page, launch
@@ -37,13 +40,40 @@ def by_line(bubble: dict) -> str:
 
 
 @contextmanager
-def serving(model: Model) -> Iterator[str]:
+def serving(model: Model, mcp: bool = False, **options: object) -> Iterator[str]:
     """The page's address while it is served from this process."""
-    demo = build_page(model)
+    demo = build_page(model, mcp=mcp)
     try:
-        yield launch(demo)
+        yield launch(demo, **options)
     finally:
         demo.close()
+
+
+def client_at(address: str) -> httpx.Client:
+    """Somebody who comes from that address of this machine."""
+    return httpx.Client(transport=httpx.HTTPTransport(local_address=address), timeout=300)
+
+
+def call(url: str, endpoint: str, client: httpx.Client | None = None, **arguments: object) -> object:
+    """What the API answers to a plain HTTP client; `UserError` with what it says of a mistake."""
+    client = client or client_at("127.0.0.1")
+    joined = client.post(f"{url}gradio_api/call/v2/{endpoint}", json=arguments)
+    assert joined.status_code == 200, joined.text
+    events = client.get(f"{url}gradio_api/call/{endpoint}/{joined.json()['event_id']}").text
+    *_, (event, data) = re.findall("event: (complete|error)\ndata: (.*)", events)
+    if event == "error":
+        raise UserError(json.loads(data)["error"])
+    return json.loads(data)[0]
+
+
+def event(url: str, handler: str, *data: object, client: httpx.Client, session: str = "a") -> str:
+    """All that the server tells a page of what it asks."""
+    config = client.get(f"{url}config").json()
+    (index,) = (fn["id"] for fn in config["dependencies"] if fn["api_name"] == handler)
+    body = {"fn_index": index, "session_hash": session, "data": data}
+    joined = client.post(f"{url}gradio_api/queue/join", json=body)
+    assert joined.status_code == 200, joined.text
+    return client.get(f"{url}gradio_api/queue/data?session_hash={session}").text
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 300) -> None:
