@@ -425,11 +425,6 @@ class ChatEngine:
             inbox.calls.append((function, future))
         return future.result()
 
-    @property
-    def waiting(self) -> int:
-        """Chats that wait for a place in the batch."""
-        return len(self._inbox.waiting)
-
     def close(self) -> None:
         """End all chats and the worker thread."""
         self._finalizer()

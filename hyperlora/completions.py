@@ -13,8 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hyperlora.chat import MAX_STOPS, MAX_TOP, Chances, ChatStream
 from hyperlora.errors import UserError, shown
-from hyperlora.pipe import Pipeline
+from hyperlora.lora import Adapter
+from hyperlora.prompt import check_messages
 from hyperlora.recipe import Recipe
+from hyperlora.ui.model import Model
 
 MAX_CHOICES, MAX_PROMPTS = 8, 16
 NAMED = re.compile(r"hyperlora(?:@(?P<strength>[^:]*))?:(?P<description>.*)", re.DOTALL)
@@ -94,6 +96,13 @@ class Asked(BaseModel):
             options["stop_strings"] = stops
         return options
 
+    def allowed(self, model: Model, longest: str, options: dict[str, Any], prompts: int = 1) -> dict[str, Any]:
+        """The options that all choices may have now, each of which counts as a chat."""
+        options = model.allow(longest, options)
+        for _ in range(self.choices * prompts - 1):
+            model.limits.take("chats")
+        return options
+
     def seeds(self) -> list[int | None]:
         """One for each choice."""
         return [None if self.seed is None else (self.seed + i) % 2**63 for i in range(self.choices)]
@@ -135,17 +144,18 @@ class ChatAsked(Asked):
             return None
         return _top("top_logprobs", self.top_logprobs or 0)
 
-    def submit(self, pipe: Pipeline, adapter) -> list[ChatStream]:
-        """A stream for each choice. Raises `UserError` for what cannot be answered."""
+    def submit(self, model: Model, adapter: Adapter | None) -> list[ChatStream]:
+        """A stream for each choice. Raises `UserError` for what cannot be answered, or is one too many."""
         if self.response_format and self.response_format.type != "text":
             raise UserError(f"response_format is {shown(self.response_format.type)}, but answers are text alone.")
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-        options = self.options(limit) | {"top": self.top, "describe": self.describe}
-        messages = [message.read() for message in self.messages]
+        messages = check_messages([message.read() for message in self.messages])
+        longest = max((message["content"] for message in messages), key=len)
+        options = self.allowed(model, longest, self.options(limit)) | {"top": self.top, "describe": self.describe}
         streams: list[ChatStream] = []
         try:
             for seed in self.seeds():
-                streams.append(pipe.chat(messages, adapter, stream=True, seed=seed, **options))
+                streams.append(model.pipe.chat(messages, adapter, stream=True, seed=seed, **options))
         except BaseException:
             stop(streams)
             raise
@@ -164,23 +174,27 @@ class TextAsked(Asked):
     def top(self) -> int | None:
         return None if self.logprobs is None else _top("logprobs", self.logprobs)
 
-    def submit(self, pipe: Pipeline, adapter) -> list[ChatStream]:
-        """A stream for each choice of each prompt. Raises `UserError` for what cannot be answered."""
+    def submit(self, model: Model, adapter: Adapter | None) -> list[ChatStream]:
+        """A stream for each choice of each prompt. Raises `UserError` for what cannot be answered, or is one too
+        many."""
         if (self.best_of or 1) > self.choices:
             raise UserError("best_of is not supported: ask for n, and choose.")
         one = isinstance(self.prompt, str) or (self.prompt and isinstance(self.prompt[0], int))
         prompts = [self.prompt] if one else self.prompt
         if not 1 <= len(prompts) <= MAX_PROMPTS:
             raise UserError(f"There must be 1 to {MAX_PROMPTS} prompts, not {len(prompts)}.")
-        ids = [pipe.tokenizer(each).input_ids if isinstance(each, str) else each for each in prompts]
+        longest = max((each for each in prompts if isinstance(each, str)), key=len, default="")
+        options = {"max_new_tokens": 16} | self.options(self.max_tokens)  # 16 as OpenAI's
+        options = self.allowed(model, longest, options, len(prompts)) | {"top": self.top}
+        tokenizer, engine = model.pipe.tokenizer, model.pipe.engine
+        ids = [tokenizer(each).input_ids if isinstance(each, str) else each for each in prompts]
         if not all(ids):
             raise UserError("A prompt is empty: write something that the model may continue.")
-        options = {"max_new_tokens": 16} | self.options(self.max_tokens) | {"top": self.top}  # 16 as OpenAI's
         streams: list[ChatStream] = []
         try:
             for each in ids:
                 for seed in self.seeds():
-                    streams.append(pipe.engine.submit(each, adapter, seed=seed, **options))
+                    streams.append(engine.submit(each, adapter, seed=seed, **options))
         except BaseException:
             stop(streams)
             raise

@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -39,6 +41,9 @@ from hyperlora.errors import Busy, UserError
 from hyperlora.lora import Adapter
 from hyperlora.pipe import Pipeline
 from hyperlora.recipe import Recipe
+from hyperlora.ui.bounds import Bounds
+from hyperlora.ui.health import health, serve_metrics
+from hyperlora.ui.limits import ASKING, address
 from hyperlora.ui.model import Model
 
 MAX_ANSWERS = 128  # threads that read answers, one for each that runs or waits
@@ -110,6 +115,8 @@ class Admission:
         await self._app(scope, receive, send)
 
     def _refuse(self, scope: Scope, headers: Headers) -> JSONResponse | None:
+        if scope["path"] == "/health":
+            return None
         if self._hosts is not None and _host(headers.get("host", "")) not in self._hosts:
             return Failure(403, "This server is not called by that name: see --allow_host.").response()
         digest = _digest(headers.get("authorization", "").removeprefix("Bearer ").strip())
@@ -137,9 +144,12 @@ class Server:
         self._named: OrderedDict[tuple[bytes, str], tuple[Recipe, int]] = OrderedDict()
         self._lock = threading.Lock()
         self._readers = ThreadPoolExecutor(MAX_ANSWERS, "read-answer")
+        self._threads = CapacityLimiter(MAX_ANSWERS)
         self._running = 0
         self.app = app = FastAPI(title="HyperLoRA", docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json")
         app.add_middleware(Admission, keys=keys, hosts=hosts)
+        app.add_middleware(Bounds, limits=model.limits)
+        app.router.routes.append(health(model))
         app.get("/v1/models")(self.models)
         app.get("/v1/models/{name:text}")(self.one_model)
         app.post("/v1/adapters")(self.adapters)
@@ -175,7 +185,7 @@ class Server:
         """Make an adapter, and name it for this key."""
         self._ready()
         recipe = Recipe(asked.description, strength=asked.strength)
-        adapter = await self._in_thread(self.model.adapter, recipe)
+        adapter = await self._in_thread(request, self.model.adapter, recipe)
         name, now = adapter_id(recipe, self.model.pipe.hyperlora.checkpoint), int(time.time())
         key = request.state.key
         with self._lock:
@@ -230,11 +240,11 @@ class Server:
 
         def submit() -> list[ChatStream]:
             adapter: Adapter | None = self.model.adapter(recipe) if recipe else None
-            return asked.submit(self.model.pipe, adapter)
+            return asked.submit(self.model, adapter)
 
         self._running += 1
         try:
-            streams = await self._in_thread(submit)
+            streams = await self._in_thread(request, submit)
         except BaseException:
             self._running -= 1
             raise
@@ -299,7 +309,7 @@ class Server:
         try:
             async for item in pieces:
                 if item is None:
-                    yield f": {self.model.pipe.engine.waiting} chats are waiting\n\n"
+                    yield f": {self.model.pipe.engine.load[1]} chats are waiting\n\n"
                     continue
                 reply, piece = item
                 if isinstance(piece, Exception):
@@ -346,8 +356,11 @@ class Server:
         choices = [reply.choice(texts[reply.index]) for reply in replies]
         return head | {"choices": choices, "usage": usage([reply.stream for reply in replies], asked.choices)}
 
-    async def _in_thread(self, function: Callable[..., Any], *arguments: object) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
+    async def _in_thread(self, request: Request, function: Callable[..., Any], *arguments: object) -> Any:
+        """What takes a while, for whoever asks."""
+        key = request.state.key
+        ASKING.set(f"key {key.hex()}" if key else address(request.client))
+        return await run_sync(function, *arguments, limiter=self._threads)
 
 
 def _event(value: object) -> str:
@@ -440,9 +453,19 @@ def serve(args: argparse.Namespace, load: Callable[[], Pipeline]) -> None:
         if model.error:
             raise UserError(model.error)
         server = Server(model, keys, hosts)
+        if args.metrics_port:
+            figures = serve_metrics(model, None, args.metrics_port)
         # Its log would name what was asked for, descriptions among it.
-        config = uvicorn.Config(server.app, access_log=False, log_level="warning", server_header=False)
+        config = uvicorn.Config(
+            server.app,
+            access_log=False,
+            log_level="warning",
+            server_header=False,
+            forwarded_allow_ips=args.trusted_proxy or "",
+        )
         where = f"[{_bare(args.host)}]" if ":" in args.host else args.host
         print(f"HyperLoRA's server is at http://{where}:{listening.getsockname()[1]}/v1", flush=True)
         uvicorn.Server(config).run(sockets=[listening])
+        if args.metrics_port:
+            figures.shutdown()
         model.pipe.close()

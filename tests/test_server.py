@@ -381,7 +381,7 @@ def test_who_comes_when_the_queue_is_full_is_told(
         first[0].start()
         wait_until(lambda: pipe.engine._batch.rows)
         first[1].start()
-        wait_until(lambda: pipe.engine.waiting)
+        wait_until(lambda: pipe.engine.load[1])
         with pytest.raises(openai.RateLimitError, match="The model is busy"):
             ask(client, base)
     for thread in first:

@@ -24,7 +24,7 @@ def health(model: Model) -> Route:
     return Route("/health", answer)
 
 
-def metrics(model: Model, demo: "gr.Blocks") -> str:
+def metrics(model: Model, demo: "gr.Blocks | None") -> str:
     """The figures of now, in Prometheus's text format."""
     granted, refused = model.limits.granted, model.limits.refused
     running, waiting, tokens = model.pipe.engine.load if model.state == "ready" else (0, 0, 0)
@@ -32,7 +32,7 @@ def metrics(model: Model, demo: "gr.Blocks") -> str:
     for name, kind, value in (
         ("ready", "gauge", int(model.state == "ready")),
         ("load_seconds", "gauge", model.seconds or 0),
-        ("requests_waiting", "gauge", len(demo._queue)),
+        ("requests_waiting", "gauge", len(demo._queue) if demo else 0),
         ("chats_running", "gauge", running),
         ("chats_waiting", "gauge", waiting),
         ("resident_memory_bytes", "gauge", psutil.Process().memory_info().rss),
@@ -46,7 +46,7 @@ def metrics(model: Model, demo: "gr.Blocks") -> str:
     return "\n".join(lines) + "\n"
 
 
-def serve_metrics(model: Model, demo: "gr.Blocks", port: int) -> ThreadingHTTPServer:
+def serve_metrics(model: Model, demo: "gr.Blocks | None", port: int) -> ThreadingHTTPServer:
     """Answer GET /metrics on this machine's own address; `OSError` where the port cannot be had."""
 
     class Handler(BaseHTTPRequestHandler):

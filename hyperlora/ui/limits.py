@@ -2,19 +2,22 @@
 
 import math
 import secrets
+import sys
 import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address, ip_network
 
-from hyperlora.errors import UserError
+from hyperlora.errors import Busy, UserError
 from hyperlora.text import MAX_DESCRIPTION, check_text
 
 MAX_VISITORS = 10_000  # that are remembered; whoever has not asked for longest is forgotten first
 # MCP's tools are called by a request of this process to itself, which says in this header for whom: only it knows how.
 FOR, SECRET = "x-hyperlora-visitor", secrets.token_hex(16)
+ASKING: ContextVar[str | None] = ContextVar("asking", default=None)  # whom the OpenAI-compatible server works for
 
 
 class Rate:
@@ -27,7 +30,7 @@ class Rate:
         self._lock = threading.Lock()
 
     def take(self, visitor: str) -> None:
-        """One more for the visitor; `UserError` says when that is possible again."""
+        """One more for the visitor; `Busy` says when that is possible again."""
         with self._lock:
             now = self._clock()
             left, counted = self._left.pop(visitor, (self.most, now))
@@ -37,7 +40,7 @@ class Rate:
                 self._left.popitem(last=False)
         if left < 1:
             seconds = math.ceil((1 - left) * 60 / self.most)
-            raise UserError(
+            raise Busy(
                 f"There may be {self.most:,} {self.what} a minute here, and you have had them: try again in {seconds} "
                 f"second{'s' * (seconds != 1)}."
             )
@@ -94,7 +97,11 @@ class Limits:
 
 def visitor() -> str | None:
     """Who asks for what this thread does: a user who signed in, or an address; None where it is no request's."""
-    from gradio.context import LocalContext  # takes a second to import, and the command line reads the limits first
+    if (asking := ASKING.get()) is not None:
+        return asking
+    if "gradio" not in sys.modules:  # no page is served
+        return None
+    from gradio.context import LocalContext
 
     if (request := LocalContext.request.get(None)) is None:
         return None
