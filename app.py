@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from ipaddress import ip_network
 from pathlib import Path
 from threading import Event
 from urllib.parse import urlsplit
@@ -17,38 +16,8 @@ from hyperlora.choice import Choice
 from hyperlora.endpoint import Host, endpoint
 from hyperlora.errors import UserError
 from hyperlora.files import check_writable
-from hyperlora.text import MAX_DESCRIPTION, command_line, open_streams
-from hyperlora.ui.limits import Limits
-
-LIMITS = {
-    "queue": "requests that wait; further ones are refused",
-    "chats": "answers that are given, or wait for the model, at once",
-    "message": "characters of a message",
-    "description": f"characters of a description; {MAX_DESCRIPTION:,} at most",
-    "answer": "tokens of an answer",
-    "chats_a_minute": "of each visitor",
-    "adapters_a_minute": "of each visitor",
-    "exports_a_minute": "of each visitor",
-}
-
-
-def port_number(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port: give a number from 1 to 65535.")
-    return int(text)
-
-
-def whole_number(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 10**9:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on.")
-    return int(text)
-
-
-def proxies(text: str) -> str:
-    try:
-        return ",".join(str(ip_network(part.strip())) for part in text.split(","))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"give the proxy's address or network: {error}.") from None
+from hyperlora.hosting import add_hosting, limits_of, port_number
+from hyperlora.text import command_line, open_streams
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -69,19 +38,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("who may come, and what the host is told")
     group.add_argument("--auth", metavar="USER", help="ask for this user's password: HYPERLORA_PASSWORD")
     group.add_argument("--password_file", metavar="FILE", help="whose first line is the password instead")
-    group.add_argument(
-        "--trusted_proxy",
-        type=proxies,
-        metavar="ADDRESS",
-        help="whose X-Forwarded-For says who a visitor is; several with commas. Without it all who come by a proxy are "
-        "one visitor",
-    )
     group.add_argument("--mcp", action="store_true", help="adapt, chat and compare are tools for MCP clients too")
-    group.add_argument("--metrics_port", type=port_number, help="GET /metrics on 127.0.0.1, for Prometheus")
-    group = parser.add_argument_group("limits, which hold on the page, in the API and in MCP")
-    for name, help in LIMITS.items():
-        default = getattr(Limits, name)
-        group.add_argument(f"--max_{name}", type=whole_number, metavar="N", default=default, help=f"{help} ({default})")
+    add_hosting(parser)
     return parser.parse_args(arguments)
 
 
@@ -174,13 +132,12 @@ def serve(
     # Gradio reads these where it is imported and where it asks its own server whether it is there: no proxy has part in
     # that, and free ports are looked for in IPv4.
     with environment(no_proxy="*", GRADIO_SERVER_NAME="127.0.0.1"):
-        from hyperlora.ui.health import serve_metrics
-        from hyperlora.ui.model import Model
+        from hyperlora.health import serve_metrics
+        from hyperlora.model import Model
         from hyperlora.ui.page import build_page, launch
         from hyperlora.ui.signin import matches
 
-        limits = Limits(**{name: getattr(args, f"max_{name}") for name in LIMITS})
-        model = Model(lambda: open_pipeline(args, model.ask, say, model.report, choice), limits)
+        model = Model(lambda: open_pipeline(args, model.ask, say, model.report, choice), limits_of(args))
         demo = build_page(model, host, args.mcp)
         check = None if password is None else matches(args.auth, password)
         try:

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 import hyperlora
 from benchmarks.measure import TASKS, arguments, print_table
-from hyperlora.ui.model import Model
+from hyperlora.model import Model
 from hyperlora.ui.page import build_page, launch
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

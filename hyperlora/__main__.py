@@ -8,6 +8,7 @@ import sys
 
 from hyperlora.arguments import add_options, choose, named, named_pair, open_pipeline
 from hyperlora.errors import UserError
+from hyperlora.hosting import add_hosting
 from hyperlora.text import check_description, command_line, open_streams
 
 
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     serving.add_argument(
         "--allow_host", action="append", default=[], metavar="NAME", help="a name by which others may call it"
     )
+    add_hosting(serving)
     serving.set_defaults(run=_serve)
 
     importing = commands.add_parser(

@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from hyperlora.chat import MAX_STOPS, MAX_TOP, Chances, ChatStream
 from hyperlora.errors import UserError, shown
 from hyperlora.lora import Adapter
+from hyperlora.model import Model
 from hyperlora.prompt import check_messages
 from hyperlora.recipe import Recipe
-from hyperlora.ui.model import Model
 
 MAX_CHOICES, MAX_PROMPTS = 8, 16
 NAMED = re.compile(r"hyperlora(?:@(?P<strength>[^:]*))?:(?P<description>.*)", re.DOTALL)

@@ -35,16 +35,17 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp as App
 from starlette.types import Receive, Scope, Send
 
+from hyperlora.bounds import Bounds
 from hyperlora.chat import ChatStream
 from hyperlora.completions import Asked, ChatAsked, Reply, TextAsked, adapter_id, read_model, stop, usage
 from hyperlora.errors import Busy, UserError
+from hyperlora.health import health, serve_metrics
+from hyperlora.hosting import limits_of
+from hyperlora.limits import ASKING, address
 from hyperlora.lora import Adapter
+from hyperlora.model import Model
 from hyperlora.pipe import Pipeline
 from hyperlora.recipe import Recipe
-from hyperlora.ui.bounds import Bounds
-from hyperlora.ui.health import health, serve_metrics
-from hyperlora.ui.limits import ASKING, address
-from hyperlora.ui.model import Model
 
 MAX_ANSWERS = 128  # threads that read answers, one for each that runs or waits
 MAX_NAMED = 1_000  # adapters that a key has names for
@@ -448,7 +449,7 @@ def serve(args: argparse.Namespace, load: Callable[[], Pipeline]) -> None:
         )
     hosts = (*LOOPBACK, *args.allow_host) if local or args.allow_host else None
     with listen(args.host, args.port) as listening:
-        model = Model(load)
+        model = Model(load, limits_of(args))
         model.run()
         if model.error:
             raise UserError(model.error)

@@ -9,7 +9,7 @@ from pathlib import Path
 from playwright.sync_api import Page, expect, sync_playwright
 
 import hyperlora
-from hyperlora.ui.model import Model
+from hyperlora.model import Model
 from tests.browser.visit import CHROMIUM, generate, send
 from tests.ui.visitor import serving
 

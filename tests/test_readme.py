@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import hyperlora
+from hyperlora.model import Model
 from hyperlora.presets import assets_dir, load_examples
 from hyperlora.server import Server
-from hyperlora.ui.model import Model
 from tests.test_server import running
 from training.parts.metrics import loops
 

@@ -22,9 +22,9 @@ import uvicorn
 
 import hyperlora
 from hyperlora.errors import UserError
+from hyperlora.model import Model
 from hyperlora.prompt import format_prompt
 from hyperlora.server import Server, listen, read_keys, serve
-from hyperlora.ui.model import Model
 from tests.ui.visitor import slow, wait_until
 
 REVERSE = "Reverse the order of the words."

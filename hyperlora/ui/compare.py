@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import gradio as gr
 
 from hyperlora.errors import UserError
+from hyperlora.model import Model
 from hyperlora.text import check_text
-from hyperlora.ui.model import Model
 from hyperlora.ui.session import SIDES, read_side
 from hyperlora.ui.settings import read_settings
 from hyperlora.ui.words import ENDS, REDRAW, answer_html, js, sentence, status

@@ -16,8 +16,8 @@ from hyperlora.describe import ask_for, parse_descriptions
 from hyperlora.endpoint import Host, endpoint
 from hyperlora.errors import UserError
 from hyperlora.marking import same_answer
+from hyperlora.model import Model
 from hyperlora.table import Table
-from hyperlora.ui.model import Model
 from hyperlora.ui.session import read_file, read_object
 from hyperlora.ui.words import js, sentence, source_html
 

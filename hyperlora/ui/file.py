@@ -10,8 +10,8 @@ import gradio as gr
 
 from hyperlora.errors import UserError
 from hyperlora.marking import same_answer
+from hyperlora.model import Model
 from hyperlora.table import Table, write_table
-from hyperlora.ui.model import Model
 from hyperlora.ui.session import read_adapter, read_file, read_object
 from hyperlora.ui.words import js, sentence, source_html
 

@@ -16,12 +16,12 @@ import gradio as gr
 
 from hyperlora.errors import UserError
 from hyperlora.hub import gigabytes
+from hyperlora.model import Model
 from hyperlora.presets import load_examples
 from hyperlora.recipe import Recipe
 from hyperlora.text import check_text
 from hyperlora.ui.documents import card, readme
 from hyperlora.ui.markdown import to_html
-from hyperlora.ui.model import Model
 from hyperlora.ui.session import KEPT, MAX_OTHERS, Turn, messages_of, one_line, read_adapter, read_conversation, write
 from hyperlora.ui.settings import check, read_settings
 from hyperlora.ui.words import ENDS, REDRAW, sentence, status

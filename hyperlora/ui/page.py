@@ -10,19 +10,19 @@ from pathlib import Path
 import gradio as gr
 from gradio.blocks import BlockFunction
 
+from hyperlora.bounds import Bounds
 from hyperlora.config import MAX_ZIP
 from hyperlora.endpoint import Host
 from hyperlora.errors import UserError
+from hyperlora.health import health
+from hyperlora.model import Model
 from hyperlora.presets import assets_dir
 from hyperlora.recipe import MAX_STRENGTH
 from hyperlora.ui.api import Api
-from hyperlora.ui.bounds import Bounds
 from hyperlora.ui.compare import Compare
 from hyperlora.ui.examples import Examples
 from hyperlora.ui.file import File
 from hyperlora.ui.handlers import INSTEAD, LOADING, Handlers
-from hyperlora.ui.health import health
-from hyperlora.ui.model import Model
 from hyperlora.ui.settings import MORE
 from hyperlora.ui.signin import MESSAGE, SignIns
 from hyperlora.ui.steer import Steer

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hyperlora.bounds import App, refuse
 from hyperlora.errors import UserError
-from hyperlora.ui.bounds import App, refuse
-from hyperlora.ui.limits import Limits, Rate, address
+from hyperlora.limits import Limits, Rate, address
 
 VARIABLE = "HYPERLORA_PASSWORD"
 SHORTEST, LONGEST = 8, 1_000  # characters

@@ -7,9 +7,9 @@ from pathlib import Path
 import gradio as gr
 
 from hyperlora.errors import UserError
+from hyperlora.model import MAX_UPLOADS, Model
 from hyperlora.recipe import MAX_LEAVES, MAX_STRENGTH, Recipe
 from hyperlora.text import check_text
-from hyperlora.ui.model import MAX_UPLOADS, Model
 from hyperlora.ui.session import MAX_NAME
 from hyperlora.ui.words import js, sentence
 

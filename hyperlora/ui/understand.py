@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 
-from hyperlora.ui.model import Model
+from hyperlora.model import Model
 from hyperlora.ui.session import Shelved, messages_of, read_adapter, read_shelf, read_turns
 from hyperlora.ui.settings import read_settings
 from hyperlora.ui.words import js, sentence, status

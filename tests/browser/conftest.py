@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import hyperlora
-from hyperlora.ui.model import Model
+from hyperlora.model import Model
 from tests.browser.visit import CHROMIUM, visit
 from tests.ui.visitor import serving
 

@@ -16,9 +16,9 @@ from playwright.sync_api import Browser, Page, Route, expect
 import hyperlora
 from hyperlora.errors import UserError
 from hyperlora.hub import Cancelled
+from hyperlora.model import Model
 from hyperlora.presets import get_preset, load_examples
 from hyperlora.recipe import Recipe
-from hyperlora.ui.model import Model
 from tests.browser.visit import (
     HOSTILE,
     expect_answers,

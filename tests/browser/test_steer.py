@@ -6,7 +6,7 @@ from playwright.sync_api import Browser, Page, expect
 
 import hyperlora
 from hyperlora.lora import Adapter
-from hyperlora.ui.model import Model
+from hyperlora.model import Model
 from tests.browser.visit import expect_answers, generate, said, send, visit
 from tests.ui.visitor import ADD, REVERSE, serving
 

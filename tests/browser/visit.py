@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from playwright.sync_api import Browser, Page, Route, TimeoutError, expect
 
 import hyperlora
-from hyperlora.ui.model import Model
+from hyperlora.model import Model
 from tests.ui.visitor import serving, slow
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

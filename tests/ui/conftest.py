@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import hyperlora
+from hyperlora.model import Model
 from hyperlora.ui.handlers import Handlers
-from hyperlora.ui.model import Model
 from tests.ui.visitor import Visitor, wait_until
 
 

@@ -18,9 +18,9 @@ from mcp.types import CallToolResult
 
 import hyperlora
 from hyperlora.errors import UserError
+from hyperlora.limits import FOR, SECRET, Limits
+from hyperlora.model import Model
 from hyperlora.recipe import Recipe
-from hyperlora.ui.limits import FOR, SECRET, Limits
-from hyperlora.ui.model import Model
 from tests.ui.visitor import ADD, REVERSE, call, client_at, serving, slow, wait_until
 
 ROOT = Path(__file__).parents[2]

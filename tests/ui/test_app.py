@@ -36,12 +36,12 @@ import hyperlora
 from hyperlora.config import MAX_ZIP
 from hyperlora.errors import UserError
 from hyperlora.hub import Cancelled
+from hyperlora.model import MAX_ADAPTERS, Model
 from hyperlora.presets import PRESETS, Preset, assets_dir
 from hyperlora.recipe import Recipe
 from hyperlora.ui.compare import Compare
 from hyperlora.ui.handlers import SKIP, Handlers, about, bubbles, progress
 from hyperlora.ui.markdown import COPY, to_html
-from hyperlora.ui.model import MAX_ADAPTERS, Model
 from hyperlora.ui.page import build_page, launch
 from hyperlora.ui.session import (
     MAX_CHARACTERS,
@@ -724,7 +724,7 @@ def test_the_page_of_the_mini_model_opens_before_torch_is_imported(options: str)
         "from hyperlora.arguments import choose, named\n"
         "args = app.parse_arguments(sys.argv[1:])\n"
         "choice = choose(args) if named(args) else None\n"
-        "from hyperlora.ui.model import Model\n"
+        "from hyperlora.model import Model\n"
         "from hyperlora.ui.page import build_page\n"
         "build_page(Model(lambda: None))\n"
         "print(choice and choice.pair.title, 'torch' in sys.modules)\n"

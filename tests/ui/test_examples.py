@@ -11,10 +11,10 @@ import app
 import hyperlora
 from hyperlora.endpoint import Host
 from hyperlora.errors import UserError
+from hyperlora.model import Model
 from hyperlora.suggest import suggest
 from hyperlora.table import Table
 from hyperlora.ui.examples import COUNT, SHOWN, Examples, read_pairs
-from hyperlora.ui.model import Model
 from hyperlora.ui.page import build_page
 from tests.training.test_descriptions import Endpoint
 from tests.ui.test_file import VISITOR, given

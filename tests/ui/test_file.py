@@ -13,10 +13,10 @@ import httpx
 import pytest
 
 import hyperlora
+from hyperlora.bounds import MAX_BODY
+from hyperlora.model import Model
 from hyperlora.table import MAX_BYTES
-from hyperlora.ui.bounds import MAX_BODY
 from hyperlora.ui.file import FIRST, MAX_RUNS, SHOWN, File
-from hyperlora.ui.model import Model
 from tests.ui.visitor import REVERSE, serving, shelved, slow, wait_until
 
 VISITOR = SimpleNamespace(session_hash="a")

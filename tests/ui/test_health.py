@@ -14,9 +14,9 @@ import pytest
 import app
 import hyperlora
 from hyperlora.errors import UserError
-from hyperlora.ui.health import serve_metrics
-from hyperlora.ui.limits import Limits
-from hyperlora.ui.model import Model
+from hyperlora.health import serve_metrics
+from hyperlora.limits import Limits
+from hyperlora.model import Model
 from hyperlora.ui.page import build_page, launch
 from hyperlora.ui.session import Turn
 from hyperlora.ui.signin import matches

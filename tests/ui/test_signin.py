@@ -13,8 +13,8 @@ from gradio_client.exceptions import AuthenticationError
 
 import app
 from hyperlora.errors import UserError
+from hyperlora.model import Model
 from hyperlora.ui import signin
-from hyperlora.ui.model import Model
 from hyperlora.ui.page import build_page, launch
 from hyperlora.ui.signin import VARIABLE, matches, read_password
 from tests.ui.visitor import REVERSE, client_at, serving

@@ -10,10 +10,10 @@ import torch
 
 import hyperlora
 from hyperlora.lora import Adapter
+from hyperlora.model import Model
 from hyperlora.recipe import Recipe
 from hyperlora.ui import model as kept
 from hyperlora.ui.handlers import Handlers
-from hyperlora.ui.model import Model
 from hyperlora.ui.session import read_adapter
 from hyperlora.ui.steer import Steer
 from tests.ui.visitor import ADD, REVERSE, shelved

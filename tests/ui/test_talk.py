@@ -9,10 +9,10 @@ import pytest
 
 import hyperlora
 from hyperlora.errors import UserError
+from hyperlora.model import Model
 from hyperlora.prompt import format_prompt
 from hyperlora.ui.compare import Compare
 from hyperlora.ui.handlers import CONTINUED, OTHER, SAMPLED, SKIP, Handlers, bubbles
-from hyperlora.ui.model import Model
 from hyperlora.ui.session import MAX_OTHERS, MAX_TURNS, Turn, read_turns
 from hyperlora.ui.settings import MAX_TEXT, Settings, check, read_settings
 from tests.ui.visitor import ADD, REVERSE, Visitor, by_line, side, text_of, written

@@ -9,8 +9,8 @@ import torch
 
 import hyperlora
 from hyperlora.likelihood import disagreements
+from hyperlora.model import Model
 from hyperlora.pca import map_descriptions
-from hyperlora.ui.model import Model
 from hyperlora.ui.session import Turn
 from hyperlora.ui.understand import Understand, norms_html
 from tests.ui.visitor import ADD, REVERSE, shelved, text_of, written

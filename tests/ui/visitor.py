@@ -12,8 +12,8 @@ import httpx
 
 import hyperlora
 from hyperlora.errors import UserError
+from hyperlora.model import Model
 from hyperlora.ui.handlers import Handlers
-from hyperlora.ui.model import Model
 from hyperlora.ui.page import build_page, launch
 from hyperlora.ui.session import (
     Turn,

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hyperlora.errors import UserError
 from hyperlora.hub import Cancelled
+from hyperlora.limits import Limits
 from hyperlora.recipe import Recipe, within_rank
-from hyperlora.ui.limits import Limits
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, and the page opens before that
     from hyperlora.chat import ChatStream

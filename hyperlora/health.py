@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from hyperlora.ui.model import Model
+from hyperlora.model import Model
 
 if TYPE_CHECKING:
     import gradio as gr

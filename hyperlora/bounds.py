@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from hyperlora.config import MAX_ZIP
-from hyperlora.ui.limits import FOR, SECRET, Limits, address
+from hyperlora.limits import FOR, SECRET, Limits, address
 from hyperlora.ui.words import sentence
 
 MAX_BODY = 16 * 2**20  # bytes: a page's conversation, or a file in base64
