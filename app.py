@@ -16,7 +16,7 @@ from hyperlora.choice import Choice
 from hyperlora.endpoint import Host, endpoint
 from hyperlora.errors import UserError
 from hyperlora.files import check_writable
-from hyperlora.hosting import add_hosting, limits_of, port_number
+from hyperlora.hosting import add_hosting, add_keys, limits_of, port_number, who_may_ask
 from hyperlora.text import command_line, open_streams
 
 
@@ -38,6 +38,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("who may come, and what the host is told")
     group.add_argument("--auth", metavar="USER", help="ask for this user's password: HYPERLORA_PASSWORD")
     group.add_argument("--password_file", metavar="FILE", help="whose first line is the password instead")
+    group.add_argument("--openai", action="store_true", help="an OpenAI-compatible server too, below /v1")
+    add_keys(group)
     group.add_argument("--mcp", action="store_true", help="adapt, chat and compare are tools for MCP clients too")
     add_hosting(parser)
     return parser.parse_args(arguments)
@@ -117,6 +119,8 @@ def main(arguments: list[str] | None = None) -> int:
             password = signing_in(args)
             if args.mcp and find_spec("mcp") is None:
                 raise UserError("--mcp needs the package mcp: pip install 'mcp>=1.30,<2'.")
+            if args.openai:
+                who_may_ask(args)
             choice = choose(args) if named(args) else None
             return serve(args, choice, describing(args), password)
     except UserError as error:
@@ -139,9 +143,13 @@ def serve(
 
         model = Model(lambda: open_pipeline(args, model.ask, say, model.report, choice), limits_of(args))
         demo = build_page(model, host, args.mcp)
-        check = None if password is None else matches(args.auth, password)
+        check, beside = None if password is None else matches(args.auth, password), []
+        if args.openai:
+            from hyperlora.server import Beside, Server
+
+            beside = [(Beside, (Server(model, *who_may_ask(args)),), {})]
         try:
-            url = launch(demo, args.host, args.port, check=check, proxies=args.trusted_proxy or "")
+            url = launch(demo, args.host, args.port, check=check, proxies=args.trusted_proxy or "", beside=beside)
         except (OSError, UnicodeError):
             return cannot_open(args)
         try:

@@ -8,7 +8,7 @@ import sys
 
 from hyperlora.arguments import add_options, choose, named, named_pair, open_pipeline
 from hyperlora.errors import UserError
-from hyperlora.hosting import add_hosting
+from hyperlora.hosting import add_hosting, add_keys
 from hyperlora.text import check_description, command_line, open_streams
 
 
@@ -61,12 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     serving = commands.add_parser("serve", parents=[common], help="an OpenAI-compatible server")
     serving.add_argument("--host", default="127.0.0.1", help="default: this machine only")
     serving.add_argument("--port", type=int, default=8000, help="default: 8000; 0: a free one")
-    serving.add_argument(
-        "--api_key_file", metavar="FILE", help="who may ask, a key a line (default: those in HYPERLORA_API_KEY)"
-    )
-    serving.add_argument(
-        "--allow_host", action="append", default=[], metavar="NAME", help="a name by which others may call it"
-    )
+    add_keys(serving)
     add_hosting(serving)
     serving.set_defaults(run=_serve)
 

@@ -1,11 +1,16 @@
 """What a host says of its page or server: who visitors are, how much they may ask for, and where its figures are."""
 
 import argparse
+import os
 from ipaddress import ip_network
+from pathlib import Path
 
+from hyperlora.errors import UserError
 from hyperlora.limits import Limits
 from hyperlora.text import MAX_DESCRIPTION
 
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+MAX_KEYS = 1_000
 LIMITS = {
     "queue": "requests that wait; further ones are refused",
     "chats": "answers that are given, or wait for the model, at once",
@@ -57,3 +62,46 @@ def add_hosting(parser: argparse.ArgumentParser) -> None:
 def limits_of(args: argparse.Namespace) -> Limits:
     """What the options of `add_hosting` say."""
     return Limits(**{name: getattr(args, f"max_{name}") for name in LIMITS})
+
+
+def add_keys(parser: argparse.ArgumentParser) -> None:
+    """--api_key_file, --allow_host: who may ask the OpenAI-compatible server."""
+    parser.add_argument(
+        "--api_key_file", metavar="FILE", help="who may ask /v1, a key a line (default: those in HYPERLORA_API_KEY)"
+    )
+    parser.add_argument(
+        "--allow_host", action="append", default=[], metavar="NAME", help="a name by which others may call /v1"
+    )
+
+
+def who_may_ask(args: argparse.Namespace) -> tuple[list[str], tuple[str, ...] | None]:
+    """The keys, and the names by which the server may be called; None: any.
+
+    Raises `UserError` where others than this machine's could come in without a key.
+    """
+    keys, local = read_keys(args.api_key_file), bare(args.host) in LOOPBACK
+    if not local and not keys:
+        raise UserError(
+            f"A server on {args.host} is for others too, and needs a key: put one into HYPERLORA_API_KEY or "
+            "--api_key_file."
+        )
+    return keys, (*LOOPBACK, *args.allow_host) if local or args.allow_host else None
+
+
+def read_keys(path: str | None) -> list[str]:
+    """The keys in a file, or else in the environment's HYPERLORA_API_KEY, a line or a word each."""
+    try:
+        text = os.environ.get("HYPERLORA_API_KEY", "") if path is None else Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        raise UserError(f"The keys in {path} cannot be read: give a text file with a key in each line.") from None
+    keys = text.split()
+    if (path is not None and not keys) or len(keys) > MAX_KEYS:
+        raise UserError(f"{path} must hold 1 to {MAX_KEYS:,} keys, one in each line.")
+    if any(len(key) < 16 for key in keys):
+        raise UserError("An API key has fewer than 16 characters: take one that cannot be guessed.")
+    return keys
+
+
+def bare(host: str) -> str:
+    """An IPv6 address without its brackets."""
+    return host.removeprefix("[").removesuffix("]")

@@ -10,7 +10,6 @@ import hashlib
 import hmac
 import json
 import logging
-import os
 import secrets
 import socket
 import threading
@@ -19,7 +18,6 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -40,7 +38,7 @@ from hyperlora.chat import ChatStream
 from hyperlora.completions import Asked, ChatAsked, Reply, TextAsked, adapter_id, read_model, stop, usage
 from hyperlora.errors import Busy, UserError
 from hyperlora.health import health, serve_metrics
-from hyperlora.hosting import limits_of
+from hyperlora.hosting import LOOPBACK, bare, limits_of, who_may_ask
 from hyperlora.limits import ASKING, address
 from hyperlora.lora import Adapter
 from hyperlora.model import Model
@@ -49,9 +47,7 @@ from hyperlora.recipe import Recipe
 
 MAX_ANSWERS = 128  # threads that read answers, one for each that runs or waits
 MAX_NAMED = 1_000  # adapters that a key has names for
-MAX_KEYS = 1_000
 QUIET = 5.0  # seconds without a word after which a stream says that it is still there
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 UNEXPECTED = "Something went wrong on the server; its log says what. Please try again."
 log = logging.getLogger(__name__)
 
@@ -130,6 +126,17 @@ class Admission:
             return Failure(415, "The body must be JSON, with the content type application/json.").response()
         scope.setdefault("state", {})["key"] = digest if self._keys else b""
         return None
+
+
+class Beside:
+    """An ASGI app that leaves what is below /v1 to the server, and the rest to the page that it is beside."""
+
+    def __init__(self, app: App, server: "Server"):
+        self._app, self._server = app, server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        server = scope["type"] == "http" and scope["path"].startswith("/v1/")
+        await (self._server.app if server else self._app)(scope, receive, send)
 
 
 class Server:
@@ -404,25 +411,6 @@ def _http(_: Request, error: HTTPException) -> JSONResponse:
 # ---- the command ----
 
 
-def read_keys(path: str | None) -> list[str]:
-    """The keys in a file, or else in the environment's HYPERLORA_API_KEY, a line or a word each."""
-    try:
-        text = os.environ.get("HYPERLORA_API_KEY", "") if path is None else Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        raise UserError(f"The keys in {path} cannot be read: give a text file with a key in each line.") from None
-    keys = text.split()
-    if (path is not None and not keys) or len(keys) > MAX_KEYS:
-        raise UserError(f"{path} must hold 1 to {MAX_KEYS:,} keys, one in each line.")
-    if any(len(key) < 16 for key in keys):
-        raise UserError("An API key has fewer than 16 characters: take one that cannot be guessed.")
-    return keys
-
-
-def _bare(host: str) -> str:
-    """An IPv6 address without its brackets."""
-    return host.removeprefix("[").removesuffix("]")
-
-
 def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
@@ -430,7 +418,7 @@ def _family(host: str) -> socket.AddressFamily:
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens there; `UserError` where it cannot be had."""
     try:
-        return socket.create_server((_bare(host), port), family=_family(host), backlog=128)
+        return socket.create_server((bare(host), port), family=_family(host), backlog=128)
     except (OSError, OverflowError):
         raise UserError(f"Port {port} on {host} cannot be used: choose another with --port or --host.") from None
 
@@ -440,14 +428,7 @@ def serve(args: argparse.Namespace, load: Callable[[], Pipeline]) -> None:
 
     Raises `UserError` where others than this machine's could come in without a key.
     """
-    keys = read_keys(args.api_key_file)
-    local = _bare(args.host) in LOOPBACK
-    if not local and not keys:
-        raise UserError(
-            f"A server on {args.host} is for others too, and needs a key: put one into HYPERLORA_API_KEY or "
-            "--api_key_file."
-        )
-    hosts = (*LOOPBACK, *args.allow_host) if local or args.allow_host else None
+    keys, hosts = who_may_ask(args)
     with listen(args.host, args.port) as listening:
         model = Model(load, limits_of(args))
         model.run()
@@ -464,7 +445,7 @@ def serve(args: argparse.Namespace, load: Callable[[], Pipeline]) -> None:
             server_header=False,
             forwarded_allow_ips=args.trusted_proxy or "",
         )
-        where = f"[{_bare(args.host)}]" if ":" in args.host else args.host
+        where = f"[{bare(args.host)}]" if ":" in args.host else args.host
         print(f"HyperLoRA's server is at http://{where}:{listening.getsockname()[1]}/v1", flush=True)
         uvicorn.Server(config).run(sockets=[listening])
         if args.metrics_port:

@@ -22,9 +22,10 @@ import uvicorn
 
 import hyperlora
 from hyperlora.errors import UserError
+from hyperlora.hosting import read_keys, who_may_ask
 from hyperlora.model import Model
 from hyperlora.prompt import format_prompt
-from hyperlora.server import Server, listen, read_keys, serve
+from hyperlora.server import Server, listen
 from tests.ui.visitor import slow, wait_until
 
 REVERSE = "Reverse the order of the words."
@@ -276,7 +277,7 @@ def test_what_is_not_to_be_had_is_refused_by_name(client: openai.OpenAI, base: s
 def test_without_a_key_nobody_else_is_let_in(model: Model) -> None:
     arguments = SimpleNamespace(api_key_file=None, host="0.0.0.0", port=0, allow_host=[])
     with pytest.raises(UserError, match="needs a key"):
-        serve(arguments, lambda: model.pipe)
+        who_may_ask(arguments)
     with running(Server(model, [KEY])) as url:
         for headers in ({}, {"authorization": "Bearer"}, {"authorization": f"Bearer {KEY[:-1]}"}, {"api-key": KEY}):
             answer = httpx.get(f"{url}/models", headers=headers)
@@ -502,6 +503,24 @@ def test_the_command_answers_to_the_end_and_then_goes(tmp_path: Path) -> None:
             assert "Traceback" not in process.stderr.read()
         finally:
             process.kill()
+
+
+def test_beside_the_page(tmp_path: Path) -> None:
+    """One model for both; and a page that others may visit does not let them ask /v1 without a key."""
+    command = [sys.executable, "app.py", "--preset", "mini", "--openai"]
+    done = subprocess.run([*command, "--host", "0.0.0.0"], capture_output=True, text=True)
+    assert done.returncode == 2 and "needs a key" in done.stderr
+    with subprocess.Popen([*command, "--port", "7951"], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            url = re.search(r"http://\S+?(?=/?\s)", process.stdout.readline())[0]
+            wait_until(lambda: httpx.get(f"{url}/health").status_code == 200)
+            client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
+            answer = ask(client, "hyperlora:Put each word in square brackets.")
+            assert answer.choices[0].message.content == "[one] [two] [three]"
+            assert "HyperLoRA" in httpx.get(url).text
+            assert httpx.get(f"{url}/v1/models", headers={"host": "evil.example"}).status_code == 403
+        finally:
+            process.terminate()
 
 
 def test_a_port_that_is_taken_is_a_sentence() -> None:

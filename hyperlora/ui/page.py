@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gradio as gr
@@ -278,11 +278,13 @@ def launch(
     *,
     check: Callable[[str, str], bool] | None = None,
     proxies: str = "",
+    beside: Sequence[tuple] = (),
 ) -> str:
     """Serves the page and returns its address; `OSError` if it cannot be had. Nothing of it leaves this machine.
 
     `check` says whether a user and a password are right, where visitors are to sign in. A visitor's address is what
     one of the `proxies` (addresses or networks, with commas between) says of it, or else the one that they come from.
+    `beside`: ASGI apps in front of the page, each with its arguments, as Starlette takes middleware.
     """
     host = host.removeprefix("[").removesuffix("]")
     check_address(host, port)
@@ -299,7 +301,7 @@ def launch(
         footer_links=[],
         max_threads=demo.model.limits.chats + OTHERS,
         app_kwargs={
-            "middleware": [(each, (demo.model.limits,), {}) for each in (Bounds, SignIns)],
+            "middleware": [*beside, *((each, (demo.model.limits,), {}) for each in (Bounds, SignIns))],
             "routes": [health(demo.model)],
             "openapi_url": None,  # and so without FastAPI's own pages, whose scripts are from elsewhere
         },
