@@ -15,7 +15,7 @@ from gguf.gguf_writer import GGUFValue
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hyperlora.base import end_tokens, model_folder
 from hyperlora.config import read_json
@@ -35,16 +35,20 @@ LEFT = ("*.safetensors.index.json", "adapter_config.json", "README.md")
 
 
 class Base:
-    """The files of a pipeline's base model, and where an adapter changes them. Raises `UserError` where they are not
-    known, hold quantised weights, or lack what the adapter changes."""
+    """The files of a base model, a folder or a GGUF file, and where an adapter changes them. Raises `UserError` where
+    they hold quantised weights, or lack what the adapter changes."""
 
-    def __init__(self, pipe: Pipeline, adapter: Adapter | None):
-        if pipe.files is None:
-            raise UserError("The files of the base model are not known here: open it with hyperlora.pipeline.")
-        self.pipe, self.adapter = pipe, adapter
-        self.config: PreTrainedConfig = pipe.adapted.model.config
-        self.gguf: Header | None = read_header(pipe.files) if pipe.files.is_file() else None
-        self.folder = model_folder(pipe.files)
+    def __init__(
+        self,
+        source: Path,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        adapter: Adapter | None = None,
+    ):
+        self.source, self.model, self.tokenizer, self.adapter = source, model, tokenizer, adapter
+        self.config: PreTrainedConfig = model.config
+        self.gguf: Header | None = read_header(source) if source.is_file() else None
+        self.folder = model_folder(source)
         self.files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         for file in _weights(self.folder):
@@ -64,6 +68,13 @@ class Base:
         }
         if missing := [name for name in self.changes if name not in self.files]:
             raise UserError(f"The base model's files have no {missing[0]}, which the adapter changes.")
+
+    @classmethod
+    def of(cls, pipe: Pipeline, adapter: Adapter) -> "Base":
+        """A pipeline's; `UserError` where its files are not known."""
+        if pipe.files is None:
+            raise UserError("The files of the base model are not known here: open it with hyperlora.pipeline.")
+        return cls(pipe.files, pipe.adapted.model, pipe.tokenizer, adapter)
 
     @property
     def weights(self) -> int:
@@ -152,7 +163,7 @@ def write_folder(base: Base, folder: Path, dtype: str, report: Report) -> None:
                 shutil.copyfile(path, folder / path.name)
     _change(folder / "config.json", {"dtype": dtype}, ("torch_dtype", "hub_name"))
     _change(folder / "tokenizer_config.json", {}, ("chat_template",))
-    if (template := own_template(base.pipe.tokenizer)) is not None:
+    if (template := own_template(base.tokenizer)) is not None:
         write_atomic(folder / "chat_template.jinja", template.encode())
 
 
@@ -167,16 +178,16 @@ def write_gguf(base: Base, path: Path, dtype: str, report: Report) -> None:
     """The merged model as one file for llama.cpp. What the base's own GGUF file says, where it is one, is kept."""
     parts = base.parts()
     if base.gguf is None:
-        ends = end_tokens(base.pipe.adapted.model, base.pipe.tokenizer)
-        fields = describe_model(base.config, base.pipe.tokenizer, ends, parts)
+        ends = end_tokens(base.model, base.tokenizer)
+        fields = describe_model(base.config, base.tokenizer, ends, parts)
     else:
-        fields = _said(base.pipe.files)
-        template = own_template(base.pipe.tokenizer)
+        fields = _said(base.source)
+        template = own_template(base.tokenizer)
         if template is not None:
             fields["tokenizer.chat_template"] = GGUFValue(template, GGUFValueType.STRING)
         for name, tensor in base.gguf.tensors.items():
             if name not in parts:  # as Llama 3.1's positions
-                parts[name] = Part(tensor.shape, lambda tensor=tensor: torch.from_numpy(tensor.read(base.pipe.files)))
+                parts[name] = Part(tensor.shape, lambda tensor=tensor: torch.from_numpy(tensor.read(base.source)))
     write_model(path, architecture(base.config), fields, parts, dtype, report)
 
 

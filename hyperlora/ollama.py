@@ -134,4 +134,3 @@ def modelfile(pipe: Pipeline, adapter: Adapter | None, base: str, lora: str | No
     lines += [f"PARAMETER num_predict {defaults.max_new_tokens}"]
     lines += [f"PARAMETER num_ctx {min(pipe.engine.context, CONTEXT)}"]
     return "\n".join(lines) + "\n"
-
