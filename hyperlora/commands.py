@@ -14,6 +14,8 @@ from hyperlora.presets import PRESETS, SMALL_PRESET
 from hyperlora.prompt import own_template
 
 MESSAGE = "one two three"
+# In a folder for llama.cpp; the base is not in it until whoever has it puts it there.
+ADAPTER_GGUF, MODEL_GGUF, BASE_GGUF = "adapter.gguf", "model.gguf", "base.gguf"
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as the highest of its adapters
 
 PYTHON = """\
@@ -54,11 +56,9 @@ class Origin:
         preset = next((preset.name for preset in PRESETS.values() if name == f"assets/{preset.base}"), None)
         if name == smollm2.NAME and revision is None:
             preset = SMALL_PRESET
-        on_hub = not name.startswith("assets/") and not os.path.exists(name) and "/" in name
-        on_hub = on_hub and bool(HUB_ID.fullmatch(name))
-        return cls(
-            os.path.abspath(name) if os.path.exists(name) else name, revision if on_hub else None, preset, on_hub
-        )
+        here = os.path.exists(name)
+        on_hub = not name.startswith("assets/") and not here and "/" in name and bool(HUB_ID.fullmatch(name))
+        return cls(os.path.abspath(name) if here else name, revision if on_hub else None, preset, on_hub)
 
     @property
     def packaged(self) -> bool:
@@ -124,10 +124,8 @@ def commands(pipe: Pipeline, adapter: Adapter, form: str) -> list[tuple[str, str
     origin, before = Origin.of(adapter), written_before(pipe, adapter)
     template = own_template(pipe.tokenizer)
     ask = json.dumps({"model": name, "messages": [{"role": "user", "content": before + MESSAGE}], "temperature": 0})
-    post = (
-        "curl http://127.0.0.1:{port}/v1/chat/completions -H 'Content-Type: application/json' \\\n  -d "
-        + shlex.quote(ask)
-    )
+    url = "http://127.0.0.1:{}/v1/chat/completions"
+    curl = f"curl {url} -H 'Content-Type: application/json' \\\n  -d ".format
     if form in ("peft", "merged"):
         code = python_code(adapter, form, name, before, template is not None)
         found = [("PEFT" if form == "peft" else "transformers", code.rstrip("\n"))]
@@ -143,12 +141,13 @@ def commands(pipe: Pipeline, adapter: Adapter, form: str) -> list[tuple[str, str
                     + (f" \\\n  --chat-template {name}/chat_template.jinja" if template else ""),
                 )
             )
-        return [*found, ("curl", post.format(port=8000))] if len(found) > 1 else found
+        return [*found, ("curl", curl(8000) + shlex.quote(ask))] if len(found) > 1 else found
     if form == "gguf":
-        get, model = origin.get_gguf(f"{name}/base.gguf") + "\n", f"-m {name}/base.gguf --lora {name}/{name}.gguf"
+        get = origin.get_gguf(f"{name}/{BASE_GGUF}") + "\n"
+        model = f"-m {name}/{BASE_GGUF} --lora {name}/{ADAPTER_GGUF}"
         model += f" \\\n  --jinja --chat-template-file {name}/chat_template.jinja" if template else " \\\n "
     else:
-        get, model = "", f"-m {name}/{name}.gguf \\\n  --jinja"
+        get, model = "", f"-m {name}/{MODEL_GGUF} \\\n  --jinja"
     options = f"{model} --temp 0 -c {min(pipe.engine.context, 4096)}"
     if "enable_thinking" in (template or ""):
         options += " --chat-template-kwargs '{\"enable_thinking\": false}'"
@@ -157,5 +156,5 @@ def commands(pipe: Pipeline, adapter: Adapter, form: str) -> list[tuple[str, str
     return [
         ("llama.cpp", f"{get}llama-cli {options} -st -p {said}\nllama-server {options}"),
         ("Ollama", f"{get}ollama create {name} -f {name}/Modelfile\nollama run {name} {alone}"),
-        ("curl", post.format(port=8080)),
+        ("curl", curl(8080) + shlex.quote(ask)),
     ]
