@@ -114,7 +114,7 @@ def _generate(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from hyperlora.export import commands, export, export_name
+    from hyperlora.export import commands, export
 
     pipe = open_pipeline(args, _ask, _say)
     adapter = pipe.adapt(args.description).scaled(args.strength)
@@ -127,8 +127,9 @@ def _export(args: argparse.Namespace) -> None:
         export(pipe, adapter, args.format, args.output, report)
     if adapter.notice:
         _say(adapter.notice)
-    _say(f"The adapter is in {args.output}; as the folder {export_name(adapter, args.format).removesuffix('.zip')}:")
-    for tool, text in commands(pipe, adapter, args.format):
+    _say(f"The adapter is in {args.output}.")
+    folder = os.path.splitext(args.output)[0] if args.output.endswith(".zip") else args.output  # as it is unpacked
+    for tool, text in commands(pipe, adapter, args.format, folder):
         print(f"# {tool}\n{text}\n")
     pipe.close()
 

@@ -49,7 +49,8 @@ USE_PEFT = """
 Put the files of this zip in a folder, here `adapter`, beside which this runs{needs}:
 
 ```python
-{code}```
+{code}
+```
 
 The prompt is as in the hypernetwork's training: {prompt}, in {whose} chat template.
 """
