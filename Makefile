@@ -8,8 +8,8 @@ SMOLLM2 := $(shell sed -n 's/^PACKAGE = "\(.*\)"/\1/p' hyperlora/smollm2.py)
 
 # The oldest transformers that the package takes, and the tests of what computes or reads with it.
 OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
-CORE := tests/interop $(patsubst %,tests/test_%.py,adapted architectures base batch chat embedder generator gguf graph \
-	gte halves likelihood lora memory pipeline prompt quiet smollm2 smollm2_chat suggest)
+CORE := tests/interop $(patsubst %,tests/test_%.py,adapted architectures base batch chat commands embedder export generator \
+	gguf graph gte halves likelihood llama_cpp lora memory merge ollama pipeline prompt quiet smollm2 smollm2_chat suggest)
 
 # What the exports are proven in: llama.cpp and Go.
 PROVERS := .venv/export-$(shell sed -n 's/.*"xllamacpp==\([0-9.]*\)".*/\1/p' pyproject.toml)
