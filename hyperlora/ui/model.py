@@ -59,9 +59,10 @@ class Model:
         return self._pipe
 
     def start(self) -> None:
-        threading.Thread(target=self._run, name="load-model", daemon=True).start()
+        threading.Thread(target=self.run, name="load-model", daemon=True).start()
 
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Load it in this thread."""
         try:
             pipe = self._load()
             pipe.adapt("Warm up.")  # the first time is slower, and no visitor need see it
