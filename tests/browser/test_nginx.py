@@ -2,7 +2,6 @@
 
 import http.client
 import os
-import re
 import shutil
 import signal
 import socket
@@ -167,6 +166,6 @@ def test_who_was_at_a_page_that_is_killed_goes_on_at_the_other(
         expect_interrupted(page, pipe.chat("one two"))
         expect_answers(page, said(pipe, "one two"))
         expect(page.locator("#shelf label")).to_have_text(["No adapter", ADD])
-        page.locator("#shelf label", has_text=re.escape(ADD)).click()
+        page.locator("#shelf label", has_text=ADD).click()
         send(page, "three")
         expect_answers(page, said(pipe, "one two"), said(pipe, "three", ADD))
