@@ -6,18 +6,17 @@ import pickle
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 
-import httpx
 import pytest
 import torch
 
 import hyperlora
 from hyperlora.lora import Adapter
-from hyperlora.ui.session import Turn, read_turns
+from hyperlora.ui.session import read_turns
+from tests.ui.over_http import Caller
 from tests.ui.test_app import ROOT, started
 from tests.ui.visitor import REVERSE, shelved, side, text_of, wait_until
 
@@ -55,46 +54,10 @@ def happened(lent: Path, what: str) -> list[dict]:
     return [line for line in map(json.loads, lent.read_text().splitlines()) if line["what"] == what]
 
 
-class Visitor:
-    """A page over HTTP, by its session's name."""
-
-    def __init__(self, url: str, session: str):
-        self.url, self.session = f"{url}gradio_api/", session
-        functions = httpx.get(f"{url}config", timeout=300).json()["dependencies"]
-        self.functions = {each["api_name"]: each["id"] for each in functions}
-
-    def body(self, handler: str, data: tuple) -> dict:
-        return {"fn_index": self.functions[handler], "session_hash": self.session, "data": data}
-
-    @contextmanager
-    def asked(self, handler: str, *data: object) -> Iterator[Iterator[dict]]:
-        """What the server says, as it comes; leaving it hangs up."""
-        httpx.post(f"{self.url}queue/join", json=self.body(handler, data), timeout=300).raise_for_status()
-        where = f"{self.url}queue/data?session_hash={self.session}"
-        with httpx.stream("GET", where, timeout=300) as stream:
-            lines = stream.iter_lines()
-            yield (json.loads(line.removeprefix("data: ")) for line in lines if line)
-
-    def ask(self, handler: str, *data: object) -> tuple[list, list[str]]:
-        """-> what it gives in the end, and what it warns of meanwhile."""
-        with self.asked(handler, *data) as messages:
-            said = list(messages)
-        (completed,) = (each for each in said if each["msg"] == "process_completed")
-        assert completed["success"], completed
-        return completed["output"]["data"], [each["log"] for each in said if each["msg"] == "log"]
-
-    def send(self, message: str, description: str = "") -> tuple[Turn, list[str]]:
-        given, warned = self.ask("send", "7", shelved(description), False, "[]", "", message)
-        return read_turns(f"[{given[1]}]")[0], warned
-
-    def press(self, handler: str) -> None:
-        httpx.post(f"{self.url}run/predict", json=self.body(handler, ()), timeout=300).raise_for_status()
-
-
 def test_answers_are_those_of_the_model_and_written_by_workers_for_the_visitor(
     url: str, lent: Path, pipe: hyperlora.Pipeline
 ) -> None:
-    visitor = Visitor(url, "one")
+    visitor = Caller(url, "one")
     (_, made), _ = visitor.ask("generate", f"1 {REVERSE}")
     assert made == f"1 {REVERSE}" and not happened(lent, "lent")  # adapters are made without a GPU
     for description in (REVERSE, ""):
@@ -107,7 +70,7 @@ def test_answers_are_those_of_the_model_and_written_by_workers_for_the_visitor(
 
 
 def test_a_gpu_is_asked_for_as_long_as_the_request_takes(url: str, lent: Path) -> None:
-    visitor = Visitor(url, "two")
+    visitor = Caller(url, "two")
     for most in ("20", "40"):
         visitor.ask("send", "7", "", False, "[]", json.dumps({"max_new_tokens": most}), "one two")
     short, long = (call["seconds"] for call in happened(lent, "lent")[-2:])
@@ -115,7 +78,7 @@ def test_a_gpu_is_asked_for_as_long_as_the_request_takes(url: str, lent: Path) -
 
 
 def test_sides_that_are_compared_have_a_gpu_each(url: str, lent: Path, pipe: hyperlora.Pipeline) -> None:
-    visitor, before = Visitor(url, "three"), len(happened(lent, "lent"))
+    visitor, before = Caller(url, "three"), len(happened(lent, "lent"))
     (name, _) = [name for name in visitor.functions if name.startswith("answer")]
     (html,), _ = visitor.ask(name, side("left", shelved(REVERSE)), "one two", 5)
     assert pipe.chat("one two", adapter=pipe.adapt(REVERSE)).split()[0] in text_of(html)
@@ -123,7 +86,7 @@ def test_sides_that_are_compared_have_a_gpu_each(url: str, lent: Path, pipe: hyp
 
 
 def test_what_needs_the_weights_in_the_pages_process_says_why_not(url: str) -> None:
-    visitor = Visitor(url, "four")
+    visitor = Caller(url, "four")
     turn, _ = visitor.send("one two", REVERSE)
     kept = json.dumps([{"question": turn.question, "answer": turn.answer, "by": turn.by, "end": turn.end}])
     (html,), _ = visitor.ask("tokens", shelved(REVERSE), False, kept, "")
@@ -131,19 +94,19 @@ def test_what_needs_the_weights_in_the_pages_process_says_why_not(url: str) -> N
 
 
 def test_no_quota_is_one_sentence_and_the_next_message_is_answered(url: str) -> None:
-    turn, warned = (visitor := Visitor(url, "five")).send("there is no quota")
+    turn, warned = (visitor := Caller(url, "five")).send("there is no quota")
     assert warned == ["ZeroGPU quota exceeded: You have exceeded your quota. Try again in 1:00:00."]
     assert (turn.end, turn.answer) == ("error", "")
     assert visitor.send("one two")[0].end == "length"
 
 
 def test_what_a_worker_cannot_answer_is_one_sentence(url: str) -> None:
-    turn, (warned,) = Visitor(url, "six").send("one " * 100)
+    turn, (warned,) = Caller(url, "six").send("one " * 100)
     assert "The conversation is" in warned and "shorten it" in warned and turn.end == "error"
 
 
 def test_a_worker_that_is_killed_ends_that_answer_alone(url: str, lent: Path, slow: None) -> None:
-    visitor = Visitor(url, "seven")
+    visitor = Caller(url, "seven")
     with visitor.asked("send", "7", "", False, "[]", "", "one two") as messages:
         for message in messages:
             if message["msg"] == "process_generating":
@@ -156,7 +119,7 @@ def test_a_worker_that_is_killed_ends_that_answer_alone(url: str, lent: Path, sl
 
 @pytest.mark.parametrize("how", ["stops", "hangs up"])
 def test_the_worker_writes_no_further_for_a_visitor_who(how: str, url: str, lent: Path, slow: None) -> None:
-    visitor, before = Visitor(url, how), len(happened(lent, "done"))
+    visitor, before = Caller(url, how), len(happened(lent, "done"))
     with visitor.asked("send", "7", "", False, "[]", "", "one two") as messages:
         for message in messages:
             if message["msg"] == "process_generating":
