@@ -14,6 +14,8 @@ from tests.ui.test_app import ROOT, no_user, started
 from tests.ui.visitor import wait_until
 
 BRACKETS = "Put each word in square brackets."
+STAND_IN = ROOT / "tests" / "ui" / "stand_in"  # for the package `spaces`
+SPACE = {"SYSTEM": "spaces", "SPACE_ID": "somebody/hyperlora", "PYTHONPATH": str(STAND_IN)}
 
 
 @pytest.fixture
@@ -28,34 +30,18 @@ def pushed(tmp_path: Path) -> Path:
     return tmp_path / "app"
 
 
-@pytest.fixture
-def installed(tmp_path: Path) -> Path:
-    """The package `spaces`, that every Space with Gradio has: Gradio asks it for what developers watch their code by."""
-    for name, text in {
-        "spaces-0.51.3.dist-info/METADATA": "Metadata-Version: 2.1\nName: spaces\nVersion: 0.51.3\n",
-        "spaces/__init__.py": "",
-        "spaces/reloading.py": "def start_reload_server(**_): ...\n",
-    }.items():
-        (path := tmp_path / "site" / name).parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return tmp_path / "site"
-
-
-def test_it_answers_behind_the_spaces_proxy(pushed: Path, installed: Path, tmp_path: Path) -> None:
+def test_it_answers_behind_the_spaces_proxy(pushed: Path, tmp_path: Path) -> None:
     (home := tmp_path / "home").mkdir()
     environment = {
         "HOME": str(home),
-        "SYSTEM": "spaces",
-        "SPACE_ID": "somebody/hyperlora",
         "SPACE_HOST": "somebody-hyperlora.hf.space",
         "GRADIO_SERVER_NAME": "0.0.0.0",
         "GRADIO_SERVER_PORT": str(port := free_port()),  # there it is 7860
         "GRADIO_NUM_PORTS": "1",
         "GRADIO_ANALYTICS_ENABLED": "False",
-        "PYTHONPATH": str(installed),
     }
     user = [part.replace("54321", "1000") for part in no_user()]
-    with started(folder=pushed, preset=None, within=user, **environment) as url:
+    with started(folder=pushed, preset=None, within=user, **SPACE, **environment) as url:
         assert url == f"http://localhost:{port}/"
         proxy = {"Host": "somebody-hyperlora.hf.space", "X-Forwarded-Proto": "https"}
         proxy["X-Forwarded-Host"] = proxy["Host"]

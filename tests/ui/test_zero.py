@@ -17,7 +17,8 @@ import hyperlora
 from hyperlora.lora import Adapter
 from hyperlora.ui.session import read_turns
 from tests.ui.over_http import Caller
-from tests.ui.test_app import ROOT, started
+from tests.ui.test_app import started
+from tests.ui.test_space import SPACE
 from tests.ui.visitor import REVERSE, shelved, side, text_of, wait_until
 
 
@@ -30,8 +31,7 @@ def lent(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def url(lent: Path, terse_base: Path, tiny_hyperlora: Path) -> Iterator[str]:
     models = "--base", str(terse_base), "--hyperlora", str(tiny_hyperlora)
-    stand_in = str(ROOT / "tests" / "ui" / "zero_gpu")
-    with started(*models, PYTHONPATH=stand_in, SPACES_ZERO_GPU="true", LENT=str(lent)) as url:
+    with started(*models, **SPACE, SPACES_ZERO_GPU="true", LENT=str(lent)) as url:
         yield url
 
 

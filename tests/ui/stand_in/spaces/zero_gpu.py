@@ -1,4 +1,4 @@
-"""A stand-in for the package `spaces` as it is on ZeroGPU, where the CPU is the GPU: written after its version 0.51.
+"""What the package does on ZeroGPU, where here the CPU is the GPU: written after its version 0.51.
 
 It takes `cuda` over where it is imported, and what is put there is gone from this process when the page opens. A
 decorated generator runs in a forked worker that has it again, is given its arguments as a pickle, and waits for others
