@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import re
 import shutil
 import signal
 import socket
@@ -30,13 +31,14 @@ SLOW = """
 import sys
 import hyperlora
 from hyperlora.ui.model import Model
-from tests.ui.visitor import serving, slow
+from hyperlora.ui.page import build_page, launch
+from tests.ui.visitor import slow
 pipe = hyperlora.pipeline(None, base=sys.argv[1], hyperlora=sys.argv[2])
 pipe.multi_turn = pipe.markdown = False
 model = Model(lambda: pipe)
 model.start()
-with serving(model) as url, slow(pipe, 0.5):
-    print(url, flush=True)
+with slow(pipe, 0.5):
+    print(launch(build_page(model), port=int(sys.argv[3])), flush=True)
     sys.stdin.read()
 """
 
@@ -65,7 +67,8 @@ def lasting(root_path: None, pipe: hyperlora.Pipeline) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def doomed(root_path: None, terse_base: Path, tiny_hyperlora: Path) -> Iterator[tuple[str, subprocess.Popen]]:
     """The page that is killed, and its process."""
-    command = [sys.executable, "-c", SLOW, str(terse_base), str(tiny_hyperlora)]
+    # On a port that no other test's page takes when it is free again.
+    command = [sys.executable, "-c", SLOW, str(terse_base), str(tiny_hyperlora), str(free_port())]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         yield process.stdout.readline().strip(), process
         process.kill()
@@ -76,13 +79,10 @@ def url(lasting: str, doomed: tuple[str, subprocess.Popen], tmp_path_factory: py
     """Where nginx has both."""
     folder, port = tmp_path_factory.mktemp("nginx"), free_port()
     config = (ROOT / "deploy" / "nginx.conf").read_text()
-    for was, now in (
-        ("127.0.0.1:7861", lasting),
-        ("127.0.0.1:7862", doomed[0]),
-        ("listen 80", f"listen 127.0.0.1:{port}"),
-    ):
-        assert config.count(f"{was};") == 1
-        config = config.replace(f"{was};", f"{urlsplit(now).netloc or now};")
+    here = {"127.0.0.1:7861": urlsplit(lasting).netloc, "127.0.0.1:7862": urlsplit(doomed[0]).netloc}
+    here["listen 80;"] = f"listen 127.0.0.1:{port};"
+    config, found = re.subn("127.0.0.1:786[12](?=;)|listen 80;", lambda match: here[match[0]], config)
+    assert found == 3
     temporary = "".join(
         f"{name}_temp_path {folder}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
