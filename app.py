@@ -71,6 +71,11 @@ def signing_in(args: argparse.Namespace) -> str | None:
     return read_password(args.password_file)
 
 
+def on_zero_gpu() -> bool:
+    """Whether this is a Space that is lent a GPU for each answer."""
+    return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
+
+
 def say(line: str) -> None:
     print(line, flush=True)
 
@@ -114,6 +119,10 @@ def main(arguments: list[str] | None = None) -> int:
     open_streams()
     try:
         args = parse_arguments(command_line(arguments))
+        if on_zero_gpu():
+            import spaces  # noqa: F401  before torch, whose CUDA it takes the place of
+
+            args.device, args.yes = "cpu", True  # from there it is put on the GPU; nobody can be asked before that
         with own_folder():
             # What was named and cannot be ends the command; the best takes a while to find, so the page comes first.
             password = signing_in(args)
@@ -142,6 +151,11 @@ def serve(
         from hyperlora.ui.signin import matches
 
         model = Model(lambda: open_pipeline(args, model.ask, say, model.report, choice), limits_of(args))
+        if on_zero_gpu():
+            from hyperlora.ui.zero import open_zero
+
+            model = Model(lambda: open_zero(args, say, choice), limits_of(args))
+            model.run()  # in the main thread, the only one whose CUDA is stood in for, and before the page is there
         demo = build_page(model, host, args.mcp)
         check, beside = None if password is None else matches(args.auth, password), []
         if args.openai:
@@ -162,7 +176,8 @@ def serve(
         reach_itself(url)
     moved = "" if args.port or url.endswith(":7860/") else " (port 7860 is in use)"
     say(f"HyperLoRA is at {url}{moved}")
-    model.start()
+    if not model.settled:
+        model.start()
     demo.block_thread()
     return 0
 

@@ -39,6 +39,13 @@ def halve_linears(model: nn.Module) -> None:
                 return
 
 
+def whole_linears(model: nn.Module) -> None:
+    """Let the linears of `model` compute as before `halve_linears`, wherever they are put."""
+    for linear in model.modules():
+        if isinstance(vars(linear).get("forward"), _Halved):
+            del linear.forward
+
+
 def packed_weights(model: nn.Module) -> list[object]:
     """What the halved linears of `model` compute with, which tracing has to be told of."""
     return [forward.packed for module in model.modules() if isinstance(forward := module.forward, _Halved)]

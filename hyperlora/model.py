@@ -74,7 +74,7 @@ class Model:
         threading.Thread(target=self.run, name="load-model", daemon=True).start()
 
     def run(self) -> None:
-        """Load it now."""
+        """Load it in this thread."""
         began = time.monotonic()
         try:
             pipe = self._load()

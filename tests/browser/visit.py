@@ -3,7 +3,7 @@
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
 from playwright.sync_api import Browser, Page, Route, TimeoutError, expect
@@ -19,13 +19,16 @@ expect.set_options(timeout=TIMEOUT)
 
 
 @contextmanager
-def visit(browser: Browser, url: str, fragment: str = "", **options) -> Iterator[Page]:
+def visit(
+    browser: Browser, url: str, fragment: str = "", cookies: Sequence[dict[str, str]] = (), **options
+) -> Iterator[Page]:
     """The page as a visitor of their own has it, in as many tabs as they open.
 
     It fails where a page logs an error, or asks another host for anything, which is also kept from it.
     """
     context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}} | options)
     context.set_default_timeout(TIMEOUT)
+    context.add_cookies(cookies)
     complaints: list[str] = []
 
     def complain(text: str) -> None:

@@ -1090,12 +1090,19 @@ def test_proxies_are_for_other_machines(url: str, environment: dict[str, str], m
 
 
 @contextmanager
-def started(*arguments: str, without: str = "", within: Sequence[str] = (), **variables: str) -> Iterator[str]:
+def started(
+    *arguments: str,
+    without: str = "",
+    within: Sequence[str] = (),
+    folder: Path = ROOT,
+    preset: str | None = "mini",
+    **variables: str,
+) -> Iterator[str]:
     """The address of `python app.py` in such an environment; it says nothing of an error."""
     environment = {name: value for name, value in os.environ.items() if name != without} | variables
     process = subprocess.Popen(
-        [*within, sys.executable, "app.py", "--preset", "mini", *arguments],
-        cwd=ROOT,
+        [*within, sys.executable, "app.py", *(("--preset", preset) if preset else ()), *arguments],
+        cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
