@@ -21,12 +21,11 @@ from contextlib import suppress
 from typing import Any
 
 import uvicorn
-from anyio import CapacityLimiter
-from anyio.to_thread import run_sync
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict
+from starlette.concurrency import run_in_threadpool
 from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -152,7 +151,6 @@ class Server:
         self._named: OrderedDict[tuple[bytes, str], tuple[Recipe, int]] = OrderedDict()
         self._lock = threading.Lock()
         self._readers = ThreadPoolExecutor(MAX_ANSWERS, "read-answer")
-        self._threads = CapacityLimiter(MAX_ANSWERS)
         self._running = 0
         self.app = app = FastAPI(title="HyperLoRA", docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json")
         app.add_middleware(Admission, keys=keys, hosts=hosts)
@@ -364,11 +362,12 @@ class Server:
         choices = [reply.choice(texts[reply.index]) for reply in replies]
         return head | {"choices": choices, "usage": usage([reply.stream for reply in replies], asked.choices)}
 
-    async def _in_thread(self, request: Request, function: Callable[..., Any], *arguments: object) -> Any:
+    @staticmethod
+    async def _in_thread(request: Request, function: Callable[..., Any], *arguments: object) -> Any:
         """What takes a while, for whoever asks."""
         key = request.state.key
         ASKING.set(f"key {key.hex()}" if key else address(request.client))
-        return await run_sync(function, *arguments, limiter=self._threads)
+        return await run_in_threadpool(function, *arguments)
 
 
 def _event(value: object) -> str:

@@ -1,6 +1,7 @@
 """The image of `deploy/Dockerfile` without Docker: its steps in a clean Debian, then its page as its user.
 
-`python -m tests.image`, as root, with debootstrap: it takes minutes and some gigabytes, and needs the package registries.
+`python -m tests.image`, as root, with debootstrap: it takes minutes and some gigabytes, and needs the registries of
+packages.
 """
 
 import json

@@ -10,11 +10,11 @@ import pytest
 from gradio_client import Client
 
 import hyperlora
+from hyperlora import bounds, limits
 from hyperlora.errors import UserError
 from hyperlora.limits import Limits, Rate, address
 from hyperlora.model import Model
 from hyperlora.recipe import Recipe
-from hyperlora.ui import bounds, limits
 from hyperlora.ui.page import build_page, launch
 from hyperlora.ui.session import Turn
 from tests.ui.visitor import ADD, REVERSE, call, client_at, event, shelved, side, slow, wait_until, written

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import hyperlora
+from hyperlora import model as kept
 from hyperlora.lora import Adapter
 from hyperlora.model import Model
 from hyperlora.recipe import Recipe
-from hyperlora.ui import model as kept
 from hyperlora.ui.handlers import Handlers
 from hyperlora.ui.session import read_adapter
 from hyperlora.ui.steer import Steer
