@@ -1,6 +1,7 @@
 """The page: `python app.py`, then describe a task in the browser and chat with the adapted model."""
 
 import argparse
+import ipaddress
 import os
 import sys
 import tempfile
@@ -35,6 +36,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         default=os.environ.get("GRADIO_SERVER_PORT") or None,
         help="default: the first free one from 7860 on",
     )
+    parser.add_argument(
+        "--merge",
+        choices=("yes", "no"),
+        help="whether visitors get whole models with an adapter in them, each of the base's size (default: yes where the "
+        "page is for this machine alone)",
+    )
     group = parser.add_argument_group("descriptions from examples, for visitors who agree to send them")
     group.add_argument("--describe_endpoint", metavar="URL", help="of OpenAI's chat completions; key: OPENAI_API_KEY")
     group.add_argument("--describe_model", metavar="NAME", help="the endpoint's name of the model")
@@ -50,6 +57,18 @@ def describing(args: argparse.Namespace) -> Host | None:
     host = Host(url=args.describe_endpoint, model=args.describe_model, retries=1, timeout=60)
     endpoint(host, Event())
     return host
+
+
+def merges(args: argparse.Namespace) -> bool:
+    """Whether visitors get whole models written."""
+    if args.merge is not None:
+        return args.merge == "yes"
+    host = args.host.removeprefix("[").removesuffix("]")
+    try:
+        alone = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        alone = host == "localhost"
+    return alone and not os.environ.get("SPACE_ID")
 
 
 def say(line: str) -> None:
@@ -114,7 +133,7 @@ def serve(args: argparse.Namespace, choice: Choice | None, host: Host | None = N
         from hyperlora.ui.page import build_page, launch
 
         model = Model(lambda: open_pipeline(args, model.ask, say, model.report, choice))
-        demo = build_page(model, host)
+        demo = build_page(model, host, merges(args))
         try:
             url = launch(demo, args.host, args.port)
         except (OSError, UnicodeError):
