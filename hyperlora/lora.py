@@ -197,11 +197,9 @@ class Adapter:
         }
         state = {}
         for module, (A, B) in self.weights.items():
-            if module not in PATHS:
-                raise UserError(f"The module {module} cannot be exported; only {', '.join(PATHS)} can.")
-            A, B = A.detach().cpu(), (B.detach() * self.strength).cpu()
+            path, A, B = path_in_layer(module), A.detach().cpu(), (B.detach() * self.strength).cpu()
             for layer in range(self.num_layers):
-                key = f"base_model.model.model.layers.{layer}.{PATHS[module]}.lora_"
+                key = f"base_model.model.model.layers.{layer}.{path}.lora_"
                 state[f"{key}A.weight"], state[f"{key}B.weight"] = A[layer].contiguous(), B[layer].contiguous()
         return dict(sorted(config.items())), state
 
@@ -277,6 +275,13 @@ class Adapter:
         if (style := metadata.get("prompt_style")) in get_args(PromptStyle):
             notes["prompt_style"] = style
         return replace(cls.from_peft(config, state), **notes)
+
+
+def path_in_layer(module: str) -> str:
+    """Where a module lives inside a layer; `UserError` for one that is not known."""
+    if module not in PATHS:
+        raise UserError(f"The module {module} cannot be exported; only {', '.join(PATHS)} can.")
+    return PATHS[module]
 
 
 def check_peft_config(config: dict[str, Any]) -> tuple[int, float]:

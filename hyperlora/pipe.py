@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hyperlora import smollm2
 from hyperlora.adapted import AdaptedModel
-from hyperlora.base import DeviceMap, device_of, find_device, load_base
+from hyperlora.base import DeviceMap, device_of, find_device, load_base, model_folder
 from hyperlora.chat import ChatEngine, ChatStream, Options, one_thread
 from hyperlora.config import HyperLoRAConfig
 from hyperlora.devices import fast_bfloat16
@@ -40,9 +40,10 @@ class Pipeline:
 
     `multi_turn` False: the model answers each message on its own, so that only the last one of a chat is sent, with the
     system's. `markdown`: whether answers are Markdown, for whoever shows them. `describe`: whether prompts hold the
-    adapter's description where a chat does not say, as in the hypernetwork's training. All methods may be called from
-    several threads, and none in a process forked off from this one. A pipeline that is dropped frees its models, as
-    soon as none of its answers is being read.
+    adapter's description where a chat does not say, as in the hypernetwork's training. `files`: the folder or the GGUF
+    file that the base was read from, where that is known. All methods may be called from several threads, and none in a
+    process forked off from this one. A pipeline that is dropped frees its models, as soon as none of its answers is
+    being read.
     """
 
     def __init__(
@@ -52,8 +53,10 @@ class Pipeline:
         tokenizer: PreTrainedTokenizerBase,
         preset: Preset | None = None,
         base_name: str | None = None,
+        files: Path | None = None,
     ):
         self.hyperlora, self.adapted, self.tokenizer = hyperlora, adapted, tokenizer
+        self.files = files
         self.preset = preset
         self.base_name = hyperlora.config.base_model or base_name
         self.multi_turn = preset.multi_turn if preset else True
@@ -313,7 +316,9 @@ def pipeline(
         if model.num_parameters() > CACHED:
             halve_linears(model)
         generator.to(device_of(model.get_input_embeddings()))
-    pipe = Pipeline(generator, adapted, tokenizer, chosen, str(base))
+    given = Path(base).expanduser()
+    files = given if given.is_file() else model_folder(base, base_revision, local_files_only=True)
+    pipe = Pipeline(generator, adapted, tokenizer, chosen, str(base), files.resolve())
     if config.module_order_assumed:
         from hyperlora.interop.order import choose_order
 

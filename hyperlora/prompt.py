@@ -145,16 +145,19 @@ def encode_chats(tokenizer: PreTrainedTokenizerBase, chats: Sequence[list[Messag
     as plain text: the ids are those of `apply_chat_template` with `sanitize_control_tokens`, which transformers has
     since 5.20. Raises `UserError` where there is no chat template, or it does not take the messages.
     """
-    controls, texts = control_tokens(tokenizer), []
-    for chat in chats:
-        try:
-            texts.append(apply_template(tokenizer, _fold_system(tokenizer, mark_chat(chat, controls))))
-        except UserError:
-            raise
-        except Exception as error:  # a template refuses what it does not know, as two messages of one role in a row
-            reason = first_line(error)
-            raise UserError(f"The base model's chat template does not take these messages ({reason}).") from error
-    return encode_marked(tokenizer, texts)
+    controls = control_tokens(tokenizer)
+    return encode_marked(tokenizer, [chat_text(tokenizer, mark_chat(chat, controls)) for chat in chats])
+
+
+def chat_text(tokenizer: PreTrainedTokenizerBase, chat: list[Message]) -> str:
+    """The text of a chat, with system messages where `encode_chats` has them. Raises `UserError` as that does."""
+    try:
+        return apply_template(tokenizer, _fold_system(tokenizer, chat))
+    except UserError:
+        raise
+    except Exception as error:  # a template refuses what it does not know, as two messages of one role in a row
+        reason = first_line(error)
+        raise UserError(f"The base model's chat template does not take these messages ({reason}).") from error
 
 
 def mark_chat(chat: list[Message], controls: Sequence[str]) -> list[Message]:
