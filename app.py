@@ -39,8 +39,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--merge",
         choices=("yes", "no"),
-        help="whether visitors get whole models with an adapter in them, each of the base's size (default: yes where the "
-        "page is for this machine alone)",
+        help="whether visitors get the base model with an adapter in its weights, as a file of its size (default: yes "
+        "where the page is for this machine alone)",
     )
     group = parser.add_argument_group("descriptions from examples, for visitors who agree to send them")
     group.add_argument("--describe_endpoint", metavar="URL", help="of OpenAI's chat completions; key: OPENAI_API_KEY")

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from html import unescape
 from types import SimpleNamespace
 
+import gradio as gr
+import httpx
+
 import hyperlora
 from hyperlora.ui.handlers import Handlers
 from hyperlora.ui.model import Model
@@ -37,13 +40,26 @@ def by_line(bubble: dict) -> str:
 
 
 @contextmanager
-def serving(model: Model) -> Iterator[str]:
+def serving(model: Model, demo: gr.Blocks | None = None) -> Iterator[str]:
     """The page's address while it is served from this process."""
-    demo = build_page(model)
+    demo = demo or build_page(model)
     try:
         yield launch(demo)
     finally:
         demo.close()
+
+
+def ask_server(url: str, handler: str, *data: object) -> list:
+    """What the server gives to the page that asks this handler."""
+    config = httpx.get(f"{url}config", trust_env=False, timeout=300).json()
+    (index,) = (fn["id"] for fn in config["dependencies"] if fn["api_name"] == handler)
+    body = {"fn_index": index, "session_hash": "abc", "data": data}
+    assert httpx.post(f"{url}gradio_api/queue/join", json=body, trust_env=False, timeout=300).status_code == 200
+    with httpx.stream("GET", f"{url}gradio_api/queue/data?session_hash=abc", trust_env=False, timeout=300) as stream:
+        messages = [json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line]
+    (completed,) = (message for message in messages if message["msg"] == "process_completed")
+    assert completed["success"], completed
+    return completed["output"]["data"]
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 300) -> None:
