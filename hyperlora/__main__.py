@@ -1,11 +1,12 @@
 """The command line: `python -m hyperlora generate "DESCRIPTION" -o DIR`, `python -m hyperlora chat "DESCRIPTION"`;
-`python -m hyperlora import SRC -o DIR` for hypernetworks in the public implementation's format."""
+`python -m hyperlora base MODEL -o FILE.gguf` for what llama.cpp uses adapters with; `python -m hyperlora import SRC -o
+DIR` for hypernetworks in the public implementation's format."""
 
 import argparse
 import os
 import sys
 
-from hyperlora.arguments import add_options, choose, named, named_pair, open_pipeline
+from hyperlora.arguments import FORMS, add_options, choose, named, named_pair, open_pipeline
 from hyperlora.errors import UserError
 from hyperlora.text import check_description, command_line, open_streams
 
@@ -40,9 +41,16 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     add_options(common)
 
-    generate = commands.add_parser("generate", parents=[common], help="write a description's adapter as a PEFT folder")
+    generate = commands.add_parser("generate", parents=[common], help="write a description's adapter")
     generate.add_argument("description", metavar="DESCRIPTION")
-    generate.add_argument("-o", "--output", required=True, metavar="DIR", help="the folder to write")
+    generate.add_argument("-o", "--output", required=True, metavar="DIR", help="the folder, or with --format a .zip")
+    generate.add_argument(
+        "--format",
+        choices=FORMS,
+        help="with a card, and the commands that use it: PEFT's, GGUF for llama.cpp and Ollama, or the model with the "
+        "adapter merged in, as either (default: a plain PEFT folder)",
+    )
+    generate.add_argument("--strength", type=float, default=1.0, help="of the adapter (default: 1, as generated)")
     generate.set_defaults(run=_generate)
 
     chat = commands.add_parser("chat", parents=[common], help="a line of standard input, a line of answer")
@@ -55,6 +63,11 @@ def _parser() -> argparse.ArgumentParser:
         help="put the description in the prompt too, or not (default: as in training)",
     )
     chat.set_defaults(run=_chat)
+
+    base = commands.add_parser("base", help="write a base model as GGUF, which llama.cpp uses adapters with")
+    base.add_argument("model", metavar="MODEL", help="a preset, a folder, a Hub id, or ID@REVISION")
+    base.add_argument("-o", "--output", required=True, metavar="FILE.gguf", help="the file to write")
+    base.set_defaults(run=_base)
 
     importing = commands.add_parser(
         "import", help="turn a public text-to-lora checkpoint into one that HyperLoRA loads"
@@ -75,6 +88,8 @@ def _generate(args: argparse.Namespace) -> None:
 
     check_description(args.description)  # before seconds of loading
     _quiet()
+    if args.format is not None:
+        return _export(args)
     choice = None
     if named(args):
         pair = named_pair(args.preset, args.base, args.hyperlora)
@@ -90,10 +105,41 @@ def _generate(args: argparse.Namespace) -> None:
             _say(choice.why)
         device = "cpu" if args.device == "auto" else args.device
         [adapter] = hyperlora.to(find_device(device)).generate(args.description)
-    adapter.save_pretrained(args.output)
+    adapter.scaled(args.strength).save_pretrained(args.output)
     if adapter.notice:
         _say(adapter.notice)
     print(f"The adapter is in {args.output}.", file=sys.stderr)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from hyperlora.export import commands, export
+
+    pipe = open_pipeline(args, _ask, _say)
+    adapter = pipe.adapt(args.description).scaled(args.strength)
+    with tqdm(unit="B", unit_scale=True, desc="Export", disable=None) as bar:
+
+        def report(done: float, size: float) -> None:
+            bar.total = size
+            bar.update(done - bar.n)
+
+        export(pipe, adapter, args.format, args.output, report)
+    if adapter.notice:
+        _say(adapter.notice)
+    _say(f"The adapter is in {args.output}.")
+    folder = os.path.splitext(args.output)[0] if args.output.endswith(".zip") else args.output  # as it is unpacked
+    for tool, text in commands(pipe, adapter, args.format, folder):
+        print(f"# {tool}\n{text}\n")
+    pipe.close()
+
+
+def _base(args: argparse.Namespace) -> None:
+    _quiet()
+    from hyperlora.export import export_base
+
+    export_base(args.model, args.output)
+    _say(f"The base model is in {args.output}.")
 
 
 def _chat(args: argparse.Namespace) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and the bundled model's page
     from hyperlora.pipe import Pipeline
 
 ASK = 200e6  # bytes: a larger download is asked for
+FORMS = ("peft", "gguf", "merged", "merged-gguf")  # that `hyperlora.export` writes
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +60,10 @@ def choose(args: argparse.Namespace) -> Choice:
 
 def named_pair(preset: str | None, base: str | None, hyperlora: str | None) -> Pair:
     """What --preset, --base and --hyperlora mean together. Raises `UserError` where something is missing."""
-    (base, base_revision), (hyperlora, hyperlora_revision) = _name("base", base), _name("hyperlora", hyperlora)
+    (base, base_revision), (hyperlora, hyperlora_revision) = (
+        name_and_revision("base", base),
+        name_and_revision("hyperlora", hyperlora),
+    )
     chosen = get_preset(preset) if preset else None
     if chosen is None and hyperlora is None:
         chosen = next((preset for preset in PRESETS.values() if preset.base == base), None)
@@ -85,7 +89,7 @@ def named_pair(preset: str | None, base: str | None, hyperlora: str | None) -> P
     return Pair(chosen, base, base_revision, hyperlora, hyperlora_revision)
 
 
-def _name(option: str, value: str | None) -> tuple[str | None, str | None]:
+def name_and_revision(option: str, value: str | None) -> tuple[str | None, str | None]:
     """ID@REVISION -> both; a folder's name is taken as it is. `UserError` where there is none."""
     name, revision = value, ""
     if value is not None and "@" in value and not os.path.exists(os.path.expanduser(value)):

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from hyperlora import smollm2
 from hyperlora.files import HUB_ID
 from hyperlora.lora import Adapter
-from hyperlora.ollama import written_before
+from hyperlora.ollama import CONTEXT, find_turns, written_before
 from hyperlora.pipe import Pipeline
 from hyperlora.presets import PRESETS, SMALL_PRESET
 from hyperlora.prompt import own_template
 
 MESSAGE = "one two three"
+# In a folder for llama.cpp; the base is not in it until whoever has it puts it there.
+ADAPTER_GGUF, MODEL_GGUF, BASE_GGUF = "adapter.gguf", "model.gguf", "base.gguf"
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes as the highest of its adapters
 
 PYTHON = """\
@@ -32,8 +34,7 @@ prompt = tokenizer.apply_chat_template(
     return_tensors="pt",
 )
 answer = model.generate(**prompt, max_new_tokens=512, do_sample=False)
-print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
-"""
+print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))"""
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,9 @@ class Origin:
         preset = next((preset.name for preset in PRESETS.values() if name == f"assets/{preset.base}"), None)
         if name == smollm2.NAME and revision is None:
             preset = SMALL_PRESET
-        on_hub = not name.startswith("assets/") and not os.path.exists(name) and "/" in name
-        on_hub = on_hub and bool(HUB_ID.fullmatch(name))
-        return cls(
-            os.path.abspath(name) if os.path.exists(name) else name, revision if on_hub else None, preset, on_hub
-        )
+        here = os.path.exists(name)
+        on_hub = not name.startswith("assets/") and not here and "/" in name and bool(HUB_ID.fullmatch(name))
+        return cls(os.path.abspath(name) if here else name, revision if on_hub else None, preset, on_hub)
 
     @property
     def packaged(self) -> bool:
@@ -102,60 +101,57 @@ def python_code(adapter: Adapter, form: str, folder: str, before: str, chat_temp
     """Python that answers a message with a PEFT folder, or with a merged model's. `before`: what a prompt holds before
     the message."""
     origin, merged = Origin.of(adapter), form == "merged"
-    template = f'tokenizer.chat_template = open("{folder}/chat_template.jinja", encoding="utf-8").read()\n'
+    template = f'tokenizer.chat_template = open({f"{folder}/chat_template.jinja"!r}, encoding="utf-8").read()\n'
     return PYTHON.format(
         peft="" if merged else "from peft import PeftModel\n",
         imports="\nfrom hyperlora import base_path\n" if origin.needs_us and not merged else "",
-        base=f'"{folder}"' if merged else origin.python,
+        base=repr(folder) if merged else origin.python,
         revision=f", revision={origin.revision!r}" if origin.revision and not merged else "",
         template=template if chat_template and not merged else "",
-        load="" if merged else f'model = PeftModel.from_pretrained(model, "{folder}").eval()\n',
+        load="" if merged else f"model = PeftModel.from_pretrained(model, {folder!r}).eval()\n",
         message=MESSAGE,
         content=f"{before!r} + message" if before else "message",
     )
 
 
-def commands(pipe: Pipeline, adapter: Adapter, form: str) -> list[tuple[str, str]]:
-    """[(tool, text)] of what was exported in that form and unpacked into a folder of its `export_name`: what to type
-    into a shell, for PEFT and transformers into Python. Prompts are as `pipe` sends them, as far as the tool can."""
+def commands(pipe: Pipeline, adapter: Adapter, form: str, folder: str | None = None) -> list[tuple[str, str]]:
+    """[(tool, text)] for what was exported in that form: what to type into a shell, for PEFT and transformers Python.
+
+    `folder`: where it lies, or was unpacked; None: a folder of its `export_name`. Prompts are as `pipe` sends them.
+    """
     from hyperlora.export import export_name
 
     name = export_name(adapter, form).removesuffix(".zip")
-    origin, before = Origin.of(adapter), written_before(pipe, adapter)
-    template = own_template(pipe.tokenizer)
+    folder = name if folder is None else folder
+    origin, before, template = Origin.of(adapter), written_before(pipe, adapter), own_template(pipe.tokenizer)
     ask = json.dumps({"model": name, "messages": [{"role": "user", "content": before + MESSAGE}], "temperature": 0})
-    post = (
-        "curl http://127.0.0.1:{port}/v1/chat/completions -H 'Content-Type: application/json' \\\n  -d "
-        + shlex.quote(ask)
-    )
+    url = "http://127.0.0.1:{}/v1/chat/completions"
+    curl = f"curl {url} -H 'Content-Type: application/json' \\\n  -d ".format
+    here, context = shlex.quote(folder), min(pipe.engine.context, CONTEXT)
     if form in ("peft", "merged"):
-        code = python_code(adapter, form, name, before, template is not None)
-        found = [("PEFT" if form == "peft" else "transformers", code.rstrip("\n"))]
-        rank = next((rank for rank in RANKS if rank >= adapter.rank), None)
+        code = python_code(adapter, form, folder, before, template is not None)
         if form == "merged":
-            found.append(("vLLM", f"vllm serve ./{name} --served-model-name {name}"))
-        elif rank is not None:
-            found.append(
-                (
-                    "vLLM",
-                    f"vllm serve {origin.shell}{f' --revision {origin.revision}' if origin.revision else ''} \\\n"
-                    f"  --enable-lora --max-lora-rank {rank} --lora-modules {name}=./{name}"
-                    + (f" \\\n  --chat-template {name}/chat_template.jinja" if template else ""),
-                )
-            )
-        return [*found, ("curl", post.format(port=8000))] if len(found) > 1 else found
+            found = [("transformers", code), ("vLLM", f"vllm serve {here} --served-model-name {name}")]
+        else:
+            rank = next((rank for rank in RANKS if rank >= adapter.rank), None)
+            serve = f"vllm serve {origin.shell}" + (f" --revision {origin.revision}" if origin.revision else "")
+            serve += f" \\\n  --enable-lora --max-lora-rank {rank} --lora-modules {name}={here}"
+            serve += f" \\\n  --chat-template {here}/chat_template.jinja" if template else ""
+            found = [("PEFT", code)] + ([("vLLM", serve)] if rank else [])
+        return [*found, *([("curl", curl(8000) + shlex.quote(ask))] if len(found) > 1 else [])]
     if form == "gguf":
-        get, model = origin.get_gguf(f"{name}/base.gguf") + "\n", f"-m {name}/base.gguf --lora {name}/{name}.gguf"
-        model += f" \\\n  --jinja --chat-template-file {name}/chat_template.jinja" if template else " \\\n "
+        get = origin.get_gguf(f"{here}/{BASE_GGUF}") + "\n"
+        options = f"-m {here}/{BASE_GGUF} --lora {here}/{ADAPTER_GGUF} \\\n  --jinja"
+        options += f" --chat-template-file {here}/chat_template.jinja" if template else ""
     else:
-        get, model = "", f"-m {name}/{name}.gguf \\\n  --jinja"
-    options = f"{model} --temp 0 -c {min(pipe.engine.context, 4096)}"
+        get, options = "", f"-m {here}/{MODEL_GGUF} --jinja"
+    options += f" --temp 0 -c {context}"
     if "enable_thinking" in (template or ""):
         options += " --chat-template-kwargs '{\"enable_thinking\": false}'"
-    said = shlex.quote(before + MESSAGE)
-    alone = shlex.quote(MESSAGE)
+    said = MESSAGE if find_turns(pipe, adapter) else before + MESSAGE  # whose template has what is before it
+    run = f"ollama create {name} -f {here}/Modelfile\nollama run {name} {shlex.quote(said)}"
     return [
-        ("llama.cpp", f"{get}llama-cli {options} -st -p {said}\nllama-server {options}"),
-        ("Ollama", f"{get}ollama create {name} -f {name}/Modelfile\nollama run {name} {alone}"),
-        ("curl", post.format(port=8080)),
+        ("llama.cpp", f"{get}llama-cli {options} -st -p {shlex.quote(before + MESSAGE)}\nllama-server {options}"),
+        ("Ollama", get + run),
+        ("curl", curl(8080) + shlex.quote(ask)),
     ]

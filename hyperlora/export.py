@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hyperlora import __version__, smollm2
-from hyperlora.commands import Origin, commands, python_code
+from hyperlora.arguments import FORMS, name_and_revision
+from hyperlora.base import load_base, model_folder
+from hyperlora.commands import ADAPTER_GGUF, BASE_GGUF, MODEL_GGUF, Origin, commands, python_code
 from hyperlora.devices import device_named
 from hyperlora.errors import UserError
 from hyperlora.files import atomic_file, write_atomic, writing
@@ -20,11 +22,10 @@ from hyperlora.lora import Adapter
 from hyperlora.merge import Base, memory_bytes, merged_bytes, usual_dtype, write_folder, write_gguf
 from hyperlora.ollama import modelfile, written_before
 from hyperlora.pipe import Pipeline
+from hyperlora.presets import PRESETS, base_path
 from hyperlora.prompt import own_template, with_description
 
-FORMS = ("peft", "gguf", "merged", "merged-gguf")
 PEFT = "0.21"  # whose format is written, and with which it is tested
-BASE_GGUF = "base.gguf"  # the name that a Modelfile has for a base that is not in the zip
 HEADER = """\
 ---
 library_name: {library}
@@ -48,7 +49,8 @@ USE_PEFT = """
 Put the files of this zip in a folder, here `adapter`, beside which this runs{needs}:
 
 ```python
-{code}```
+{code}
+```
 
 The prompt is as in the hypernetwork's training: {prompt}, in {whose} chat template.
 """
@@ -101,13 +103,13 @@ def _about(adapter: Adapter, form: str, said: str) -> str:
     """How a card begins; `said` is of the form."""
     origin = Origin.of(adapter)
     lines = (adapter.description or "It has no description.").splitlines()
-    bundled = origin.preset if not origin.packaged else None
+    bundled, name = None if origin.packaged else origin.preset, os.path.expanduser(adapter.base_model or "")
     header = HEADER.format(
         library="peft" if form == "peft" else "transformers" if form == "merged" else "gguf",
         base_model=f"base_model: {origin.name}\n" if origin.on_hub else "",
         title=TITLES[form],
         description="\n".join(f"> {line}" for line in lines),
-        notice=f"\n{adapter.notice}" if adapter.notice else "",
+        notice=f"\n{adapter.notice}\n" if adapter.notice else "",
     )
     return header + MADE.format(
         version=__version__,
@@ -116,9 +118,7 @@ def _about(adapter: Adapter, form: str, said: str) -> str:
         alpha=adapter.alpha,
         rslora=" with rsLoRA's scale" if adapter.use_rslora else "",
         modules=" and ".join(adapter.weights),
-        base=f"of HyperLoRA's preset {bundled}"
-        if bundled
-        else os.path.expanduser(adapter.base_model or "") or "it was made for",
+        base=f"of HyperLoRA's preset {bundled}" if bundled else name or "it was made for",
         strength=adapter.strength,
         form=said,
     )
@@ -136,7 +136,7 @@ def _card(pipe: Pipeline, adapter: Adapter, form: str, dtype: str) -> str:
         kind = "python" if tool == "transformers" else "sh"
         text += f"\n{tool}:\n\n```{kind}\n{command}\n```\n"
     before = "the description, then the message" if written_before(pipe, adapter) else "the message alone"
-    text += f"\nThe prompt is as in the hypernetwork's training: {before}, in the enclosed chat template.\n"
+    text += f"\nThe prompt is as in the hypernetwork's training: {before}, in the chat template that comes with it.\n"
     if Origin.of(adapter).packaged and form.startswith("merged"):
         text += DEQUANTISED
     return text + LICENCE
@@ -200,7 +200,6 @@ def export(
     """
     path, dtype = Path(path), _check(form, dtype)
     base = Base.of(pipe, adapter) if form.startswith("merged") else None
-    name = export_name(adapter, form).removesuffix(".zip")
     size = float(export_size(pipe, adapter, form, dtype))
     if path.suffix != ".zip" and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} is not an empty folder: choose another name.")
@@ -217,24 +216,48 @@ def export(
             if form == "peft":
                 _write_peft(adapter, part, template)
             elif form == "gguf":
-                write_adapter(adapter, pipe.adapted.model.config, part / f"{name}.gguf")
-                _write_text(part / "Modelfile", modelfile(pipe, adapter, BASE_GGUF, f"{name}.gguf"))
+                write_adapter(adapter, pipe.adapted.model.config, part / ADAPTER_GGUF)
+                _write_text(part / "Modelfile", modelfile(pipe, adapter, BASE_GGUF, ADAPTER_GGUF))
                 if template is not None:
                     _write_text(part / "chat_template.jinja", template)
             elif form == "merged":
                 write_folder(base, part, dtype, lambda done: report(done, size))
             else:
-                write_gguf(base, part / f"{name}.gguf", dtype, lambda done: report(done, size))
-                _write_text(part / "Modelfile", modelfile(pipe, adapter, f"{name}.gguf"))
+                write_gguf(base, part / MODEL_GGUF, dtype, lambda done: report(done, size))
+                _write_text(part / "Modelfile", modelfile(pipe, adapter, MODEL_GGUF))
             if form != "peft":
                 _write_text(part / "README.md", _card(pipe, adapter, form, dtype))
             if path.suffix == ".zip":
                 _pack(part, path)
             else:
+                if path.exists():  # and is empty
+                    path.rmdir()
                 os.replace(part, path)
             report(size, size)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+    return path
+
+
+def export_base(name: str, path: str | Path, dtype: str | None = None) -> Path:
+    """Write a base model as a GGUF file, for adapters to be used with; whole or not at all. Returns `path`.
+
+    `name`: a preset, a folder, a GGUF file, a Hub id, or ID@REVISION. Raises `UserError` as `export` does.
+    """
+    path, (source, revision) = Path(path), name_and_revision("base", name)
+    if source in PRESETS:
+        source, revision = base_path(source), PRESETS[source].base_revision
+    model, tokenizer = load_base(source, revision, dtype="bfloat16")
+    files = Path(source).expanduser()
+    base = Base(files if files.is_file() else model_folder(source, revision), model, tokenizer)
+    dtype = _check("merged-gguf", dtype) or usual_dtype(base.weights, True)
+    _check_room(base, "merged-gguf", path, float(merged_bytes(base, dtype)))
+    with (
+        writing(path, "free some space, or choose another folder"),
+        tempfile.TemporaryDirectory(dir=_made(path)) as part,
+    ):
+        write_gguf(base, Path(part) / path.name, dtype, lambda done: None)
+        os.replace(Path(part) / path.name, path)
     return path
 
 
@@ -252,6 +275,12 @@ def export_name(adapter: Adapter, form: str) -> str:
     return slug(adapter.description) + ("" if form == "peft" else f"-{form}") + ".zip"
 
 
+def _made(path: Path) -> Path:
+    """The folder of a file, which is made."""
+    path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    return path.absolute().parent
+
+
 def _check(form: str, dtype: str | None) -> str | None:
     if form not in FORMS:
         raise UserError(f"There is no form {form!r} of an export; there is {', '.join(FORMS)}.")
@@ -265,8 +294,8 @@ def _check_room(base: Base, form: str, path: Path, size: float) -> None:
     needed, free = memory_bytes(base, form == "merged-gguf"), device_named("cpu").free
     if needed > free:
         raise UserError(
-            f"Merging needs {gigabytes(needed)} of memory, and {gigabytes(free)} is free: close other programs, or take "
-            "the adapter alone."
+            f"Merging needs {gigabytes(needed)} of memory, and {gigabytes(free)} is free: close other programs, or "
+            "take the adapter alone."
         )
     place = path.absolute()
     free = shutil.disk_usage(next(folder for folder in place.parents if folder.exists())).free
@@ -274,8 +303,8 @@ def _check_room(base: Base, form: str, path: Path, size: float) -> None:
         size += size if form == "merged-gguf" else min(size, 1e9)
     if free < size + ROOM:
         raise UserError(
-            f"A merged model of {gigabytes(size)} does not fit: the disk has {gigabytes(free)} free. Make room, or take "
-            "the adapter alone."
+            f"A merged model of {gigabytes(size)} does not fit: the disk has {gigabytes(free)} free. Make room, or "
+            "take the adapter alone."
         )
 
 

@@ -47,12 +47,10 @@ CUTS = {
 class _Writer(GGUFWriter):
     """Takes lists of no texts too, such as the merges of a tokenizer that reads character by character."""
 
-    def _pack_val(
-        self, val: Any, vtype: GGUFValueType, add_vtype: bool, sub_type: GGUFValueType | None = None
-    ) -> bytes:
+    def _pack_val(self, val: Any, vtype: GGUFValueType, *arguments: Any, **options: Any) -> bytes:
         if vtype == GGUFValueType.ARRAY and not len(val):
             return self._pack("I", vtype) + self._pack("I", GGUFValueType.STRING) + self._pack("Q", 0)
-        return super()._pack_val(val, vtype, add_vtype, sub_type)
+        return super()._pack_val(val, vtype, *arguments, **options)
 
 
 def architecture(config: PreTrainedConfig) -> str:
@@ -175,9 +173,9 @@ def write_model(
             values = part.read().to(torch_dtype if len(part.shape) > 1 else torch.float32).contiguous()
             if not values.isfinite().all():
                 raise UserError(f"{name} does not fit into {dtype}: choose bfloat16 or float32 for the merged model.")
-            writer.write_tensor_data(
-                (values.view(torch.int16) if dtype == "bfloat16" and values.ndim > 1 else values).numpy()
-            )
+            if values.dtype == torch.bfloat16:  # which NumPy has not
+                values = values.view(torch.int16)
+            writer.write_tensor_data(values.numpy())
             done += part.bytes(dtype)
         report(float(done))
 
@@ -229,11 +227,8 @@ def describe_model(
     fields |= _tokenizer_fields(tokenizer, config.vocab_size)
     first = tokenizer.eos_token_id if tokenizer.eos_token_id in ends else None
     named = ([first] if first is not None else []) + sorted(ends - {first})
-    ids = dict(zip(END_TOKENS, named, strict=False)) | {
-        "bos": tokenizer.bos_token_id,
-        "unknown": tokenizer.unk_token_id,
-    }
-    ids |= {"padding": tokenizer.pad_token_id}
+    ids = dict(zip(END_TOKENS, named, strict=False)) | {"bos": tokenizer.bos_token_id}
+    ids |= {"unknown": tokenizer.unk_token_id, "padding": tokenizer.pad_token_id}
     fields |= {f"tokenizer.ggml.{name}_token_id": token for name, token in ids.items() if token is not None}
     if (template := own_template(tokenizer)) is not None:
         fields["tokenizer.chat_template"] = template
@@ -303,11 +298,11 @@ def _tokenizer_fields(tokenizer: PreTrainedTokenizerBase, rows: int) -> dict[str
         }
     else:
         cut = _cut(content.get("pre_tokenizer"))
-        if cut is None and not merges and all(len(token) == 1 and token.isascii() for token in _texts(tokens, kinds)):
+        texts = [i for i, kind in enumerate(kinds) if kind == NORMAL]
+        if cut is None and not merges and all(len(tokens[i]) == 1 and tokens[i].isascii() for i in texts):
             cut = ("ByteLevel",)  # a token a character, wherever it is cut
-            tokens = [
-                token if kind != NORMAL else token.replace(" ", "Ġ") for token, kind in zip(tokens, kinds, strict=True)
-            ]
+            for i in texts:
+                tokens[i] = tokens[i].replace(" ", "Ġ")
         if cut not in CUTS:
             raise UserError(
                 "The base model's tokenizer cuts texts in a way that has no name in GGUF here: take another form."
@@ -319,10 +314,6 @@ def _tokenizer_fields(tokenizer: PreTrainedTokenizerBase, rows: int) -> dict[str
             "tokenizer.ggml.add_space_prefix": False,
         }
     return fields | {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": kinds}
-
-
-def _texts(tokens: list[str], kinds: list[int]) -> list[str]:
-    return [token for token, kind in zip(tokens, kinds, strict=True) if kind == NORMAL]
 
 
 def _prefixes_space(content: dict[str, Any]) -> bool:

@@ -1,7 +1,7 @@
 """A base model with an adapter in its weights, W + ΔW in float32, as a folder for transformers or as a GGUF file.
 
-The weights are those of the base's files, not those in memory, which may have few bits. A tensor or a file of tensors is
-in memory at a time.
+The weights are those of the base's files, not those in memory, which may have few bits. A tensor or a file of tensors
+is in memory at a time.
 """
 
 import json

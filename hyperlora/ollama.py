@@ -1,7 +1,7 @@
 """A Modelfile, by which Ollama answers as the chat here does: the same prompts, end tokens and choice of tokens.
 
-Ollama writes prompts by a template of Go's. It is found by what the chat template, in Jinja, writes for a few chats, and
-kept only where it writes the same for others.
+Ollama writes prompts by a template of Go's. It is found by what the chat template, in Jinja, writes for a few chats,
+and kept only where it writes the same for others.
 """
 
 import json

@@ -8,7 +8,7 @@ import shutil
 import signal
 import string
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from hyperlora import choice, devices, hub, presets, smollm2
+from hyperlora.adapted import AdaptedModel
 from hyperlora.base import load_base
 from hyperlora.chat import ChatStream
 from hyperlora.config import HyperLoRAConfig
@@ -37,6 +38,7 @@ from hyperlora.embedder import SentenceEmbedder
 from hyperlora.errors import UserError
 from hyperlora.generator import HyperLoRA
 from hyperlora.lora import Adapter
+from hyperlora.pipe import Pipeline
 from hyperlora.presets import PRESETS, SMALL_PRESET
 from hyperlora.prompt import format_prompt
 from tests.hub_server import HOSTS, Hub
@@ -252,6 +254,41 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_ASSETS_CACHE", str(tmp_path / "cache"))  # of other processes
     return tmp_path / "cache" / "hyperlora"
+
+
+@pytest.fixture
+def open_pipe() -> Iterator[Callable[..., Pipeline]]:
+    """open_pipe(base, targets, **fields): a pipeline over a folder or a GGUF file, its hypernetwork not trained."""
+    opened = []
+
+    def open_(base: Path, targets: Sequence[str] = ("q_proj", "v_proj"), **fields) -> Pipeline:
+        model, tokenizer = load_base(base)
+        adapted = AdaptedModel(model, list(targets))
+        config = HyperLoRAConfig("L", adapted.target_modules, adapted.num_layers, d_emb=8, **fields)
+        opened.append(Pipeline(HyperLoRA(config), adapted, tokenizer, files=base))
+        return opened[-1]
+
+    yield open_
+    for pipe in opened:
+        pipe.close()
+
+
+@pytest.fixture
+def adapter_for() -> Callable[..., Adapter]:
+    """adapter_for(pipe, rank=4, **fields): a random adapter for a pipeline, whose effect is easily seen."""
+
+    def make(pipe: Pipeline, rank: int = 4, **fields) -> Adapter:
+        random = torch.Generator().manual_seed(rank)
+        weights = {
+            module: (
+                torch.randn(pipe.adapted.num_layers, rank, d_in, generator=random) / 8,
+                torch.randn(pipe.adapted.num_layers, d_out, rank, generator=random) / 8,
+            )
+            for module, (d_in, d_out) in pipe.adapted.target_modules.items()
+        }
+        return Adapter(weights, **{"alpha": 16.0, "use_rslora": True} | fields)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from types import MappingProxyType
 import numpy as np
 from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, get_tensor_name_map, quantize
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.conftest import TINY
 
@@ -112,4 +112,16 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    return path
+
+
+def save_folder(path: Path, model: PreTrainedModel, template: str | None = TEMPLATE) -> Path:
+    """The same model as transformers keeps it, with the same tokenizer."""
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=byte_level(), bos_token=SPECIAL[1], eos_token=SPECIAL[2], pad_token=SPECIAL[2]
+    )
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(path)
+    model.generation_config.eos_token_id = [2]
+    model.save_pretrained(path)
     return path

@@ -185,7 +185,7 @@ class Export:
         """An empty folder for the visitor's file, where Gradio deletes it after an hour and need not copy it; that of
         the last one goes."""
         for other, folder in list(self._folders.items()):
-            if other == visitor or not any(folder.glob("*")):
+            if other == visitor or not (other in self._jobs or any(folder.glob("*"))):
                 shutil.rmtree(self._folders.pop(other), ignore_errors=True)
         root = Path(get_upload_folder())
         root.mkdir(parents=True, exist_ok=True)
