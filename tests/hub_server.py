@@ -6,7 +6,8 @@ import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-TOKEN, HOSTS = "hf_" + "v" * 30, "hf_" + "h" * 30  # a visitor's, and the machine's own
+# A visitor's token, the machine's own, and that of a visitor who has signed in.
+TOKEN, HOSTS, SIGNED_IN = "hf_" + "v" * 30, "hf_" + "h" * 30, "hf_oauth_" + "s" * 30
 
 
 class Hub(ThreadingHTTPServer):
@@ -36,6 +37,12 @@ class Handler(BaseHTTPRequestHandler):
         for part, answer in hub.answers.items():
             if part in path:
                 return self.answer(*answer)
+        if path == "/oauth/token":
+            user = {"preferred_username": "ada", "name": "Ada", "profile": "", "picture": ""}
+            token = {"access_token": SIGNED_IN, "token_type": "bearer", "expires_in": 3600, "scope": "contribute-repos"}
+            return self.answer(
+                200, {"Content-Type": "application/json"}, json.dumps(token | {"userinfo": user}).encode()
+            )
         read = body if self.command == "PUT" or path.startswith("/api/models/") else json.loads(body or "{}")
         if path == "/api/repos/create":
             owner = read["organization"] or "ada"
@@ -89,6 +96,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.requests.append((self.command, self.path, str(self.headers), b""))
+        if self.path == "/.well-known/openid-configuration":
+            ends = {
+                name: f"{self.server.url}/oauth/{name.split('_')[0]}"
+                for name in ("authorization_endpoint", "token_endpoint")
+            }
+            return self.answer(200, {}, json.dumps(ends).encode())
         repo = self.server.repos.get(self.path.removeprefix("/api/models/"))
         if repo is None:
             return self.answer(404, {"X-Error-Code": "RepoNotFound"}, b"{}")

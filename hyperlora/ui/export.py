@@ -59,7 +59,7 @@ BUTTON = '<button type="button" data-mode="export" aria-pressed="false">Export</
 TOKEN = f"""<label>Token <input type="password" id="hub_token" autocomplete="off" spellcheck="false"></label>
 <p>One with the right to write, from your <a href="{TOKENS}" target="_blank" rel="noopener noreferrer">settings
 on the Hub</a>. It is used once, and not kept.</p>"""
-NO_SIGN_IN = "<p>This Space has no sign-in: its README needs hf_oauth and the scope contribute-repos.</p>"
+NO_SIGN_IN = "This Space has no sign-in: its README needs hf_oauth, with the scope contribute-repos."
 RUN = """<div class="run"><button type="button" id="export_go" class="go" disabled></button>
 <button type="button" id="stop_export">Cancel</button><span id="export_size"></span></div>
 <progress id="export_done" aria-label="How much is written"></progress>
@@ -218,7 +218,9 @@ class Export:
         from hyperlora.push import check_name, check_token, push
 
         by, item = sign_in(), read_object(asked)
-        if by == "nothing" or (by == "oauth" and login is None):
+        if by == "nothing":
+            raise UserError(NO_SIGN_IN)
+        if by == "oauth" and login is None:
             raise UserError(f"Sign in first: “{SIGN_IN}” is above.")
         token = check_token(login.token if by == "oauth" else check_text(token, "The token"))
         check_name(name := check_text(item.get("name"), "The repository's name").strip())
@@ -241,7 +243,7 @@ class Export:
             gr.HTML(_choice(self.merges), **plain)
             if by == "oauth":
                 gr.LoginButton(SIGN_IN, elem_id="sign_in", size="sm")
-            fields = {"token": TOKEN, "nothing": NO_SIGN_IN, "oauth": ""}[by]
+            fields = {"token": TOKEN, "nothing": f"<p>{NO_SIGN_IN}</p>", "oauth": ""}[by]
             gr.HTML(_fields(fields), **plain, elem_id="hub")
             gr.HTML(RUN, **plain)
         seen = look.click(

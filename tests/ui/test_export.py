@@ -28,7 +28,7 @@ from hyperlora.ui import export as module
 from hyperlora.ui.export import OAUTH, Export
 from hyperlora.ui.model import Model
 from hyperlora.ui.page import build_page
-from tests.hub_server import HOSTS, TOKEN, Hub
+from tests.hub_server import HOSTS, SIGNED_IN, TOKEN, Hub
 from tests.ui.visitor import ADD, REVERSE, ask_server, serving, shelved, wait_until
 
 SLUG = "reverse-the-order-of-the-words"
@@ -352,19 +352,45 @@ def space(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"gradio.oauth.{name}", fail)
 
 
-def drawn(model: Model) -> tuple[list[str], str]:
-    """The kinds of component that a page has, and all of it as text."""
-    config = build_page(model).get_config_file()
-    return [component["type"] for component in config["components"]], json.dumps(config)
+def drawn(model: Model) -> tuple[bool, bool]:
+    """Whether a page has a button to sign in, and a field for a token."""
+    text = json.dumps(build_page(model).get_config_file())
+    return '"elem_id": "sign_in"' in text, "hub_token" in text
 
 
-def test_in_a_space_the_visitor_signs_in(model: Model, exports: Export, hub_server: Hub, space: None) -> None:
-    kinds, text = drawn(model)
-    assert "loginbutton" in kinds and "hub_token" not in text
+def test_in_a_space_nobody_else_s_token_is_asked_for(
+    model: Model, exports: Export, hub_server: Hub, space: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradio.routes.attach_oauth", lambda app: None)  # needs gradio[oauth]
+    assert drawn(model) == (True, False)
     assert "Sign in first" in pushed(exports, TOKEN)["error"] and hub_server.requests == []
-    login = gr.OAuthToken(token="hf_oauth_" + "s" * 30, scope="contribute-repos", expires_at=2**40)
+    login = gr.OAuthToken(token=SIGNED_IN, scope="contribute-repos", expires_at=2**40)
     assert pushed(exports, TOKEN, login) == {"url": f"{hub_server.url}/ada/{SLUG}"}
-    assert login.token in str(hub_server.requests) and TOKEN not in str(hub_server.requests)
+    assert SIGNED_IN in str(hub_server.requests) and TOKEN not in str(hub_server.requests)
+
+
+def test_in_a_space_a_visitor_signs_in_and_pushes_as_themselves(
+    model: Model, hub_server: Hub, space: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("authlib")
+    for name in OAUTH:
+        monkeypatch.setattr(f"gradio.oauth.{name}", "x")
+    monkeypatch.setattr("gradio.oauth.OAUTH_SCOPES", "openid profile contribute-repos")
+    monkeypatch.setattr("gradio.oauth.OPENID_PROVIDER_URL", hub_server.url)
+    with serving(model) as url, httpx.Client(base_url=url, trust_env=False, timeout=300) as client:
+
+        def cookie(found: httpx.Response) -> str:  # which a browser sends over HTTPS alone
+            return found.headers["set-cookie"].partition(";")[0]
+
+        gone = client.get("login/huggingface")
+        asked_for = dict(httpx.URL(gone.headers["location"]).params)
+        assert asked_for["scope"] == "openid profile contribute-repos"
+        back = {"code": "c", "state": asked_for["state"]}
+        signed = cookie(client.get("login/callback", params=back, headers={"Cookie": cookie(gone)}))
+        for sent, key in ((signed, "url"), ("", "error")):
+            said, _ = ask_server(url, "push", asked(name=SLUG), "", cookie=sent)
+            assert list(json.loads(said)) == [key]
+    assert f"ada/{SLUG}" in hub_server.repos and f"Bearer {SIGNED_IN}" in str(hub_server.requests)
 
 
 @pytest.mark.parametrize("lacks", [*OAUTH, "SYSTEM", "authlib"])
@@ -374,13 +400,11 @@ def test_a_space_without_oauth_has_no_push(
     monkeypatch.delenv(lacks, raising=False)
     if lacks == "authlib":
         monkeypatch.setattr(module, "find_spec", lambda name: None)
-    kinds, text = drawn(model)
-    assert "loginbutton" not in kinds and "hub_token" not in text and "This Space has no sign-in" in text
-    assert "Sign in first" in pushed(exports, TOKEN)["error"]
+    assert drawn(model) == (False, False)
+    assert "This Space has no sign-in" in pushed(exports, TOKEN)["error"]
 
 
 def test_elsewhere_there_is_a_field_for_a_token(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", HOSTS)
     monkeypatch.setenv("OAUTH_CLIENT_ID", "x")
-    kinds, text = drawn(model)
-    assert "loginbutton" not in kinds and "hub_token" in text and HOSTS not in text
+    assert drawn(model) == (False, True)

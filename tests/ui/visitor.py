@@ -49,12 +49,13 @@ def serving(model: Model, demo: gr.Blocks | None = None) -> Iterator[str]:
         demo.close()
 
 
-def ask_server(url: str, handler: str, *data: object) -> list:
+def ask_server(url: str, handler: str, *data: object, cookie: str = "") -> list:
     """What the server gives to the page that asks this handler."""
     config = httpx.get(f"{url}config", trust_env=False, timeout=300).json()
     (index,) = (fn["id"] for fn in config["dependencies"] if fn["api_name"] == handler)
-    body = {"fn_index": index, "session_hash": "abc", "data": data}
-    assert httpx.post(f"{url}gradio_api/queue/join", json=body, trust_env=False, timeout=300).status_code == 200
+    body, headers = {"fn_index": index, "session_hash": "abc", "data": data}, {"Cookie": cookie}
+    joined = httpx.post(f"{url}gradio_api/queue/join", json=body, headers=headers, trust_env=False, timeout=300)
+    assert joined.status_code == 200
     with httpx.stream("GET", f"{url}gradio_api/queue/data?session_hash=abc", trust_env=False, timeout=300) as stream:
         messages = [json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line]
     (completed,) = (message for message in messages if message["msg"] == "process_completed")
