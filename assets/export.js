@@ -109,6 +109,7 @@
             list.addEventListener("change", () => {
                 if (!busy) say("");
                 drawFound({});
+                seen = null;
                 draw();
             });
         const go = () => $("#export_go").disabled || press(isHub() ? "press_push" : "press_make");

@@ -67,7 +67,7 @@ def test_each_format_is_opened_by_what_it_is_for(page: Page, tmp_path: Path) -> 
     choose(page, "Merged model")
     with safe_open(download(page, tmp_path, "Make and download") / "model.safetensors", "pt") as file:
         assert "model.layers.0.self_attn.q_proj.weight" in file.keys()  # noqa: SIM118 (not a dict)
-    page.get_by_label("As").select_option("merged-gguf")
+    page.locator("#merged_as select").select_option("merged-gguf")
     (model,) = download(page, tmp_path, "Make and download").glob("*.gguf")
     assert any(tensor.name == "token_embd.weight" for tensor in GGUFReader(model).tensors)
     expect(page.locator("#export_said")).to_have_text(f"{SLUG}-merged-gguf.zip is ready.")
@@ -119,10 +119,9 @@ def test_any_description_is_shown_as_text_and_fits(page: Page, tmp_path: Path, d
     generate(page, description.strip())
     open_export(page)
     expect(page.locator("#export_what")).to_contain_text(description.strip()[:20])
-    for form in page.locator("#forms label").all():
-        form.click()
-        expect(page.locator("#export_go")).to_be_enabled()
-        page.wait_for_load_state("networkidle")
+    for form in ("PEFT", "Ollama", "Merged model", "Hugging Face Hub"):
+        choose(page, form)
+        expect(page.locator("#hub" if "Hub" in form else "#commands figure:first-child")).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert page.locator("#export :is(img, b)").count() == 0
     choose(page, "PEFT")
@@ -215,19 +214,20 @@ def test_an_adapter_is_pushed_and_the_token_stays_nowhere(page: Page, hub_server
     go, said = page.get_by_role("button", name="Push to the Hub"), page.locator("#export_said")
     go.click()
     expect(said.locator(".error")).to_contain_text("A token of the Hugging Face Hub is needed")
-    page.get_by_label("Token").fill(TOKEN)
+    page.get_by_label("Token", exact=True).fill(TOKEN)
+    expect(go).to_be_enabled()
     page.keyboard.press("Enter")
     expect(said.get_by_role("link")).to_have_text(f"{hub_server.url}/ada/{SLUG}")
     assert said.get_by_role("link").get_attribute("href") == f"{hub_server.url}/ada/{SLUG}"
     assert hub_server.repos[f"ada/{SLUG}"]["private"] and len(hub_server.repos[f"ada/{SLUG}"]["files"]) == 5
-    expect(page.get_by_label("Token")).to_have_value("")
-    page.get_by_label("Token").fill(TOKEN)
+    expect(page.get_by_label("Token", exact=True)).to_have_value("")
+    page.get_by_label("Token", exact=True).fill(TOKEN)
     page.get_by_label("Repository").fill("ada/other")
     page.get_by_label("Public").check()
     go.click()
     expect(said.get_by_role("link")).to_have_text(f"{hub_server.url}/ada/other")
     assert hub_server.repos["ada/other"]["private"] is False
-    page.get_by_label("Token").fill(TOKEN)
+    page.get_by_label("Token", exact=True).fill(TOKEN)
     go.click()
     expect(said.locator(".error")).to_contain_text("ada/other is on the Hub already")
     kept = page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}, document.documentElement.outerHTML])")
@@ -235,7 +235,7 @@ def test_an_adapter_is_pushed_and_the_token_stays_nowhere(page: Page, hub_server
     assert TOKEN not in kept and HOSTS not in str(hub_server.requests)
     page.reload()
     open_export(page, "Hugging Face Hub")
-    expect(page.get_by_label("Token")).to_have_value("")
+    expect(page.get_by_label("Token", exact=True)).to_have_value("")
 
 
 def test_a_server_that_goes_is_said(browser: Browser, pipe: hyperlora.Pipeline, writer: Writer) -> None:
