@@ -8,10 +8,13 @@ SMOLLM2 := $(shell sed -n 's/^PACKAGE = "\(.*\)"/\1/p' hyperlora/smollm2.py)
 
 # The oldest transformers that the package takes, and the tests of what computes or reads with it.
 OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
-CORE := tests/interop $(patsubst %,tests/test_%.py,adapted architectures base batch chat embedder generator gguf graph \
-	gte halves likelihood lora memory pipeline prompt quiet smollm2 smollm2_chat suggest)
+CORE := tests/interop $(patsubst %,tests/test_%.py,adapted architectures base batch chat commands embedder export generator \
+	gguf graph gte halves likelihood llama_cpp lora memory merge ollama pipeline prompt quiet smollm2 smollm2_chat suggest)
 
-.PHONY: app test test-oldest
+# What the exports are proven in: llama.cpp and Go.
+PROVERS := .venv/export-$(shell sed -n 's/.*"xllamacpp==\([0-9.]*\)".*/\1/p' pyproject.toml)
+
+.PHONY: app test test-oldest test-export
 
 app: .venv/app-installed
 	$(BIN)/python app.py
@@ -22,6 +25,11 @@ test: .venv/test-installed
 test-oldest: .venv/oldest-$(OLDEST)
 	PYTHONPATH="$(CURDIR)/$<" $(BIN)/python -c 'import sys, transformers as t; print(t.__version__); sys.exit(t.__version__ != sys.argv[1])' $(OLDEST)
 	PYTHONPATH="$(CURDIR)/$<" $(BIN)/python -m pytest -q $(CORE)
+
+test-export: $(PROVERS)
+	PYTHONPATH="$(CURDIR)/$<" $(BIN)/python -c 'import xllamacpp'
+	test -x $</go/bin/go
+	PYTHONPATH="$(CURDIR)/$<" $(BIN)/python -m pytest -q -rP tests/export
 
 $(BIN)/python:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -46,4 +54,10 @@ $(BIN)/python:
 .venv/oldest-$(OLDEST): | .venv/test-installed
 	rm -rf $@.part
 	$(BIN)/python -m pip install -q --no-deps --target $@.part "transformers==$(OLDEST)"
+	mv $@.part $@
+
+# In a folder of its own, so that `make test` is without them.
+$(PROVERS): | .venv/test-installed
+	rm -rf $@.part
+	$(BIN)/python -m pip install -q --no-deps --target $@.part --group bench --group export
 	mv $@.part $@

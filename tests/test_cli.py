@@ -36,6 +36,37 @@ def test_generate_writes_a_peft_folder(tmp_path, capsys):
     assert out == "" and err == f"The adapter is in {folder}.\n"
 
 
+@pytest.mark.parametrize(
+    ("form", "file"),
+    [
+        ("peft", "adapter_model.safetensors"),
+        ("gguf", "adapter.gguf"),
+        ("merged", "config.json"),
+        ("merged-gguf", "model.gguf"),
+    ],
+)
+def test_generate_writes_another_format_and_says_how_it_is_used(form, file, tmp_path, capsys):
+    folder, command = tmp_path / "new" / "out", ["generate", "Reverse the order of words.", "--preset", "tiny"]
+    assert main([*command, "-o", str(folder), "--format", form, "--strength", "0.5"]) == 0
+    out, err = capsys.readouterr()
+    assert (folder / file).is_file() and (folder / "README.md").is_file() and f"The adapter is in {folder}.\n" in err
+    assert str(folder) in out and "# curl\ncurl http://127.0.0.1" in out
+    assert "0.5 where 1 is as generated" in (folder / "README.md").read_text()
+    assert main([*command, "-o", str(folder), "--format", form]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.endswith(f"{folder} is not an empty folder: choose another name.\n")
+
+
+def test_a_base_model_is_written_as_gguf(tiny_base, tmp_path, capsys):
+    file = tmp_path / "base.gguf"
+    for name in (str(tiny_base), "mini"):
+        assert main(["base", name, "-o", str(file)]) == 0
+        assert file.read_bytes()[:4] == b"GGUF"
+    assert main(["base", "nowhere/at all", "-o", str(file)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.endswith("There is no folder 'nowhere/at all'.\n")
+
+
 def test_a_far_description_is_noticed_on_standard_error(tmp_path, capsys):
     assert main(["generate", "xq zzkw 99 vvv", "-o", str(tmp_path), "--preset", "tiny"]) == 0
     assert "may not help" in capsys.readouterr().err

@@ -38,12 +38,12 @@ def test_the_zip_gives_the_same_logits_in_plain_peft(tiny_base, tiny_model, make
         torch.testing.assert_close(adapted.model(ids).logits, peft(ids).logits, atol=1e-4, rtol=0)
 
 
-def run_card(archive: Path, folder: Path) -> str:
-    """What the card's Python, as it is, prints in a new process; the folder holds what the zip holds, and no more."""
+def run_card(archive: Path, folder: Path, code: str | None = None) -> str:
+    """What the card's Python, or `code`, prints in a new process; the folder holds what the zip holds, and no more."""
     with zipfile.ZipFile(archive) as file:
         file.extractall(folder / "adapter")
     card = (folder / "adapter" / "README.md").read_text(encoding="utf-8")
-    code = card.split("```python\n")[1].split("```")[0]
+    code = code or card.split("```python\n")[1].split("```")[0]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False

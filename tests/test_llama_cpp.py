@@ -192,34 +192,42 @@ def with_tokenizer(path: Path, backend: Tokenizer, **special: str) -> tuple[PreT
     return tokenizer, path
 
 
-def trained(backend: Tokenizer, **options) -> Tokenizer:
-    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=SPECIAL, show_progress=False, **options)
+def trained(backend: Tokenizer, special: list[str], **options) -> Tokenizer:
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special, show_progress=False, **options)
     backend.train_from_iterator(TEXT, trainer)
     return backend
 
 
-@pytest.mark.parametrize(
-    ("steps", "pre"),
-    [
-        ([pre_tokenizers.ByteLevel(add_prefix_space=False)], "gpt-2"),
-        ([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)], "smollm"),
-        *(
-            (
-                [
-                    pre_tokenizers.Split(Regex(WORDS % digits), "isolated"),
-                    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-                ],
-                name,
-            )
-            for digits, name in ((r"\p{N}{1,3}", "llama-bpe"), (r"\p{N}", "qwen2"))
-        ),
-    ],
-)
-def test_byte_level_tokenizers_by_how_they_cut_words(steps, pre, tmp_path):
+def byte_level_cut(name: str) -> Tokenizer:
+    """A BPE over bytes that cuts words as llama.cpp does under that name."""
+    bytes_, digits = pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.Digits(individual_digits=True)
+    whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    steps = {
+        "gpt-2": [bytes_],
+        "smollm": [digits, bytes_],
+        "llama-bpe": [pre_tokenizers.Split(Regex(WORDS % r"\p{N}{1,3}"), "isolated"), whole],
+        "qwen2": [pre_tokenizers.Split(Regex(WORDS % r"\p{N}"), "isolated"), whole],
+    }[name]
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(steps) if len(steps) > 1 else steps[0]
     backend.decoder = decoders.ByteLevel()
-    trained(backend, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+    return trained(backend, SPECIAL, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+
+
+def like_sentencepiece() -> Tokenizer:
+    """A BPE over characters, as Llama 2's, with a token for each byte that has no character."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    trained(backend, ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))])
+    return Tokenizer.from_str(backend.to_str().replace('"special":true', '"special":false'))
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
+def test_byte_level_tokenizers_by_how_they_cut_words(pre, tmp_path):
+    backend = byte_level_cut(pre)
     tokenizer, folder = with_tokenizer(tmp_path / "base", backend, eos_token="<|im_end|>")
     file = export_base(str(folder), tmp_path / "model.gguf")
     said = {name: field.contents() for name, field in GGUFReader(file).fields.items()}
@@ -234,16 +242,7 @@ def test_byte_level_tokenizers_by_how_they_cut_words(steps, pre, tmp_path):
 
 def test_a_tokenizer_in_the_way_of_sentencepiece(tmp_path):
     """Its scores put its merges in their order."""
-    backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    special = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
-    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special, show_progress=False)
-    backend.train_from_iterator(TEXT, trainer)
-    content = Tokenizer.from_str(backend.to_str().replace('"special":true', '"special":false'))
-    tokenizer, folder = with_tokenizer(tmp_path / "base", content, eos_token="</s>", unk_token="<unk>")
+    tokenizer, folder = with_tokenizer(tmp_path / "base", like_sentencepiece(), eos_token="</s>", unk_token="<unk>")
     file = export_base(str(folder), tmp_path / "model.gguf")
     said = {name: field.contents() for name, field in GGUFReader(file).fields.items()}
     assert said["tokenizer.ggml.model"] == "llama" and said["tokenizer.ggml.add_space_prefix"] is True
