@@ -39,7 +39,9 @@
         found = said;
         $("#export_size").textContent = said.size && !isHub() ? `${said.name}, ${said.size}` : "";
         $("#hub_name").placeholder = said.name?.replace(/\.zip$/, "") ?? "";
-        $("#commands").replaceChildren(...(isHub() ? [] : (said.commands ?? []).map(drawBlock)));
+        const blocks = isHub() ? [] : (said.commands ?? []).map(drawBlock);
+        const where = make("p", {textContent: "Unpack the zip into a folder of its name, and beside that:"});
+        $("#commands").replaceChildren(...(blocks.length ? [where, ...blocks] : []));
     }
 
     /** -> what is to be looked at. */

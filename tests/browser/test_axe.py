@@ -7,7 +7,7 @@ from playwright.sync_api import Browser, Page, expect
 from tests.browser.visit import generate, send, visit
 from tests.ui.visitor import ADD, REVERSE
 
-DRAWN = {"understand": "#tokens .spans", "export": "#commands figure:first-child"}  # what comes later than its mode
+DRAWN = {"understand": "#tokens .spans", "export": "#commands figure:nth-child(2)"}  # what comes later than its mode
 
 
 def findings(page: Page) -> list[str]:

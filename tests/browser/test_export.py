@@ -121,7 +121,7 @@ def test_any_description_is_shown_as_text_and_fits(page: Page, tmp_path: Path, d
     expect(page.locator("#export_what")).to_contain_text(description.strip()[:20])
     for form in ("PEFT", "Ollama", "Merged model", "Hugging Face Hub"):
         choose(page, form)
-        expect(page.locator("#hub" if "Hub" in form else "#commands figure:first-child")).to_be_visible()
+        expect(page.locator("#hub" if "Hub" in form else "#commands figure:nth-child(2)")).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert page.locator("#export :is(img, b)").count() == 0
     choose(page, "PEFT")
