@@ -1,6 +1,7 @@
 """The page: `python app.py`, then describe a task in the browser and chat with the adapted model."""
 
 import argparse
+import ipaddress
 import os
 import sys
 import tempfile
@@ -31,6 +32,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         type=port_number,
         default=os.environ.get("GRADIO_SERVER_PORT") or None,
         help="default: the first free one from 7860 on",
+    )
+    parser.add_argument(
+        "--merge",
+        choices=("yes", "no"),
+        help="whether visitors get the base model with an adapter in its weights, as a file of its size (default: yes "
+        "where the page is for this machine alone)",
     )
     group = parser.add_argument_group("descriptions from examples, for visitors who agree to send them")
     group.add_argument("--describe_endpoint", metavar="URL", help="of OpenAI's chat completions; key: OPENAI_API_KEY")
@@ -74,6 +81,18 @@ def signing_in(args: argparse.Namespace) -> str | None:
 def on_zero_gpu() -> bool:
     """Whether this is a Space that is lent a GPU for each answer."""
     return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
+
+
+def merges(args: argparse.Namespace) -> bool:
+    """Whether visitors get whole models written."""
+    if args.merge is not None:
+        return args.merge == "yes"
+    host = args.host.removeprefix("[").removesuffix("]")
+    try:
+        alone = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        alone = host == "localhost"
+    return alone and not os.environ.get("SPACE_ID")
 
 
 def say(line: str) -> None:
@@ -156,7 +175,7 @@ def serve(
 
             model = Model(lambda: open_zero(args, say, choice), limits_of(args))
             model.run()  # in the main thread, the only one whose CUDA is stood in for, and before the page is there
-        demo = build_page(model, host, args.mcp)
+        demo = build_page(model, host, merges(args), args.mcp)
         check, beside = None if password is None else matches(args.auth, password), []
         if args.openai:
             from hyperlora.server import Beside, Server

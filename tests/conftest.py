@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import string
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from huggingface_hub import errors
+from huggingface_hub import close_session, errors
 from huggingface_hub.utils import filter_repo_objects
 from tokenizers import Tokenizer, decoders, models
 from tqdm import tqdm
@@ -40,6 +41,7 @@ from hyperlora.lora import Adapter
 from hyperlora.pipe import Pipeline
 from hyperlora.presets import PRESETS, SMALL_PRESET
 from hyperlora.prompt import format_prompt
+from tests.hub_server import HOSTS, Hub
 
 TINY = {  # of a base model, as every config of transformers takes it
     "vocab_size": 100,
@@ -302,6 +304,25 @@ def smollm2_folder() -> Path:
 def smollm2_base(smollm2_folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The real SmolLM2-135M-Instruct in float32 and its tokenizer, loaded once: leave both as they are."""
     return load_base(smollm2_folder)
+
+
+@pytest.fixture
+def hub_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub that is asked over HTTP; the machine is logged in there as somebody else. No retry waits."""
+    server = Hub()
+    threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # it has another protocol, in Rust
+    monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda seconds: None))
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.setenv(name, HOSTS)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield server
+    server.hangs.set()
+    close_session()  # whose time limit may be a test's
+    server.shutdown()
+    server.server_close()
 
 
 RESPONSE = SimpleNamespace(status_code=404, headers={}, request=None)

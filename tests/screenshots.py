@@ -60,6 +60,11 @@ def understand(page: Page) -> None:
     expect(page.locator("#tokens .spans")).to_be_visible()
 
 
+def export(page: Page) -> None:
+    page.get_by_role("button", name="Export").click()
+    expect(page.locator("#commands figure").first).to_be_visible()
+
+
 def blend(page: Page) -> None:
     page.get_by_role("button", name="Blend").click()
     expect(page.get_by_role("button", name="Make the blend")).to_be_enabled()
@@ -76,6 +81,7 @@ PICTURES = {
     "file": run_file,
     "examples": find,
     "understand": understand,
+    "export": export,
     "blend": blend,
     "more": more,
 }

@@ -27,8 +27,9 @@ class Api:
     Mistakes come as `gr.Error`, which Gradio passes on.
     """
 
-    def __init__(self, model: Model, archive: gr.DownloadButton):
-        self.model, self._archive = model, archive
+    def __init__(self, model: Model):
+        self.model = model
+        self._archive: gr.DownloadButton | None = None
 
     def adapt(self, recipe: str | dict) -> dict:
         """Makes a LoRA adapter for the language model from a description of a task, in a second or so. Gives its
@@ -159,6 +160,7 @@ class Api:
     def build(self, chats: dict[str, object], mcp: bool) -> None:
         """The endpoints, in the layout that is open; `chats` are the limits of all chats. Those that are listed are
         also the tools of MCP, among which is none that gives a file."""
+        self._archive = gr.DownloadButton(visible="hidden")
         gr.api(self.adapt)
         gr.api(self.chat, **chats)
         gr.api(self.compare, **chats)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -403,14 +402,3 @@ class Handlers:
         """End what this visitor is answered now."""
         if stream := self._streams.get(request.session_hash):
             stream.stop()
-
-    def export(self, chosen: object) -> Iterator[str]:
-        """-> the zip; Gradio has its own copy when the folder goes."""
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                if (shelved := read_adapter(chosen)) is None:
-                    raise UserError("Select an adapter first: there is nothing to export without one.")
-                path = self.model.export(self.model.of(shelved), folder)
-            except Exception as error:
-                raise gr.Error(escape(sentence(error)), print_exception=False) from error
-            yield str(path)

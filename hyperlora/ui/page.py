@@ -21,6 +21,7 @@ from hyperlora.recipe import MAX_STRENGTH
 from hyperlora.ui.api import Api
 from hyperlora.ui.compare import Compare
 from hyperlora.ui.examples import Examples
+from hyperlora.ui.export import BUTTON, Export
 from hyperlora.ui.file import File
 from hyperlora.ui.handlers import INSTEAD, LOADING, Handlers
 from hyperlora.ui.settings import MORE
@@ -30,7 +31,7 @@ from hyperlora.ui.understand import Understand
 from hyperlora.ui.words import js, status
 
 OTHERS = 20  # threads for handlers that wait, beside those of chats, so that the rest of the page goes on
-SCRIPTS = ("page.js", "talk.js", "compare.js", "steer.js", "understand.js", "reader.js", "file.js", "examples.js")
+SCRIPTS = ("page", "talk", "compare", "steer", "understand", "reader", "file", "examples", "export")
 FONT = ["Inter", "ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 THEME = gr.themes.Base(
     primary_hue="teal",
@@ -39,7 +40,6 @@ THEME = gr.themes.Base(
     font=FONT,
     font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"],
 )
-DOWNLOAD = "() => document.querySelector('#zip').click()"
 # What a visitor has is drawn by `assets/page.js` into these; the rest of the page is Gradio's.
 PAPER = "https://arxiv.org/abs/2506.06105"
 TITLE = f"""<header><h1>HyperLoRA</h1><nav aria-label="About HyperLoRA">
@@ -100,9 +100,10 @@ class Page(gr.Blocks):
             raise gr.Error(said, print_exception=False)
 
 
-def build_page(model: Model, host: Host | None = None, mcp: bool = False) -> Page:
-    """The page over `model`, which may still be loading; `host` writes descriptions for visitors who agree. `mcp`: the
-    API lists what may be a tool of MCP alone."""
+def build_page(model: Model, host: Host | None = None, merges: bool = True, mcp: bool = False) -> Page:
+    """The page over `model`, which may still be loading; `host` writes descriptions for visitors who agree; `merges`:
+    whether whole models are written, with an adapter in their weights. `mcp`: the API lists what may be a tool of MCP
+    alone."""
     on = Handlers(model)
     plain = {"js_on_load": None, "apply_default_css": False}
     raw = {"preprocess": False}  # texts of page.js, that Gradio has not to look into
@@ -152,10 +153,9 @@ def build_page(model: Model, host: Host | None = None, mcp: bool = False) -> Pag
                     strength = gr.Slider(
                         -MAX_STRENGTH, MAX_STRENGTH, value=1, step=0.1, label="Adapter strength", elem_id="strength"
                     )
-                    export = gr.Button("Export", size="sm", elem_id="export")
+                    gr.HTML(BUTTON, **plain, elem_id="to_export")
                 describe = gr.Checkbox(label="Put the description in the prompt too", elem_id="in_prompt")
                 gr.HTML(KEPT, **plain, elem_id="kept")
-                archive = gr.DownloadButton(visible="hidden", elem_id="zip")
             with gr.Column(elem_id="talk", min_width=320):
                 gr.HTML(CHATS, **plain, elem_id="chats")
                 chat = gr.Chatbot(
@@ -187,6 +187,9 @@ def build_page(model: Model, host: Host | None = None, mcp: bool = False) -> Pag
                 Understand(model).build()
                 File(model).build(limits)
                 Examples(model, host).build(limits)
+                export = Export(model, merges)
+                export.build()
+        demo.unload(export.leave)
 
         link, shared = (gr.Textbox("", visible="hidden") for _ in range(2))
 
@@ -249,8 +252,6 @@ def build_page(model: Model, host: Host | None = None, mcp: bool = False) -> Pag
         message.stop(on.stop, None, None, **quick)
         undo.click(None, [chat, message], [chat, message, retry, undo, clear], js=js("undo", "chat", "message"))
         clear.click(None, None, seen, js=js("clear"))
-        exported = export.click(on.export, [adapter], archive, js=js("adapter"), api_name="zip", **raw, **private)
-        exported.success(None, js=DOWNLOAD, **private)
 
         checking = check.click(
             on.check, [settings], [checked], js=js("settings"), trigger_mode="always_last", **raw, **quick
@@ -266,7 +267,7 @@ def build_page(model: Model, host: Host | None = None, mcp: bool = False) -> Pag
             found = asked.click(on.read, [name], [document], js=f"() => '{which}'", **raw, **quick)
             found.success(None, [document], None, js=js("show", "html"))
 
-        Api(model, archive).build(chats, mcp)
+        Api(model).build(chats, mcp)
 
     return demo.queue(default_concurrency_limit=OTHERS, max_size=model.limits.queue, api_open=False)
 
@@ -313,7 +314,7 @@ def launch(
         theme=THEME,
         favicon_path=find_favicon(),
         css=read_asset("style.css"),
-        head="".join(f"<script>{read_asset(name)}</script>" for name in SCRIPTS),
+        head="".join(f"<script>{read_asset(f'{name}.js')}</script>" for name in SCRIPTS),
     )
     return url
 

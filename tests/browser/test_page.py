@@ -4,10 +4,8 @@ import json
 import re
 import threading
 import time
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -1045,21 +1043,6 @@ def test_two_answers_are_stopped_together(page: Page, pipe: hyperlora.Pipeline) 
     expect(page.locator("#halt")).to_be_hidden()
 
 
-def test_export_downloads_the_selected_adapter(page: Page, tmp_path: Path) -> None:
-    page.locator("#export").click()
-    expect(page.locator(".toast-body")).to_contain_text("Select an adapter first")
-    for description in (REVERSE, ADD):
-        generate(page, description)
-        with page.expect_download() as download:
-            page.locator("#export").click()
-        path = tmp_path / download.value.suggested_filename
-        download.value.save_as(path)
-        with zipfile.ZipFile(path) as archive:
-            files = ["README.md", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"]
-            assert sorted(archive.namelist()) == files
-            assert description in archive.read("README.md").decode()
-
-
 def test_two_visitors_have_their_own_shelves(page: Page, browser: Browser, url: str) -> None:
     generate(page, REVERSE)
     with visit(browser, url) as other:
@@ -1092,7 +1075,7 @@ def test_it_fits(page: Page, width: int, height: int) -> None:
         assert size[1] <= height
         shelf, tools = page.locator("#shelf").bounding_box(), page.locator("#tools").bounding_box()
         assert shelf["y"] + shelf["height"] <= tools["y"]
-        for name in ("export", "in_prompt", "message", "clear"):
+        for name in ("to_export", "in_prompt", "message", "clear"):
             box = page.locator(f"#{name}").bounding_box()
             assert box["y"] + box["height"] <= height
 

@@ -58,8 +58,9 @@ def test_an_adapter_goes_out_and_comes_in_again(
     tmp_path: Path,
 ) -> None:
     generate(page, REVERSE)
+    page.get_by_role("button", name="Export").click()
     with page.expect_download() as download:
-        page.locator("#export").click()
+        page.get_by_role("button", name="Download zip").click()
     download.value.save_as(tmp_path / "mine.zip")
     with serving(model := Model(lambda: pipe)) as url, visit(browser, url) as other:
         model.start()

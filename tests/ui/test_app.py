@@ -28,8 +28,6 @@ import httpx
 import pytest
 import torch
 from gradio_client import Client
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
 
 import app
 import hyperlora
@@ -56,6 +54,7 @@ from tests.ui.visitor import (
     ADD,
     REVERSE,
     Visitor,
+    ask_server,
     by_line,
     serving,
     shelved,
@@ -182,8 +181,6 @@ def test_what_no_page_holds_is_one_sentence(on: Handlers, kept: object) -> None:
         with pytest.raises(UserError, match=r"^What the page kept .*[.]$"):
             read_adapter(kept)
         assert "What the page kept" in on.select(kept)
-        with pytest.raises(gr.Error, match="What the page kept"):
-            next(on.export(kept))
 
 
 def test_an_adapter_of_the_shelf_is_a_description_with_a_name_and_a_strength() -> None:
@@ -283,8 +280,6 @@ def test_a_strength_that_is_none_is_one_sentence(visitor: Visitor, strength: obj
     visitor.strength = strength
     with pytest.warns(UserWarning, match="The strength must be a number from -4 to 4"):
         visitor.hear(visitor.on.send(*visitor.asked(ADD), "one", visitor.request))
-    with pytest.raises(gr.Error, match="The strength must be a number"):
-        next(visitor.on.export(shelved(ADD, "", strength)))
 
 
 def test_the_description_is_put_in_the_prompt_and_that_is_said(visitor: Visitor, pipe: hyperlora.Pipeline) -> None:
@@ -630,31 +625,6 @@ def test_an_answer_that_is_compared_is_text(compare: Compare, answering: Callabl
     answering("<b>", "&amp;\n  x", end="length")
     *_, last = compare.answer(side("left"), "a", 7, SimpleNamespace(session_hash="a"))
     assert "&lt;b&gt;&amp;amp;\n  x" in last and "Cut off at the token limit." in last
-
-
-# ---- export ----
-
-
-def test_the_exported_zip_is_the_adapter_in_plain_peft(
-    on: Handlers, pipe: hyperlora.Pipeline, tiny_base: Path, tmp_path: Path
-) -> None:
-    (path,) = (shutil.copy(path, tmp_path) for path in on.export(shelved(REVERSE, "Mine", 0.5)))
-    with zipfile.ZipFile(path) as archive:
-        archive.extractall(tmp_path / "adapter")
-    model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
-    model = PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
-    ids = torch.tensor([pipe.tokenizer.encode("one two three")])
-    slot = pipe.adapted.load(pipe.adapt(REVERSE).scaled(0.5))
-    with torch.no_grad(), pipe.adapted.use([slot]):
-        ours = pipe.adapted.model(ids).logits
-    pipe.adapted.unload(slot)
-    with torch.no_grad():
-        torch.testing.assert_close(model(ids).logits, ours, rtol=0, atol=1e-4)
-
-
-def test_there_is_nothing_to_export_without_an_adapter(on: Handlers) -> None:
-    with pytest.raises(gr.Error, match="Select an adapter first"):
-        next(on.export(""))
 
 
 # ---- loading ----
@@ -1123,19 +1093,6 @@ def started(
     assert "Traceback" not in said and "Error" not in said, said
 
 
-def ask_server(url: str, handler: str, *data: object) -> list:
-    """What the server gives to the page that asks this handler."""
-    config = httpx.get(f"{url}config", trust_env=False, timeout=300).json()
-    (index,) = (fn["id"] for fn in config["dependencies"] if fn["api_name"] == handler)
-    body = {"fn_index": index, "session_hash": "abc", "data": data}
-    assert httpx.post(f"{url}gradio_api/queue/join", json=body, trust_env=False, timeout=300).status_code == 200
-    with httpx.stream("GET", f"{url}gradio_api/queue/data?session_hash=abc", trust_env=False, timeout=300) as stream:
-        messages = [json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line]
-    (completed,) = (message for message in messages if message["msg"] == "process_completed")
-    assert completed["success"], completed
-    return completed["output"]["data"]
-
-
 def no_user() -> list[str]:
     """What runs a command as a user who is in no list; skips where that cannot be."""
     command = ["unshare", "--user", "--map-user=54321"]
@@ -1165,7 +1122,7 @@ def test_it_starts_and_works_in_odd_environments(case: str, tmp_path: Path) -> N
         wait_until(lambda: "still loading" not in (said := ask_server(url, "generate", f"1 {ADD}")[0]) and said)
         status, *_, made = ask_server(url, "generate", f"1 {ADD}")
         assert "Ready." in status and made == f"1 {ADD}"
-        (archive,) = ask_server(url, "zip", shelved(ADD))
+        _, archive = ask_server(url, "make", json.dumps({"adapter": shelved(ADD), "form": "peft"}))
         assert zipfile.is_zipfile(io.BytesIO(httpx.get(archive["url"], trust_env=False, timeout=300).content))
 
 

@@ -147,7 +147,8 @@ def test_exports_count(limited: Callable) -> None:
     call(url, "export", client, recipe=REVERSE)
     with pytest.raises(UserError, match="There may be 1 exports a minute"):
         call(url, "export", client, recipe=REVERSE)
-    assert "There may be 1 exports" in event(url, "zip", shelved(REVERSE), client=client)
+    asked = json.dumps({"adapter": shelved(REVERSE), "form": "peft"})
+    assert "There may be 1 exports" in event(url, "make", asked, client=client)
 
 
 def test_a_proxy_is_believed_where_it_is_named_and_nobody_else_is(limited: Callable) -> None:

@@ -1,7 +1,6 @@
 """Blends and imported adapters, as the page asks for them."""
 
 import json
-import shutil
 import zipfile
 from pathlib import Path
 
@@ -10,13 +9,13 @@ import torch
 
 import hyperlora
 from hyperlora import model as kept
+from hyperlora.export import export_zip
 from hyperlora.lora import Adapter
 from hyperlora.model import Model
 from hyperlora.recipe import Recipe
-from hyperlora.ui.handlers import Handlers
 from hyperlora.ui.session import read_adapter
 from hyperlora.ui.steer import Steer
-from tests.ui.visitor import ADD, REVERSE, shelved
+from tests.ui.visitor import ADD, REVERSE
 
 
 def steer_recipe(*parts: tuple[float, dict], **said: object) -> str:
@@ -55,8 +54,7 @@ def test_a_blend_that_cannot_be_made_says_why(model: Model, recipe: object, sent
 
 
 def exported(model: Model, folder: Path, description: str) -> Path:
-    [path] = (shutil.copy(path, folder / "mine.zip") for path in Handlers(model).export(shelved(description)))
-    return Path(path)
+    return export_zip(model.pipe.adapt(description), folder / "mine.zip")
 
 
 def test_an_imported_zip_is_the_adapter_that_was_exported(model: Model, tmp_path: Path) -> None:

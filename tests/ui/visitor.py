@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from html import unescape
 from types import SimpleNamespace
 
+import gradio as gr
 import httpx
 
 import hyperlora
@@ -40,9 +41,9 @@ def by_line(bubble: dict) -> str:
 
 
 @contextmanager
-def serving(model: Model, mcp: bool = False, **options: object) -> Iterator[str]:
+def serving(model: Model, demo: gr.Blocks | None = None, mcp: bool = False, **options: object) -> Iterator[str]:
     """The page's address while it is served from this process."""
-    demo = build_page(model, mcp=mcp)
+    demo = demo or build_page(model, mcp=mcp)
     try:
         yield launch(demo, **options)
     finally:
@@ -74,6 +75,20 @@ def event(url: str, handler: str, *data: object, client: httpx.Client, session: 
     joined = client.post(f"{url}gradio_api/queue/join", json=body)
     assert joined.status_code == 200, joined.text
     return client.get(f"{url}gradio_api/queue/data?session_hash={session}").text
+
+
+def ask_server(url: str, handler: str, *data: object, cookie: str = "") -> list:
+    """What the server gives to the page that asks this handler."""
+    config = httpx.get(f"{url}config", trust_env=False, timeout=300).json()
+    (index,) = (fn["id"] for fn in config["dependencies"] if fn["api_name"] == handler)
+    body, headers = {"fn_index": index, "session_hash": "abc", "data": data}, {"Cookie": cookie}
+    joined = httpx.post(f"{url}gradio_api/queue/join", json=body, headers=headers, trust_env=False, timeout=300)
+    assert joined.status_code == 200
+    with httpx.stream("GET", f"{url}gradio_api/queue/data?session_hash=abc", trust_env=False, timeout=300) as stream:
+        messages = [json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line]
+    (completed,) = (message for message in messages if message["msg"] == "process_completed")
+    assert completed["success"], completed
+    return completed["output"]["data"]
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 300) -> None:
