@@ -1,12 +1,15 @@
 """What README shows is what happens: its Python as it stands, and the examples of the page."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import hyperlora
 from hyperlora.presets import assets_dir, load_examples
+from hyperlora.ui.model import Model
+from tests.ui.visitor import serving, wait_until
 from training.parts.metrics import loops
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -14,16 +17,30 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 TABLE = re.findall(r"^\| (.+) \| `(.+)` \| `(.+)` \|$", README, re.MULTILINE)
 
 
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """The page of the bundled model."""
+    pipe = hyperlora.pipeline("mini")
+    model = Model(lambda: pipe)
+    model.start()
+    wait_until(lambda: model.settled)
+    with serving(model) as url:
+        yield url
+    pipe.close()
+
+
 @pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
 def test_the_python_prints_what_its_comments_say(
-    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    code: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     comments = re.findall(r"print\(.*\)  # (.*)", code)
     assert len(comments) == code.count("print(") > 0
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    exec(code, names)
-    names["pipe"].close()
+    capsys.readouterr()
+    exec(code.replace("http://127.0.0.1:7860", url.rstrip("/")), names)
+    if "pipe" in names:
+        names["pipe"].close()
     assert capsys.readouterr().out.replace("\n", "") == "".join(comments)
 
 

@@ -56,6 +56,8 @@ def test_four_endpoints_are_listed_with_types_and_defaults_and_words_for_each(cl
     assert chat["messages"]["python_type"]["type"] == "str | list[dict(str, str)]"
     for endpoint in endpoints.values():
         assert len(endpoint["description"]) > 40
+    paths = httpx.get(f"{url}gradio_api/openapi.json").json()["paths"]
+    assert {f"/gradio_api/call/v2{name}" for name in endpoints} <= set(paths)
     assert endpoints["/export"]["returns"][0]["python_type"]["type"] == "filepath"
 
 
