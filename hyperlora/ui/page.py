@@ -21,7 +21,7 @@ from hyperlora.ui.compare import Compare
 from hyperlora.ui.examples import Examples
 from hyperlora.ui.file import File
 from hyperlora.ui.handlers import INSTEAD, LOADING, Handlers
-from hyperlora.ui.health import health
+from hyperlora.ui.health import Health
 from hyperlora.ui.model import Model
 from hyperlora.ui.settings import MORE
 from hyperlora.ui.signin import MESSAGE, SignIns
@@ -284,7 +284,7 @@ def launch(
     `check` says whether a user and a password are right, where visitors are to sign in. A visitor's address is what
     one of the `proxies` (addresses or networks, with commas between) says of it, or else the one that they come from.
     """
-    host = host.removeprefix("[").removesuffix("]")
+    host, limits = host.removeprefix("[").removesuffix("]"), demo.model.limits
     check_address(host, port)
     os.environ["FORWARDED_ALLOW_IPS"] = proxies  # uvicorn's own default trusts whoever comes from this machine
     _, url, _ = demo.launch(
@@ -297,10 +297,9 @@ def launch(
         run_history=False,
         enable_monitoring=False,
         footer_links=[],
-        max_threads=demo.model.limits.chats + OTHERS,
+        max_threads=limits.chats + OTHERS,
         app_kwargs={
-            "middleware": [(each, (demo.model.limits,), {}) for each in (Bounds, SignIns)],
-            "routes": [health(demo.model)],
+            "middleware": [(Health, (demo.model,), {}), (Bounds, (limits,), {}), (SignIns, (limits,), {})],
             "openapi_url": None,  # and so without FastAPI's own pages, whose scripts are from elsewhere
         },
         auth=check,
