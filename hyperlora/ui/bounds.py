@@ -53,8 +53,10 @@ class Bounds:
             try:
                 await self.app(scope, bounded, answer)
             except Exception as error:  # which would be logged with what it says
-                if size <= most and not begun:
-                    await refuse(answer, *_said(error, path))
+                if size <= most:
+                    told = _said(error, path)
+                    if not begun:
+                        await refuse(answer, *told)
         if size > most and not begun:
             self.limits.refused["lengths"] += 1
             # Who did not say how much comes may never end.
