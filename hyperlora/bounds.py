@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from hyperlora.config import MAX_ZIP
@@ -53,13 +53,15 @@ class Bounds:
             try:
                 await self.app(scope, bounded, answer)
             except Exception as error:  # which would be logged with what it says
-                if size <= most and not begun:
-                    await refuse(answer, *_said(error, path))
+                if size <= most:
+                    told = _said(error, path)
+                    if not begun:
+                        await refuse(answer, *told)
         if size > most and not begun:
             self.limits.refused["lengths"] += 1
             # Who did not say how much comes may never end.
             hang_up = [(b"connection", b"close")] if said == b"0" else []
-            await refuse(send, 413, f"This is larger than {most >> 20} MB: send less.", hang_up)
+            await refuse(send, 413, f"This is larger than {most >> 20} MB: send less.", *hang_up)
 
 
 def _said(error: Exception, path: str) -> tuple[int, str]:
@@ -69,9 +71,14 @@ def _said(error: Exception, path: str) -> tuple[int, str]:
     return 500, sentence(error)
 
 
-async def refuse(send: Callable, status: int, sentence: str, more: Sequence[tuple[bytes, bytes]] = ()) -> None:
-    """Answer with nothing but that, and `more` headers."""
-    body = json.dumps({"detail": sentence}).encode()
+async def refuse(send: Callable, status: int, sentence: str, *more: tuple[bytes, bytes]) -> None:
+    """Answer with nothing but that, as Gradio does, and `more` headers."""
+    await reply(send, status, {"detail": sentence}, *more)
+
+
+async def reply(send: Callable, status: int, value: dict[str, str], *more: tuple[bytes, bytes]) -> None:
+    """Answer with that as JSON."""
+    body = json.dumps(value).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

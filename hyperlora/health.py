@@ -1,27 +1,30 @@
 """What a host asks of the server: whether it is well, which anybody may know, and figures, which this machine may."""
 
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
-from starlette.requests import Request
-from starlette.responses import JSONResponse
-from starlette.routing import Route
 
+from hyperlora.bounds import App, reply
 from hyperlora.model import Model
 
 if TYPE_CHECKING:
     import gradio as gr
 
 
-def health(model: Model) -> Route:
-    """GET /health: 200 once the model answers; 503 before, and where it cannot be loaded."""
+class Health:
+    """An ASGI app that answers /health: 200 once the model does; 503 before, and where it cannot be loaded."""
 
-    async def answer(request: Request) -> JSONResponse:
-        return JSONResponse({"status": model.state}, 200 if model.state == "ready" else 503)
+    def __init__(self, app: App, model: Model):
+        self.app, self.model = app, model
 
-    return Route("/health", answer)
+    async def __call__(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
+        if scope["type"] != "http" or scope["path"] != "/health":
+            return await self.app(scope, receive, send)
+        state = self.model.state
+        return await reply(send, 200 if state == "ready" else 503, {"status": state})
 
 
 def metrics(model: Model, demo: "gr.Blocks | None") -> str:

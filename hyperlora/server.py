@@ -36,7 +36,7 @@ from hyperlora.bounds import Bounds
 from hyperlora.chat import ChatStream
 from hyperlora.completions import Asked, ChatAsked, Reply, TextAsked, adapter_id, read_model, stop, usage
 from hyperlora.errors import Busy, UserError
-from hyperlora.health import health, serve_metrics
+from hyperlora.health import Health, serve_metrics
 from hyperlora.hosting import LOOPBACK, bare, limits_of, who_may_ask
 from hyperlora.limits import ASKING, address
 from hyperlora.lora import Adapter
@@ -111,8 +111,6 @@ class Admission:
         await self._app(scope, receive, send)
 
     def _refuse(self, scope: Scope, headers: Headers) -> JSONResponse | None:
-        if scope["path"] == "/health":
-            return None
         if self._hosts is not None and _host(headers.get("host", "")) not in self._hosts:
             return Failure(403, "This server is not called by that name: see --allow_host.").response()
         digest = _digest(headers.get("authorization", "").removeprefix("Bearer ").strip())
@@ -155,7 +153,7 @@ class Server:
         self.app = app = FastAPI(title="HyperLoRA", docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json")
         app.add_middleware(Admission, keys=keys, hosts=hosts)
         app.add_middleware(Bounds, limits=model.limits)
-        app.router.routes.append(health(model))
+        app.add_middleware(Health, model=model)
         app.get("/v1/models")(self.models)
         app.get("/v1/models/{name:text}")(self.one_model)
         app.post("/v1/adapters")(self.adapters)

@@ -24,7 +24,7 @@ NEEDED = [Requirement(line) for line in PROJECT["project"]["dependencies"]]
 UI, SERVE = (
     [Requirement(line) for line in PROJECT["project"]["optional-dependencies"][extra]] for extra in ("ui", "serve")
 )
-SERVER = ("server.py", "completions.py", "health.py")
+SERVER = ("server.py", "completions.py")
 PINNED = [Requirement(line) for line in (ROOT / "requirements.txt").read_text().splitlines()]
 
 

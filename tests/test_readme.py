@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,8 @@ import pytest
 import hyperlora
 from hyperlora.model import Model
 from hyperlora.presets import assets_dir, load_examples
-from hyperlora.server import Server
-from tests.test_server import running
+from hyperlora.server import Beside, Server
+from tests.ui.visitor import serving, wait_until
 from training.parts.metrics import loops
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -19,26 +18,28 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 TABLE = re.findall(r"^\| (.+) \| `(.+)` \| `(.+)` \|$", README, re.MULTILINE)
 
 
-@contextmanager
-def served() -> Iterator[str]:
-    """The address of `python -m hyperlora serve --preset mini`."""
-    model = Model(lambda: hyperlora.pipeline("mini"))
-    model.run()
-    with running(Server(model)) as url:
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """The page of the bundled model, with the server beside it."""
+    pipe = hyperlora.pipeline("mini")
+    model = Model(lambda: pipe)
+    model.start()
+    wait_until(lambda: model.settled)
+    with serving(model, beside=[(Beside, (Server(model),), {})]) as url:
         yield url
-    model.pipe.close()
+    pipe.close()
 
 
 @pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
 def test_the_python_prints_what_its_comments_say(
-    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    code: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     comments = re.findall(r"print\(.*\)  # (.*)", code)
     assert len(comments) == code.count("print(") > 0
     monkeypatch.chdir(tmp_path)
-    with ExitStack() as open_:
-        names = {"URL": open_.enter_context(served())} if "URL" in code else {}
-        exec(code, names)
+    names: dict = {}
+    capsys.readouterr()
+    exec(re.sub(r"http://127.0.0.1:(7860|8000)", url.rstrip("/"), code), names)
     if "pipe" in names:
         names["pipe"].close()
     assert capsys.readouterr().out.replace("\n", "") == "".join(comments)

@@ -90,7 +90,7 @@ class File:
                 raise UserError(f"{MAX_RUNS} files of others are being answered: try again in a few minutes.")
             table, item = read_file(given), read_object(asked)
             questions = table.column(item.get("messages"))
-            options = self.model.allow(max(questions, key=len), {})
+            options = self.model.allow(max(questions, key=len, default=""), {})
             wanted = table.column(item["answers"]) if item.get("answers") else [""] * len(questions)
             shelved = read_adapter(item.get("adapter"))
             adapter = self.model.of(shelved) if shelved else None

@@ -14,7 +14,7 @@ from hyperlora.bounds import Bounds
 from hyperlora.config import MAX_ZIP
 from hyperlora.endpoint import Host
 from hyperlora.errors import UserError
-from hyperlora.health import health
+from hyperlora.health import Health
 from hyperlora.model import Model
 from hyperlora.presets import assets_dir
 from hyperlora.recipe import MAX_STRENGTH
@@ -287,7 +287,7 @@ def launch(
     one of the `proxies` (addresses or networks, with commas between) says of it, or else the one that they come from.
     `beside`: ASGI apps in front of the page, each with its arguments, as Starlette takes middleware.
     """
-    host = host.removeprefix("[").removesuffix("]")
+    host, limits = host.removeprefix("[").removesuffix("]"), demo.model.limits
     check_address(host, port)
     os.environ["FORWARDED_ALLOW_IPS"] = proxies  # uvicorn's own default trusts whoever comes from this machine
     _, url, _ = demo.launch(
@@ -300,10 +300,14 @@ def launch(
         run_history=False,
         enable_monitoring=False,
         footer_links=[],
-        max_threads=demo.model.limits.chats + OTHERS,
+        max_threads=limits.chats + OTHERS,
         app_kwargs={
-            "middleware": [*beside, *((each, (demo.model.limits,), {}) for each in (Bounds, SignIns))],
-            "routes": [health(demo.model)],
+            "middleware": [
+                (Health, (demo.model,), {}),
+                *beside,
+                (Bounds, (limits,), {}),
+                (SignIns, (limits,), {}),
+            ],
             "openapi_url": None,  # and so without FastAPI's own pages, whose scripts are from elsewhere
         },
         auth=check,

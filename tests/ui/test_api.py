@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import logging
+import os
+import re
 import subprocess
 import sys
 from ast import literal_eval
@@ -16,6 +19,7 @@ from mcp import ClientSession
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CallToolResult
 
+import app
 import hyperlora
 from hyperlora.errors import UserError
 from hyperlora.limits import FOR, SECRET, Limits
@@ -56,6 +60,8 @@ def test_four_endpoints_are_listed_with_types_and_defaults_and_words_for_each(cl
     assert chat["messages"]["python_type"]["type"] == "str | list[dict(str, str)]"
     for endpoint in endpoints.values():
         assert len(endpoint["description"]) > 40
+    paths = httpx.get(f"{url}gradio_api/openapi.json").json()["paths"]
+    assert {f"/gradio_api/call/v2{name}" for name in endpoints} <= set(paths)
     assert endpoints["/export"]["returns"][0]["python_type"]["type"] == "filepath"
 
 
@@ -250,6 +256,25 @@ def test_each_client_of_mcp_is_a_visitor_of_their_own(pipe: hyperlora.Pipeline) 
             assert "try again in" in text_of(result)
         with pytest.raises(UserError, match="try again in"):  # the same visitor without MCP
             call(url, "chat", client_at("127.0.0.2"), messages="one")
+
+
+def test_no_log_holds_what_tools_are_given(
+    model: Model, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.INFO)
+    with serving(model, mcp=True) as url:
+        calls = [
+            ("chat", {"messages": f"canary {more}", "max_tokens": 1} | more) for more in ({}, {"seed": -1}, {"a": 1})
+        ]
+        told = with_mcp(url, *calls, ("adapt", {"recipe": "Say canary."}), ("canary", {"canary": "canary"}))
+    assert [result.isError for result in told[1:]] == [False, True, True, False, True]
+    assert "canary" not in re.sub(r"Tool 'canary' not listed", "", caplog.text) + "".join(capfd.readouterr())
+
+
+def test_no_proxy_has_part_in_what_the_server_asks_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "example.org")
+    app.reach_itself("http://127.0.0.1:7860/")
+    assert os.environ["no_proxy"] == "example.org,127.0.0.1"
 
 
 def test_mcp_that_is_not_installed_is_one_sentence() -> None:
