@@ -158,7 +158,7 @@ def everything(url: str) -> list[str]:
             ("run", file, rows),
             ("find", file),
             ("blend", json.dumps(blend)),
-            ("look_2", json.dumps({"adapter": adapter, "form": "gguf"})),
+            ("look", json.dumps({"adapter": adapter, "form": "gguf"})),
             ("make", json.dumps({"adapter": adapter, "form": "peft"})),
             ("send", "7", adapter, False, f"[{CANARY}", "", message),
             ("send", CANARY),
