@@ -27,13 +27,14 @@ def main(*shared: str) -> None:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="image-")))
         packages = "--include=python3-venv,ca-certificates"
         subprocess.run(["debootstrap", "--variant=minbase", packages, RELEASE, root], check=True, stdout=sys.stderr)
-        for path in ("/proc", "/dev"):
-            subprocess.run(["mount", "--bind", path, f"{root}{path}"], check=True)
-            stack.callback(subprocess.run, ["umount", f"{root}{path}"], check=True)
-        for path in filter(os.path.exists, SHARED + shared):
-            shutil.rmtree(f"{root}{path}", ignore_errors=True)
-            copy = shutil.copytree if os.path.isdir(path) else shutil.copy2
-            copy(path, f"{root}{path}")
+        for path in filter(os.path.exists, ("/proc", "/dev", *SHARED, *shared)):
+            place = Path(f"{root}{path}")
+            if os.path.isfile(path):
+                shutil.copy2(path, place)
+                continue
+            place.mkdir(parents=True, exist_ok=True)
+            subprocess.run(["mount", "-o", "bind,ro", path, place], check=True)
+            stack.callback(subprocess.run, ["umount", "--lazy", place], check=True)  # at once, before the folder goes
         environment = {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "HOME": "/root"}
         environment |= {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
 
