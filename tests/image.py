@@ -1,7 +1,7 @@
 """The image of `deploy/Dockerfile` without Docker: its steps in a clean Debian, then its page as its user.
 
-`python -m tests.image`, as root, with debootstrap: it takes minutes and some gigabytes, and needs the registries of
-packages.
+`python -m tests.image`, as root, with debootstrap: it takes minutes and some gigabytes, and reaches package registries.
+Folders that pip's settings here name are given behind it.
 """
 
 import json
@@ -19,21 +19,22 @@ from tests.ui.over_http import Caller
 from tests.ui.visitor import wait_until
 
 RELEASE = "bookworm"  # whose Python is the image's, 3.11
-SHARED = ("/etc/resolv.conf", "/etc/ssl/certs", "/etc/xdg/pip", "/opt")  # by which this machine reaches the registries
+SHARED = ("/etc/resolv.conf", "/etc/ssl/certs", "/etc/xdg/pip", "/etc/pip.conf")  # by which they are reached
 
 
-def main() -> None:
+def main(*shared: str) -> None:
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="image-")))
         packages = "--include=python3-venv,ca-certificates"
         subprocess.run(["debootstrap", "--variant=minbase", packages, RELEASE, root], check=True, stdout=sys.stderr)
-        for path in ("/proc", "/dev"):
-            subprocess.run(["mount", "--bind", path, f"{root}{path}"], check=True)
-            stack.callback(subprocess.run, ["umount", f"{root}{path}"], check=True)
-        for path in filter(os.path.exists, SHARED):
-            shutil.rmtree(f"{root}{path}", ignore_errors=True)
-            copy = shutil.copytree if os.path.isdir(path) else shutil.copy2
-            copy(path, f"{root}{path}")
+        for path in filter(os.path.exists, ("/proc", "/dev", *SHARED, *shared)):
+            place = Path(f"{root}{path}")
+            if os.path.isfile(path):
+                shutil.copy2(path, place)
+                continue
+            place.mkdir(parents=True, exist_ok=True)
+            subprocess.run(["mount", "-o", "bind,ro", path, place], check=True)
+            stack.callback(subprocess.run, ["umount", "--lazy", place], check=True)  # at once, before the folder goes
         environment = {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "HOME": "/root"}
         environment |= {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
 
@@ -85,4 +86,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -8,7 +8,7 @@ from torch import nn
 from hyperlora.adapted import AdaptedModel
 from hyperlora.batch import Batch
 from hyperlora.graph import StepGraph
-from hyperlora.halves import halve_linears, packed_weights
+from hyperlora.halves import halve_linears, packed_weights, whole_linears
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -43,6 +43,17 @@ def test_other_dtypes_and_weights_that_float16_cannot_hold_stay(tiny_model):
     large.weight.data[0, 0] = 1e5
     halve_linears(large)
     assert packed_weights(large) == []
+
+
+@torch.inference_mode()
+def test_halves_are_made_whole_again_and_move_to_another_dtype(tiny_model):
+    ids = torch.arange(5, 25)[None]
+    expected = tiny_model(ids).logits
+    halve_linears(tiny_model)
+    assert not torch.equal(tiny_model(ids).logits, expected)
+    whole_linears(tiny_model)
+    assert packed_weights(tiny_model) == [] and torch.equal(tiny_model(ids).logits, expected)
+    assert tiny_model.bfloat16()(ids).logits.dtype == torch.bfloat16
 
 
 def test_without_the_kernels_nothing_changes(tiny_model, monkeypatch):

@@ -18,6 +18,7 @@ from hyperlora.lora import Adapter
 from hyperlora.ui.session import read_turns
 from tests.ui.over_http import Caller
 from tests.ui.test_app import started
+from tests.ui.test_file import asked, given
 from tests.ui.test_space import SPACE
 from tests.ui.visitor import REVERSE, shelved, side, text_of, wait_until
 
@@ -83,6 +84,14 @@ def test_sides_that_are_compared_have_a_gpu_each(url: str, lent: Path, pipe: hyp
     (html,), _ = visitor.ask(name, side("left", shelved(REVERSE)), "one two", 5)
     assert pipe.chat("one two", adapter=pipe.adapt(REVERSE)).split()[0] in text_of(html)
     assert len(happened(lent, "lent")) == before + 1
+
+
+def test_the_rows_of_a_file_have_a_gpu_one_after_the_other(url: str, lent: Path, pipe: hyperlora.Pipeline) -> None:
+    visitor, before = Caller(url, "eight"), len(happened(lent, "lent"))
+    (text,), _ = visitor.ask("run", given(b"input\none\ntwo\n" + b"x" * 500), asked("input", adapter=shelved(REVERSE)))
+    rows, adapter = [row for row in map(json.loads, text.splitlines()) if isinstance(row, list)], pipe.adapt(REVERSE)
+    assert [row[2] for row in rows] == [pipe.chat("one", adapter), pipe.chat("two", adapter), ""]
+    assert "shorten it" in rows[2][5] and len(happened(lent, "lent")) == before + 3
 
 
 def test_what_needs_the_weights_in_the_pages_process_says_why_not(url: str) -> None:
