@@ -207,8 +207,7 @@ def export(
         dtype = dtype or usual_dtype(base.weights, form == "merged-gguf")
         _check_room(base, form, path, size)
     with writing(path, "free some space, or choose another folder"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        part = _made(path) / f".{path.name}.{secrets.token_hex(8)}"
         part.mkdir()
         try:
             report(0.0, size)
@@ -290,12 +289,12 @@ def _check(form: str, dtype: str | None) -> str | None:
 
 
 def _check_room(base: Base, form: str, path: Path, size: float) -> None:
-    """`UserError` where a merged model does not fit into the memory while it is made, or onto the disk."""
+    """`UserError` where a model does not fit into the memory while it is written, or onto the disk."""
     needed, free = memory_bytes(base, form == "merged-gguf"), device_named("cpu").free
     if needed > free:
         raise UserError(
-            f"Merging needs {gigabytes(needed)} of memory, and {gigabytes(free)} is free: close other programs, or "
-            "take the adapter alone."
+            f"Writing this model needs {gigabytes(needed)} of memory, and {gigabytes(free)} is free: close other "
+            "programs, or take the adapter alone."
         )
     place = path.absolute()
     free = shutil.disk_usage(next(folder for folder in place.parents if folder.exists())).free
@@ -303,8 +302,8 @@ def _check_room(base: Base, form: str, path: Path, size: float) -> None:
         size += size if form == "merged-gguf" else min(size, 1e9)
     if free < size + ROOM:
         raise UserError(
-            f"A merged model of {gigabytes(size)} does not fit: the disk has {gigabytes(free)} free. Make room, or "
-            "take the adapter alone."
+            f"A model of {gigabytes(size)} does not fit: the disk has {gigabytes(free)} free. Make room, or take the "
+            "adapter alone."
         )
 
 

@@ -167,7 +167,7 @@ def test_what_is_there_is_not_written_over(pipe, adapter_for, tmp_path):
 @pytest.mark.parametrize("form", FORMS)
 def test_memory_and_disk_are_looked_at_first(form, pipe, adapter_for, tmp_path, monkeypatch):
     monkeypatch.setattr(exports, "device_named", lambda name: SimpleNamespace(free=1000.0))
-    with pytest.raises(UserError, match=r"Merging needs \d MB of memory, and 0 MB is free: close other programs"):
+    with pytest.raises(UserError, match=r"Writing this model needs \d MB of memory, and 0 MB is free: close"):
         export(pipe, adapter_for(pipe), form, tmp_path / "out")
     monkeypatch.undo()
     monkeypatch.setattr(exports.shutil, "disk_usage", lambda path: SimpleNamespace(free=1e9))
