@@ -14,7 +14,7 @@ from tests.ui.visitor import serving, slow
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-TIMEOUT = 20_000  # milliseconds: a busy machine is no failure
+TIMEOUT = 120_000  # milliseconds: a busy machine is no failure
 expect.set_options(timeout=TIMEOUT)
 
 
