@@ -25,6 +25,7 @@ SHARED = ("/etc/resolv.conf", "/etc/ssl/certs", "/etc/xdg/pip", "/etc/pip.conf")
 def main(*shared: str) -> None:
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="image-")))
+        root.chmod(0o755)
         packages = "--include=python3-venv,ca-certificates"
         subprocess.run(["debootstrap", "--variant=minbase", packages, RELEASE, root], check=True, stdout=sys.stderr)
         for path in filter(os.path.exists, ("/proc", "/dev", *SHARED, *shared)):
@@ -76,6 +77,7 @@ def main(*shared: str) -> None:
         stack.callback(page.terminate)
         health = [part.replace("7860", "7895") for part in check]
         wait_until(lambda: page.poll() is not None or run(*health, user=user, stderr=subprocess.DEVNULL).wait() == 0)
+        assert page.poll() is None, "the page has ended"
         visitor, description = Caller("http://127.0.0.1:7895/", "one"), "Put each word in square brackets."
         wait_until(lambda: "still loading" not in (made := visitor.ask("generate", f"1 {description}")[0][0]) and made)
         turn, _ = visitor.send("one two three", description)
