@@ -6,8 +6,8 @@ from pathlib import Path
 import httpx
 import pytest
 from gradio import route_utils
-from hyperlora.ui.model import Model
 
+from hyperlora.model import Model
 from hyperlora.ui.page import build_page, launch
 
 
