@@ -1,10 +1,11 @@
 """Many visitors of one page and its server at once, for some minutes, doing what people do; it stops by itself.
 
-python -m benchmarks.load [--visitors 200] [--minutes 10] [--preset mini]
+python -m benchmarks.load [--visitors 200] [--minutes 10] [--preset mini] [--kills 0]
 
 It starts `app.py --openai` on this machine and visits it: visitors make adapters, chat over the page's API and over the
-server, stop answers, vanish in the middle of them, load the page again, and export. Every whole answer is compared with
-what its own adapter says to the message when nobody else is there. What the visitors themselves cost is told apart.
+server, stop answers, vanish in the middle of them, read a byte a second, load the page again, and export. Every whole
+answer is compared with what its own adapter says to the message when nobody else is there. What the visitors themselves
+cost is told apart.
 """
 
 import argparse
@@ -12,15 +13,18 @@ import asyncio
 import json
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import TextIO
 
 import httpx
 
@@ -38,6 +42,7 @@ APPETITE = {
     "adapt": 3,
     "reload": 1,
     "export": 1,
+    "dawdle": 1,
 }
 
 
@@ -72,8 +77,9 @@ def expected(preset: str) -> Expected:
 class Visitor:
     """One of them, with an adapter of their own at a time."""
 
-    def __init__(self, number: int, url: str, client: httpx.AsyncClient, answers: Expected, seen: Seen):
+    def __init__(self, number: int, url: str, client: httpx.AsyncClient, answers: Expected, seen: Seen, restarts: bool):
         self.random, self.url, self.client, self.answers, self.seen = Random(number), url, client, answers, seen
+        self.restarts = restarts
         self.choose()
 
     def choose(self) -> None:
@@ -92,8 +98,9 @@ class Visitor:
                 if kind == "refused":
                     self.seen.failed.append(f"{what}: {refused}")
             except Exception as error:
-                self.seen.done[f"{what}: failed"] += 1
-                self.seen.failed.append(f"{what}: {type(error).__name__}: {error}")
+                cut = self.restarts and isinstance(error, httpx.TransportError)
+                self.seen.done[f"{what}: {'cut off by a kill' if cut else 'failed'}"] += 1
+                self.seen.failed += [] if cut else [f"{what}: {type(error).__name__}: {error}"]
             await asyncio.sleep(self.random.expovariate(1 / THINK))
 
     # ---- what they do ----
@@ -119,6 +126,17 @@ class Visitor:
     async def vanish(self) -> None:
         body = {"data": [self.message(), self.description, self.strength, None, 64]}
         await self.client.post(f"{self.url}/gradio_api/call/chat", json=body)
+
+    async def dawdle(self) -> None:
+        body = {"model": f"hyperlora:{self.description}", "messages": [{"role": "user", "content": self.message()}]}
+        async with self.client.stream(
+            "POST", f"{self.url}/v1/chat/completions", json=body | {"stream": True}
+        ) as answer:
+            read = 0
+            async for _ in answer.aiter_raw(1):
+                if (read := read + 1) > 15:
+                    return
+                await asyncio.sleep(1)
 
     async def reload(self) -> None:
         answer = await self.client.get(self.url)
@@ -198,21 +216,57 @@ class Refused(Exception):
     """An answer that is a sentence of the server's."""
 
 
-async def visit(args: argparse.Namespace, url: str, pid: int, answers: Expected) -> tuple[Seen, list[float]]:
+class Server:
+    """`app.py --openai`, which can be killed and started again."""
+
+    def __init__(self, preset: str, log: TextIO):
+        self.url = "http://127.0.0.1:7899"
+        self.command = [sys.executable, "app.py", "--preset", preset, "--openai", "--port", "7899"]
+        # All visitors have one address here.
+        self.command += [f"--max_{what}_a_minute={10**6}" for what in ("chats", "adapters", "exports")]
+        self.log, self.seconds = log, 0.0
+
+    def start(self) -> None:
+        """Start it, and wait until the model is there."""
+        self.process = subprocess.Popen(self.command, stdout=self.log, stderr=self.log, cwd=Path(__file__).parents[1])
+        while self.process.poll() is None:
+            with suppress(httpx.HTTPError):
+                if httpx.get(f"{self.url}/health", trust_env=False).status_code == 200:
+                    return
+            time.sleep(0.5)
+        raise SystemExit("The page did not start.")
+
+    def end(self, how: int = signal.SIGTERM) -> None:
+        """End it, and count the processor time that it took."""
+        spent = Path(f"/proc/{self.process.pid}/stat").read_text().split()
+        self.seconds += (int(spent[13]) + int(spent[14])) / os.sysconf("SC_CLK_TCK")
+        self.process.send_signal(how)
+        self.process.wait(60)
+
+
+async def visit(args: argparse.Namespace, server: Server, answers: Expected) -> tuple[Seen, list[float]]:
     """All visitors until the time is over -> what they saw, and the server's memory in MB, minute by minute."""
     seen, memory = Seen(), []
     until = time.monotonic() + 60 * args.minutes
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=args.visitors)
     async with httpx.AsyncClient(timeout=120, limits=limits, trust_env=False) as client:
-        visitors = [Visitor(i, url, client, answers, seen).live(until) for i in range(args.visitors)]
+        given = server.url, client, answers, seen, args.kills > 0
+        visitors = [Visitor(i, *given).live(until) for i in range(args.visitors)]
 
         async def watch() -> None:
             while time.monotonic() < until:
                 await asyncio.sleep(min(60, max(0.1, until - time.monotonic())))
-                memory.append(resident_mb(pid))
+                with suppress(OSError, ValueError):  # killed a moment ago
+                    memory.append(resident_mb(server.process.pid))
                 print(f"{len(memory)} minutes, {memory[-1]:,.0f} MB, {dict(seen.done)}", file=sys.stderr, flush=True)
 
-        await asyncio.gather(watch(), *visitors)
+        async def kill() -> None:
+            for i in range(args.kills):
+                await asyncio.sleep(Random(i).uniform(0.5, 1.5) * 60 * args.minutes / (args.kills + 1))
+                await asyncio.to_thread(server.end, signal.SIGKILL)
+                await asyncio.to_thread(server.start)
+
+        await asyncio.gather(watch(), kill(), *visitors)
     return seen, memory
 
 
@@ -221,39 +275,22 @@ def main() -> int:
     options.add_argument("--visitors", type=int, default=200, help="at once (default: 200)")
     options.add_argument("--minutes", type=float, default=10, help="how long (default: 10)")
     options.add_argument("--preset", default="mini", help="the page's model (default: mini)")
+    options.add_argument("--kills", type=int, default=0, help="times that the server is killed, and started again")
     args = options.parse_args()
     answers = expected(args.preset)
-    app = [sys.executable, "app.py", "--preset", args.preset, "--openai", "--port", "7899"]
-    app += [f"--max_{what}_a_minute={10**6}" for what in ("chats", "adapters", "exports")]  # all have one address
     with tempfile.TemporaryFile("w+") as log:
-        server = subprocess.Popen(app, stdout=log, stderr=log, cwd=Path(__file__).parents[1])
+        server = Server(args.preset, log)
+        server.start()
         try:
-            url = "http://127.0.0.1:7899"
-            wait(f"{url}/health", server)
             began = time.process_time()
-            seen, memory = asyncio.run(visit(args, url, server.pid, answers))
+            seen, memory = asyncio.run(visit(args, server, answers))
             own = time.process_time() - began
-            spent = Path(f"/proc/{server.pid}/stat").read_text().split()
-            theirs = (int(spent[13]) + int(spent[14])) / os.sysconf("SC_CLK_TCK")
         finally:
-            server.terminate()
-            server.wait(60)
+            server.end()
         log.seek(0)
         tracebacks = log.read().count("Traceback")
-    report(args, seen, memory, own, theirs, tracebacks)
+    report(args, seen, memory, own, server.seconds, tracebacks)
     return int(bool(seen.others or seen.failed or tracebacks))
-
-
-def wait(url: str, server: subprocess.Popen) -> None:
-    """Until the model is there."""
-    while server.poll() is None:
-        try:
-            if httpx.get(url, trust_env=False).status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.5)
-    raise SystemExit("The page did not start.")
 
 
 def report(args, seen: Seen, memory: list[float], own: float, theirs: float, tracebacks: int) -> None:
