@@ -9,6 +9,7 @@ from hyperlora.errors import UserError
 from hyperlora.limits import Limits
 from hyperlora.text import MAX_DESCRIPTION
 
+SPACES = "10.0.0.0/8"  # where a Space's proxy comes from
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 MAX_KEYS = 1_000
 LIMITS = {
@@ -48,6 +49,7 @@ def add_hosting(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--trusted_proxy",
         type=proxies,
+        default=SPACES if os.environ.get("SPACE_ID") else None,
         metavar="ADDRESS",
         help="whose X-Forwarded-For says who a visitor is; several with commas. Without it all who come by a proxy are "
         "one visitor",

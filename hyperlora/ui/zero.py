@@ -55,7 +55,7 @@ class ZeroPipeline(Pipeline):
         model = pipe.adapted.model
         whole_linears(model)
         model.to("cuda", torch.bfloat16 if model.num_parameters() > TINY else model.dtype)
-        super().__init__(pipe.hyperlora, pipe.adapted, pipe.tokenizer, pipe.preset, pipe.base_name)
+        super().__init__(pipe.hyperlora, pipe.adapted, pipe.tokenizer, pipe.preset, pipe.base_name, pipe.files)
         pipe.engine.close()
         self._page, self._worker = os.getpid(), None
         model.register_forward_pre_hook(self._refuse)

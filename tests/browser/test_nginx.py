@@ -144,8 +144,9 @@ def test_the_page_works_under_a_sub_path(
         page.get_by_role("button", name="Ask both").click()
         answers = [pipe.chat("one two", adapter) for adapter in (pipe.adapt(REVERSE), None)]
         assert compared(page) == [REVERSE, "No adapter", *answers]
+        page.get_by_role("button", name="Export").click()
         with page.expect_download() as download:
-            page.locator("#export").click()
+            page.get_by_role("button", name="Download zip").click()
         download.value.save_as(tmp_path / "mine.zip")
         page.locator("[data-testid=bring-upload-button]").set_input_files(tmp_path / "mine.zip")
         expect(page.locator("#shelf label.selected")).to_have_text("mine")
