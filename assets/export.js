@@ -5,7 +5,7 @@
     const LOST = "The server did not answer: try again.", BACK = "hyperlora.export";
     let seen = null; // what the server was asked about last
     let found = {}; // what it said of that
-    let busy = false, size = 0;
+    let busy = false, size = 0, session = "";
 
     const chosen = () => $("#forms :checked");
     const isHub = () => chosen().value === "hub";
@@ -50,6 +50,7 @@
     function exportSeen(text) {
         if (seen !== asked()) return; // another one meanwhile
         const said = JSON.parse(text);
+        session = said.session ?? session;
         drawFound(said);
         if (!busy) say(said.error, "error");
     }
@@ -114,6 +115,7 @@
                 seen = null;
                 draw();
             });
+        addEventListener("pagehide", ({persisted}) => persisted || !session || navigator.sendBeacon(`leave?${session}`));
         const go = () => $("#export_go").disabled || press(isHub() ? "press_push" : "press_make");
         $("#export_go").addEventListener("click", go);
         $("#hub").addEventListener("keydown", (event) => event.key === "Enter" && event.target.matches("input") && go());

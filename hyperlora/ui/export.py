@@ -5,17 +5,18 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as Unfinished
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from gradio.utils import get_space, get_upload_folder
 
+from hyperlora.bounds import App, reply
 from hyperlora.errors import UserError
 from hyperlora.hub import Cancelled, gigabytes
 from hyperlora.model import Model
@@ -92,6 +93,20 @@ class Job:
             raise Cancelled
 
 
+class Leaving:
+    """An ASGI app that takes the last word of a page, POST /leave?SESSION: Gradio's own way holds a connection open for
+    each tab, of which a browser has six."""
+
+    def __init__(self, app: App, leave: Callable[[str], None]):
+        self.app, self.leave = app, leave
+
+    async def __call__(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
+        if scope["type"] != "http" or scope["path"] != "/leave" or scope["method"] != "POST":
+            return await self.app(scope, receive, send)
+        self.leave(scope["query_string"].decode("latin-1"))
+        return await reply(send, 200, {})
+
+
 class Export:
     """The files that are written now, and those that were, one for each visitor's page.
 
@@ -104,16 +119,16 @@ class Export:
         self._folders: dict[str | None, Path] = {}
         self._merging = threading.BoundedSemaphore(MAX_MERGES)
 
-    def look(self, asked: object) -> str:
+    def look(self, asked: object, request: gr.Request) -> str:
         """-> JSON: the "name" that a file, or a repository, would have, its "size", and the "commands" that use it,
-        each a tool and a text; or the "error" that there is none."""
+        each a tool and a text; or the "error" that there is none. The "session" is what the page says as it goes."""
         from hyperlora.export import commands, export_name, export_size
 
         try:
             adapter, form = self._read(asked)
             said = gigabytes(export_size(self.model.pipe, adapter, form))
             name = export_name(adapter, form)
-            told = {"name": name, "size": "under 1 MB" if said == "0 MB" else said}
+            told = {"name": name, "size": "under 1 MB" if said == "0 MB" else said, "session": request.session_hash}
             return json.dumps(told | {"commands": commands(self.model.pipe, adapter, form)})
         except Exception as error:
             return json.dumps({"error": sentence(error)})
@@ -198,11 +213,11 @@ class Export:
         if job := self._jobs.get(request.session_hash):
             job.ended = True
 
-    def leave(self, request: gr.Request) -> None:
+    def leave(self, visitor: str) -> None:
         """The visitor has gone, and their file goes."""
-        if job := self._jobs.get(request.session_hash):
+        if job := self._jobs.get(visitor):
             job.ended = True
-        if folder := self._folders.pop(request.session_hash, None):
+        if folder := self._folders.pop(visitor, None):
             shutil.rmtree(folder, ignore_errors=True)
 
     def push(self, asked: object, token: object, login: gr.OAuthToken | None = None) -> Iterator[tuple[str, str]]:

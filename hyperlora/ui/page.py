@@ -21,7 +21,7 @@ from hyperlora.recipe import MAX_STRENGTH
 from hyperlora.ui.api import Api
 from hyperlora.ui.compare import Compare
 from hyperlora.ui.examples import Examples
-from hyperlora.ui.export import BUTTON, Export
+from hyperlora.ui.export import BUTTON, Export, Leaving
 from hyperlora.ui.file import File
 from hyperlora.ui.handlers import INSTEAD, LOADING, Handlers
 from hyperlora.ui.settings import MORE
@@ -91,6 +91,8 @@ class Page(gr.Blocks):
     """Gradio's, but that it does not write what a visitor sent into the log where that is too little for an event."""
 
     model: Model
+    leave: Callable[[str], None]
+    """For the session of a page that has gone."""
     mcp: bool
     """Whether what the API lists are tools for MCP's clients too."""
 
@@ -189,7 +191,7 @@ def build_page(model: Model, host: Host | None = None, merges: bool = True, mcp:
                 Examples(model, host).build(limits)
                 export = Export(model, merges)
                 export.build()
-        demo.unload(export.leave)
+        demo.leave = export.leave
 
         link, shared = (gr.Textbox("", visible="hidden") for _ in range(2))
 
@@ -304,6 +306,7 @@ def launch(
         app_kwargs={
             "middleware": [
                 (Health, (demo.model,), {}),
+                (Leaving, (demo.leave,), {}),
                 *beside,
                 (Bounds, (limits,), {}),
                 (SignIns, (limits,), {}),

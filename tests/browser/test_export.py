@@ -200,6 +200,18 @@ def test_what_is_made_for_a_visitor_who_leaves_is_given_up(browser: Browser, url
     assert writer.cancelled.wait(300)
 
 
+def test_a_file_goes_as_its_visitor_leaves(
+    browser: Browser, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(folder := tmp_path / "gradio"))
+    with visit(browser, url) as page:
+        generate(page, REVERSE)
+        open_export(page)
+        download(page, tmp_path, "Download zip")
+        assert list(folder.glob("export-*/*.zip"))
+    wait_until(lambda: not list(folder.glob("export-*/*.zip")))
+
+
 def test_a_host_that_writes_no_models_offers_none(browser: Browser, pipe: hyperlora.Pipeline) -> None:
     model = Model(lambda: pipe)
     model.start()

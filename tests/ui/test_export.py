@@ -134,7 +134,7 @@ def test_a_gguf_file_has_its_modelfile_beside_it(exports: Export, tmp_path: Path
 
 @pytest.mark.parametrize("form", FORMS)
 def test_what_a_form_would_be_is_said_before_it_is_made(exports: Export, form: str) -> None:
-    said = json.loads(exports.look(asked(form=form)))
+    said = json.loads(exports.look(asked(form=form), by("one")))
     assert said["name"] == made(exports, asked(form=form)).name and said["size"] == "under 1 MB"
     assert said["commands"] and all(said["name"].removesuffix(".zip") in text for _, text in said["commands"])
 
@@ -151,7 +151,7 @@ def test_what_a_form_would_be_is_said_before_it_is_made(exports: Export, form: s
     ],
 )
 def test_what_cannot_be_exported_is_one_sentence(exports: Export, folder: Path, asked: object, sentence: str) -> None:
-    assert sentence in json.loads(exports.look(asked))["error"]
+    assert sentence in json.loads(exports.look(asked, by("one")))["error"]
     (step,) = exports.make(asked, by("one"))
     assert sentence in told(step)["error"] and not folder.exists()
 
@@ -159,7 +159,10 @@ def test_what_cannot_be_exported_is_one_sentence(exports: Export, folder: Path, 
 def test_an_upload_that_is_gone_is_one_sentence(exports: Export) -> None:
     recipe = {"upload": "0" * 64}
     adapter = json.dumps({"name": "mine", "description": "Mine.", "strength": 1, "recipe": recipe})
-    assert "upload it again" in json.loads(exports.look(json.dumps({"adapter": adapter, "form": "gguf"})))["error"]
+    assert (
+        "upload it again"
+        in json.loads(exports.look(json.dumps({"adapter": adapter, "form": "gguf"}), by("one")))["error"]
+    )
 
 
 # ---- a file that takes a while ----
@@ -185,7 +188,7 @@ def test_what_nobody_waits_for_is_not_written(exports: Export, writer: Writer, f
     elif how == "stop":
         asyncio.run(exports.stop(by("one")))
     else:
-        exports.leave(by("one"))
+        exports.leave("one")
     writer.steps.put(30)
     if how != "close":
         *_, last = steps
@@ -249,8 +252,8 @@ def test_a_file_goes_with_its_visitor_or_with_their_next_one(exports: Export, fo
     assert one.name == two.name and sorted(files(folder)) == sorted([one, two])
     next_one = made(exports, asked(ADD), "one")
     assert sorted(files(folder)) == sorted([next_one, two])
-    exports.leave(by("one"))
-    exports.leave(by("one"))
+    exports.leave("one")
+    exports.leave("one")
     assert files(folder) == [two]
     two.unlink()  # as Gradio does after an hour
     made(exports, asked(), "three")
@@ -259,15 +262,13 @@ def test_a_file_goes_with_its_visitor_or_with_their_next_one(exports: Export, fo
 
 def test_the_page_serves_the_file_itself_until_the_visitor_leaves(model: Model, folder: Path) -> None:
     with serving(model) as url, httpx.Client(base_url=url, trust_env=False, timeout=300) as client:
-        with client.stream("GET", "gradio_api/heartbeat/abc") as alive:
-            beats = alive.iter_raw()  # the visitor is there as long as it is
-            next(beats)
-            _, archive = ask_server(url, "make", asked())
-            assert files(folder) == [Path(archive["path"])]  # no copy
-            found = client.get(archive["url"])
-            assert found.headers["content-disposition"] == f'attachment; filename="{SLUG}.zip"'
-            assert zipfile.ZipFile(io.BytesIO(found.content)).testzip() is None
-        wait_until(lambda: not files(folder))
+        _, archive = ask_server(url, "make", asked())
+        assert files(folder) == [Path(archive["path"])]  # no copy
+        found = client.get(archive["url"])
+        assert found.headers["content-disposition"] == f'attachment; filename="{SLUG}.zip"'
+        assert zipfile.ZipFile(io.BytesIO(found.content)).testzip() is None
+        assert client.post("leave?abcd").status_code == 200 and files(folder)  # somebody else
+        assert client.post("leave?abc").status_code == 200 and not files(folder)
         assert client.get(archive["url"]).status_code == 403
 
 
