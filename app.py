@@ -187,7 +187,7 @@ def serve(
             return cannot_open(args)
         try:
             if args.metrics_port:
-                serve_metrics(model, demo, args.metrics_port)
+                serve_metrics(model, args.metrics_port, lambda: len(demo._queue))
         except OSError:
             print(f"Port {args.metrics_port} cannot be used: choose another with --metrics_port.", file=sys.stderr)
             return 1

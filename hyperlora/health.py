@@ -3,15 +3,12 @@
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 
 from hyperlora.bounds import App, reply
 from hyperlora.model import Model
-
-if TYPE_CHECKING:
-    import gradio as gr
 
 
 class Health:
@@ -27,7 +24,7 @@ class Health:
         return await reply(send, 200 if state == "ready" else 503, {"status": state})
 
 
-def metrics(model: Model, demo: "gr.Blocks | None") -> str:
+def metrics(model: Model, waiting_requests: int) -> str:
     """The figures of now, in Prometheus's text format."""
     granted, refused = model.limits.granted, model.limits.refused
     running, waiting, tokens = model.pipe.engine.load if model.state == "ready" else (0, 0, 0)
@@ -35,7 +32,7 @@ def metrics(model: Model, demo: "gr.Blocks | None") -> str:
     for name, kind, value in (
         ("ready", "gauge", int(model.state == "ready")),
         ("load_seconds", "gauge", model.seconds or 0),
-        ("requests_waiting", "gauge", len(demo._queue) if demo else 0),
+        ("requests_waiting", "gauge", waiting_requests),
         ("chats_running", "gauge", running),
         ("chats_waiting", "gauge", waiting),
         ("resident_memory_bytes", "gauge", psutil.Process().memory_info().rss),
@@ -49,13 +46,14 @@ def metrics(model: Model, demo: "gr.Blocks | None") -> str:
     return "\n".join(lines) + "\n"
 
 
-def serve_metrics(model: Model, demo: "gr.Blocks | None", port: int) -> ThreadingHTTPServer:
-    """Answer GET /metrics on this machine's own address; `OSError` where the port cannot be had."""
+def serve_metrics(model: Model, port: int, waiting: Callable[[], int] = lambda: 0) -> ThreadingHTTPServer:
+    """Answer GET /metrics on this machine's own address; `OSError` where the port cannot be had. `waiting`: requests
+    that a page's queue holds."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             found = self.path == "/metrics"
-            body = metrics(model, demo).encode() if found else b"The figures are at /metrics.\n"
+            body = metrics(model, waiting()).encode() if found else b"The figures are at /metrics.\n"
             self.send_response(200 if found else 404)
             self.send_header("Content-Type", "text/plain; version=0.0.4")
             self.send_header("Content-Length", str(len(body)))

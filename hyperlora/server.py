@@ -433,7 +433,7 @@ def serve(args: argparse.Namespace, load: Callable[[], Pipeline]) -> None:
             raise UserError(model.error)
         server = Server(model, keys, hosts)
         if args.metrics_port:
-            figures = serve_metrics(model, None, args.metrics_port)
+            figures = serve_metrics(model, args.metrics_port)
         # Its log would name what was asked for, descriptions among it.
         config = uvicorn.Config(
             server.app,

@@ -30,7 +30,7 @@ START, PACE = 15, 20  # seconds until the first token, and tokens a second from 
 LONGEST = 120  # seconds: what every visitor may ask for
 NO_GPU = "Only chats and comparisons are lent a GPU on this Space: for all else run HyperLoRA on a machine of your own."
 
-Packed = tuple[bytes, dict[str, object]]
+Packed = tuple[bytes, list[str], dict[str, object]]
 Written = tuple[str, int, str | UserError | None]  # a piece of text, tokens so far, and at the end why it is one
 
 
@@ -152,11 +152,11 @@ def pack(adapter: Adapter) -> Packed:
     """An adapter for another process, which shares no memory with this one."""
     tensors = {f"{module}.{side}": pair[i] for module, pair in adapter.weights.items() for i, side in enumerate("AB")}
     more = {field.name: getattr(adapter, field.name) for field in fields(adapter) if field.name != "weights"}
-    return save({name: tensor.contiguous() for name, tensor in tensors.items()}), more
+    return save({name: tensor.contiguous() for name, tensor in tensors.items()}), list(adapter.weights), more
 
 
 def unpack(packed: Packed) -> Adapter:
     """What `pack` made."""
-    tensors, more = load(packed[0]), packed[1]
-    modules = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
+    data, modules, more = packed
+    tensors = load(data)  # in an order of its own
     return Adapter({module: (tensors[f"{module}.A"], tensors[f"{module}.B"]) for module in modules}, **more)
