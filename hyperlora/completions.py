@@ -25,13 +25,13 @@ REFUSED = {  # what it would take, and the values by which clients ask for nothi
     "tools": "calls of tools",
     "functions": "calls of functions",
     "logit_bias": "biases of tokens",
-    "frequency_penalty": "a frequency penalty (repetition_penalty is there)",
-    "presence_penalty": "a presence penalty (repetition_penalty is there)",
+    "frequency_penalty": "frequency penalty (repetition_penalty is there)",
+    "presence_penalty": "presence penalty (repetition_penalty is there)",
     "audio": "audio",
     "prediction": "predicted outputs",
     "web_search_options": "searches",
-    "suffix": "a suffix",
-    "echo": "an echo of the prompt",
+    "suffix": "suffixes",
+    "echo": "echoes of the prompt",
 }
 
 
@@ -65,7 +65,7 @@ class Asked(BaseModel):
 
     @property
     def choices(self) -> int:
-        if not 1 <= (choices := self.n or 1) <= MAX_CHOICES:
+        if not 1 <= (choices := 1 if self.n is None else self.n) <= MAX_CHOICES:
             raise UserError(f"n must be from 1 to {MAX_CHOICES}, not {shown(self.n)}.")
         return choices
 
@@ -183,6 +183,8 @@ class TextAsked(Asked):
         prompts = [self.prompt] if one else self.prompt
         if not 1 <= len(prompts) <= MAX_PROMPTS:
             raise UserError(f"There must be 1 to {MAX_PROMPTS} prompts, not {len(prompts)}.")
+        if (answers := len(prompts) * self.choices) > (most := model.pipe.engine.max_waiting):
+            raise UserError(f"This asks for {answers} answers at once; the limit is {most}: send fewer prompts, or n.")
         longest = max((each for each in prompts if isinstance(each, str)), key=len, default="")
         options = {"max_new_tokens": 16} | self.options(self.max_tokens)  # 16 as OpenAI's
         options = self.allowed(model, longest, options, len(prompts)) | {"top": self.top}

@@ -93,12 +93,14 @@ def who_may_ask(args: argparse.Namespace) -> tuple[list[str], tuple[str, ...] | 
 def read_keys(path: str | None) -> list[str]:
     """The keys in a file, or else in the environment's HYPERLORA_API_KEY, a line or a word each."""
     try:
-        text = os.environ.get("HYPERLORA_API_KEY", "") if path is None else Path(path).read_text(encoding="utf-8")
+        text = os.environ.get("HYPERLORA_API_KEY", "") if path is None else Path(path).read_text(encoding="utf-8-sig")
     except (OSError, ValueError):
         raise UserError(f"The keys in {path} cannot be read: give a text file with a key in each line.") from None
     keys = text.split()
     if (path is not None and not keys) or len(keys) > MAX_KEYS:
         raise UserError(f"{path} must hold 1 to {MAX_KEYS:,} keys, one in each line.")
+    if not all(map(str.isascii, keys)):
+        raise UserError("An API key holds more than ASCII, which no client can send: take letters and digits.")
     if any(len(key) < 16 for key in keys):
         raise UserError("An API key has fewer than 16 characters: take one that cannot be guessed.")
     return keys

@@ -48,6 +48,7 @@ MAX_ANSWERS = 128  # threads that read answers, one for each that runs or waits
 MAX_NAMED = 1_000  # adapters that a key has names for
 QUIET = 5.0  # seconds without a word after which a stream says that it is still there
 UNEXPECTED = "Something went wrong on the server; its log says what. Please try again."
+NO_OBJECT = "The body must be a JSON object."
 log = logging.getLogger(__name__)
 
 
@@ -397,11 +398,15 @@ def _host(header: str) -> str:
 def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
     """What does not fit the schema, in a sentence that names where; nothing of what was sent is in it."""
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"][1:]) or "The body"
+    if first["type"] == "json_invalid" or len(first["loc"]) == 1:  # all of it
+        return Failure(400, NO_OBJECT).response()
+    where = ".".join(str(part) for part in first["loc"][1:])
     return Failure(400, f"{where}: {first['msg']}.", None, where).response()
 
 
 def _http(_: Request, error: HTTPException) -> JSONResponse:
+    if error.status_code == 400:  # deeper than can be read, or no text
+        return Failure(400, NO_OBJECT).response()
     return Failure(error.status_code, f"{error.detail}: see /v1/models, /v1/chat/completions.").response(error.headers)
 
 

@@ -248,12 +248,13 @@ def test_what_is_not_to_be_had_is_refused_by_name(client: openai.OpenAI, base: s
         ({"tools": [tool]}, "tools is not supported"),
         ({"response_format": {"type": "json_object"}}, "response_format is 'json_object'"),
         ({"logit_bias": {"5": 1}}, "logit_bias is not supported"),
-        ({"presence_penalty": 0.5}, "presence_penalty is not supported"),
+        ({"presence_penalty": 0.5}, "presence_penalty is not supported: this server has no presence penalty"),
         ({"messages": image}, "must be a text, not 'image_url'"),
         ({"messages": [{"role": "tool", "content": "4", "tool_call_id": "1"}]}, "no tools"),
         ({"messages": [{"role": "king", "content": "4"}]}, "role must be one of"),
         ({"messages": []}, "A chat needs a message"),
         ({"n": 9}, "n must be from 1 to 8"),
+        ({"n": 0}, "n must be from 1 to 8, not 0"),
         ({"top_logprobs": 3}, "top_logprobs needs logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs must be from 0 to 20"),
         ({"temperature": "hot"}, "temperature:"),
@@ -266,6 +267,8 @@ def test_what_is_not_to_be_had_is_refused_by_name(client: openai.OpenAI, base: s
             ask(client, base, **more)
         assert said in raised.value.body["message"] and "\n" not in raised.value.body["message"]
         assert raised.value.body["type"] == "invalid_request_error"
+    with pytest.raises(openai.BadRequestError, match="asks for 128 answers at once; the limit is 64"):
+        client.completions.create(model=base, prompt=["one"] * 16, n=8)
     nothing = {"tools": [], "logit_bias": {}, "frequency_penalty": 0, "response_format": {"type": "text"}, "n": 1}
     unread = {"user": "me", "metadata": {}, "parallel_tool_calls": True, "chat_id": "of a client", "think": False}
     assert ask(client, base, **nothing, max_tokens=2, extra_body=unread).choices[0].message.content
@@ -291,7 +294,14 @@ def test_keys_come_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: p
     assert read_keys(None) == [KEY]
     (tmp_path / "keys").write_text(f"{KEY}\n{OTHER}\n")
     assert read_keys(str(tmp_path / "keys")) == [KEY, OTHER]
-    for text, said in (("", "must hold 1 to"), ("short", "fewer than 16"), (b"\xff\xfe", "cannot be read")):
+    (tmp_path / "keys").write_bytes(f"{KEY}\r\n{OTHER}\r\n".encode("utf-8-sig"))  # as Windows writes it
+    assert read_keys(str(tmp_path / "keys")) == [KEY, OTHER]
+    for text, said in (
+        ("", "must hold 1 to"),
+        ("schlüssel" * 2, "more than ASCII"),
+        ("short", "fewer than 16"),
+        (b"\xff\xfe", "cannot be read"),
+    ):
         (tmp_path / "bad").write_bytes(text if isinstance(text, bytes) else text.encode())
         with pytest.raises(UserError, match=said):
             read_keys(str(tmp_path / "bad"))
@@ -327,6 +337,9 @@ def test_bodies_that_are_none(url: str) -> None:
     for body in (b"", b"{", b"[]", b"null", b"\xff", b'{"model": 5}', b'{"model": "x", "messages": "hi"}', half):
         answer = httpx.post(f"{url}/chat/completions", content=body, headers=headers)
         assert answer.status_code == 400 and "\n" not in answer.json()["error"]["message"], body
+    for body in (b"", b"{", b"[]", b"null", b"\xff", b'{"a":' * 50_000):
+        answer = httpx.post(f"{url}/chat/completions", content=body, headers=headers)
+        assert answer.json()["error"]["message"] == "The body must be a JSON object.", body[:9]
     assert httpx.get(f"{url}/nothing").json()["error"]["message"]
     assert httpx.get(f"{url}/chat/completions").status_code == 405
 

@@ -22,7 +22,7 @@ def read_password(file: str | None) -> str:
     password = os.environ.pop(VARIABLE, "")
     if file is not None:
         try:
-            with Path(file).expanduser().open(encoding="utf-8") as opened:
+            with Path(file).expanduser().open(encoding="utf-8-sig") as opened:
                 password = opened.readline(LONGEST + 2).rstrip("\r\n")
         except (OSError, UnicodeError):
             raise UserError(f"The password cannot be read from {file}: name a text file that you may read.") from None

@@ -104,8 +104,9 @@ def test_the_password_comes_from_the_environment_or_from_a_file(
     assert read_password(None) == PASSWORD
     assert VARIABLE not in os.environ  # what this process starts is not told
     file = tmp_path / "password"
-    file.write_text(f"{PASSWORD}\r\nsecond line\n", encoding="utf-8")
-    assert read_password(str(file)) == PASSWORD
+    for encoding in ("utf-8", "utf-8-sig"):  # the second as Windows writes it
+        file.write_text(f"{PASSWORD}\r\nsecond line\n", encoding=encoding)
+        assert read_password(str(file)) == PASSWORD
 
 
 @pytest.mark.parametrize("word", ["", "short", "a" * 1_001], ids=len)
