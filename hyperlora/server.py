@@ -125,6 +125,20 @@ class Admission:
         return None
 
 
+class Events(StreamingResponse):
+    """Server-sent events; `ended` is called when it is over, also where the client had gone before the first."""
+
+    def __init__(self, lines: AsyncIterator[str], ended: Callable[[], None]):
+        super().__init__(lines, media_type="text/event-stream", headers={"cache-control": "no-store"})
+        self._ended = ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._ended()
+
+
 class Beside:
     """An ASGI app that leaves what is below /v1 to the server, and the rest to the page that it is beside."""
 
@@ -250,7 +264,7 @@ class Server:
         try:
             streams = await self._in_thread(request, submit)
         except BaseException:
-            self._running -= 1
+            self._end([])
             raise
         decode = self.model.pipe.tokenizer.decode
         replies = [Reply(i, each, kind, decode, asked.top is not None) for i, each in enumerate(streams)]
@@ -261,17 +275,20 @@ class Server:
             "created": int(time.time()),
             "model": asked.model,
         }
-        pieces = self._pieces(replies)
         if asked.stream:
-            lines = self._lines(head, replies, pieces, asked)
-            return StreamingResponse(lines, media_type="text/event-stream", headers={"cache-control": "no-store"})
-        return await self._whole(head, replies, pieces, asked, request)
+            return Events(self._lines(head, replies, asked), lambda: self._end(streams))
+        try:
+            return await self._whole(head, replies, asked, request)
+        finally:
+            self._end(streams)
+
+    def _end(self, streams: list[ChatStream]) -> None:
+        """A request is over, however it ended."""
+        self._running -= 1
+        stop(streams)
 
     async def _pieces(self, replies: list[Reply]) -> AsyncIterator[tuple[Reply, str | Exception | None] | None]:
-        """Pieces of all replies as they come, None behind the last of each; None alone after a while without any.
-
-        Leaving it ends the answers.
-        """
+        """Pieces of all replies as they come, None behind the last of each; None alone after a while without any."""
         loop, queue = asyncio.get_running_loop(), asyncio.Queue()
 
         def read(reply: Reply) -> None:
@@ -285,24 +302,18 @@ class Server:
                 loop.call_soon_threadsafe(queue.put_nowait, (reply, end))
 
         left = len(replies)
-        try:
-            for reply in replies:
-                self._readers.submit(read, reply)
-            while left:
-                try:
-                    item = await asyncio.wait_for(queue.get(), QUIET)
-                except TimeoutError:
-                    yield None
-                    continue
-                left -= not isinstance(item[1], str)
-                yield item
-        finally:
-            self._running -= 1
-            stop([reply.stream for reply in replies])
+        for reply in replies:
+            self._readers.submit(read, reply)
+        while left:
+            try:
+                item = await asyncio.wait_for(queue.get(), QUIET)
+            except TimeoutError:
+                yield None
+                continue
+            left -= not isinstance(item[1], str)
+            yield item
 
-    async def _lines(
-        self, head: dict[str, Any], replies: list[Reply], pieces: AsyncIterator, asked: Asked
-    ) -> AsyncIterator[str]:
+    async def _lines(self, head: dict[str, Any], replies: list[Reply], asked: Asked) -> AsyncIterator[str]:
         """The answer as server-sent events."""
         extra = {"usage": None} if asked.usage_streamed else {}
         begun: set[int] = set()
@@ -310,29 +321,25 @@ class Server:
         def event(choices: list[dict[str, Any]], **more: object) -> str:
             return _event(head | {"choices": choices} | extra | more)
 
-        try:
-            async for item in pieces:
-                if item is None:
-                    yield f": {self.model.pipe.engine.load[1]} chats are waiting\n\n"
-                    continue
-                reply, piece = item
-                if isinstance(piece, Exception):
-                    yield _event(failure(piece).body)
-                    return
-                if reply.kind == "chat" and reply.index not in begun and piece is None:
-                    yield event([reply.piece("", begun=False)])
-                yield event([reply.piece(piece, begun=reply.index in begun)])
-                begun.add(reply.index)
-            if asked.usage_streamed:
-                yield event([], usage=usage([reply.stream for reply in replies], asked.choices))
-            yield "data: [DONE]\n\n"
-        finally:
-            await pieces.aclose()
+        async for item in self._pieces(replies):
+            if item is None:
+                yield f": {self.model.pipe.engine.load[1]} chats are waiting\n\n"
+                continue
+            reply, piece = item
+            if isinstance(piece, Exception):
+                yield _event(failure(piece).body)
+                return
+            if reply.kind == "chat" and reply.index not in begun and piece is None:
+                yield event([reply.piece("", begun=False)])
+            yield event([reply.piece(piece, begun=reply.index in begun)])
+            begun.add(reply.index)
+        if asked.usage_streamed:
+            yield event([], usage=usage([reply.stream for reply in replies], asked.choices))
+        yield "data: [DONE]\n\n"
 
-    async def _whole(
-        self, head: dict[str, Any], replies: list[Reply], pieces: AsyncIterator, asked: Asked, request: Request
-    ) -> Any:
+    async def _whole(self, head: dict[str, Any], replies: list[Reply], asked: Asked, request: Request) -> Any:
         """The answer at once; who hangs up ends it."""
+        pieces = self._pieces(replies)
         ended = asyncio.ensure_future(_disconnected(request))
         following: asyncio.Future | None = None
         texts = {reply.index: "" for reply in replies}
@@ -354,9 +361,6 @@ class Server:
             ended.cancel()
             if following is not None and not following.done():
                 following.cancel()
-                with suppress(asyncio.CancelledError, StopAsyncIteration):
-                    await following
-            await pieces.aclose()
         choices = [reply.choice(texts[reply.index]) for reply in replies]
         return head | {"choices": choices, "usage": usage([reply.stream for reply in replies], asked.choices)}
 
@@ -364,8 +368,13 @@ class Server:
     async def _in_thread(request: Request, function: Callable[..., Any], *arguments: object) -> Any:
         """What takes a while, for whoever asks."""
         key = request.state.key
-        ASKING.set(f"key {key.hex()}" if key else address(request.client))
-        return await run_in_threadpool(function, *arguments)
+        who = f"key {key.hex()}" if key else address(request.client)
+
+        def work() -> Any:
+            ASKING.set(who)  # in the thread's copy of the context alone, which no other request gets to see
+            return function(*arguments)
+
+        return await run_in_threadpool(work)
 
 
 def _event(value: object) -> str:

@@ -346,6 +346,31 @@ def test_who_hangs_up_ends_the_answer(url: str, pipe: hyperlora.Pipeline, base: 
         wait_until(lambda: not pipe.engine._batch.rows)
 
 
+def test_who_hung_up_before_the_answer_began_counts_no_longer(model: Model, base: str) -> None:
+    """The app is called as uvicorn does where the connection takes nothing more, and then is gone."""
+    server = Server(model)
+    body = json.dumps({"model": base, "messages": HI, "stream": True}).encode()
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers, "query_string": b""}
+    scope |= {"asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "scheme": "http"}
+    scope |= {"client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "root_path": "", "raw_path": b""}
+
+    async def leave() -> None:
+        messages = iter([{"type": "http.request", "body": body}])
+
+        async def receive() -> dict:
+            return next(messages, {"type": "http.disconnect"})
+
+        async def send(message: dict) -> None:
+            await asyncio.Event().wait()
+
+        await server.app(scope, receive, send)
+
+    asyncio.run(leave())
+    assert server._running == 0
+    wait_until(lambda: not model.pipe.engine._rows)
+
+
 def test_a_stream_says_that_it_is_still_there(
     model: Model, pipe: hyperlora.Pipeline, base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
