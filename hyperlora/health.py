@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from hyperlora.bounds import App, reply
+from hyperlora.errors import UserError
 from hyperlora.model import Model
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def metrics(model: Model, demo: "gr.Blocks | None") -> str:
 
 
 def serve_metrics(model: Model, demo: "gr.Blocks | None", port: int) -> ThreadingHTTPServer:
-    """Answer GET /metrics on this machine's own address; `OSError` where the port cannot be had."""
+    """Answer GET /metrics on this machine's own address; `UserError` where the port cannot be had."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -64,6 +65,9 @@ def serve_metrics(model: Model, demo: "gr.Blocks | None", port: int) -> Threadin
 
         def log_message(self, *_: object) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    except OSError:
+        raise UserError(f"Port {port} cannot be used: choose another with --metrics_port.") from None
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return server

@@ -9,7 +9,6 @@ import asyncio
 import hashlib
 import hmac
 import json
-import logging
 import secrets
 import socket
 import threading
@@ -35,7 +34,7 @@ from starlette.types import Receive, Scope, Send
 from hyperlora.bounds import Bounds
 from hyperlora.chat import ChatStream
 from hyperlora.completions import Asked, ChatAsked, Reply, TextAsked, adapter_id, read_model, stop, usage
-from hyperlora.errors import Busy, UserError
+from hyperlora.errors import Busy, UserError, sentence
 from hyperlora.health import Health, serve_metrics
 from hyperlora.hosting import LOOPBACK, bare, limits_of, who_may_ask
 from hyperlora.limits import ASKING, address
@@ -44,11 +43,8 @@ from hyperlora.model import Model
 from hyperlora.pipe import Pipeline
 from hyperlora.recipe import Recipe
 
-MAX_ANSWERS = 128  # threads that read answers, one for each that runs or waits
 MAX_NAMED = 1_000  # adapters that a key has names for
 QUIET = 5.0  # seconds without a word after which a stream says that it is still there
-UNEXPECTED = "Something went wrong on the server; its log says what. Please try again."
-log = logging.getLogger(__name__)
 
 
 class Text(PathConvertor):
@@ -88,8 +84,7 @@ def failure(error: Exception) -> Failure:
         return Failure(429, str(error), "rate_limit_exceeded")
     if isinstance(error, UserError):
         return Failure(400, str(error))
-    log.error("Unexpected error of the server", exc_info=error)
-    return Failure(500, UNEXPECTED)
+    return Failure(500, sentence(error))
 
 
 class Admission:
@@ -162,7 +157,7 @@ class Server:
         self._started = int(time.time())
         self._named: OrderedDict[tuple[bytes, str], tuple[Recipe, int]] = OrderedDict()
         self._lock = threading.Lock()
-        self._readers = ThreadPoolExecutor(MAX_ANSWERS, "read-answer")
+        self._readers = ThreadPoolExecutor(2 * model.limits.chats, "read-answer")  # some have several choices
         self._running = 0
         self.app = app = FastAPI(title="HyperLoRA", docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json")
         app.add_middleware(Admission, keys=keys, hosts=hosts)
@@ -176,7 +171,6 @@ class Server:
         app.exception_handler(RequestValidationError)(_invalid)
         app.exception_handler(HTTPException)(_http)
         app.exception_handler(Failure)(lambda _, error: error.response())
-        app.exception_handler(Exception)(lambda _, error: failure(error).response())
         app.exception_handler(UserError)(lambda _, error: failure(error).response())
 
     # ---- models and adapters ----
@@ -253,7 +247,7 @@ class Server:
 
     async def _complete(self, asked: Asked, request: Request, kind: str) -> Any:
         recipe = self._recipe(asked.model, request.state.key)
-        if self._running >= MAX_ANSWERS // 2:
+        if self._running >= self.model.limits.chats:
             raise Busy(f"The server is busy with {self._running} requests: try again in a moment.")
 
         def submit() -> list[ChatStream]:
@@ -374,7 +368,10 @@ class Server:
             ASKING.set(who)  # in the thread's copy of the context alone, which no other request gets to see
             return function(*arguments)
 
-        return await run_in_threadpool(work)
+        try:
+            return await run_in_threadpool(work)
+        except Exception as error:
+            raise failure(error) from None
 
 
 def _event(value: object) -> str:
@@ -398,9 +395,7 @@ def _digest(key: str) -> bytes:
 def _host(header: str) -> str:
     """The name in a Host header, without its port and the brackets of an IPv6 address."""
     name, colon, port = header.strip().lower().rpartition(":")
-    if not colon or not port.isdigit():
-        name = header.strip().lower()
-    return name.removeprefix("[").removesuffix("]")
+    return bare(name if colon and port.isdigit() else header.strip().lower())
 
 
 def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -425,24 +420,24 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket that listens there; `UserError` where it cannot be had."""
     try:
         return socket.create_server((bare(host), port), family=_family(host), backlog=128)
-    except (OSError, OverflowError):
+    except (OSError, OverflowError, UnicodeError):
         raise UserError(f"Port {port} on {host} cannot be used: choose another with --port or --host.") from None
 
 
 def serve(args: argparse.Namespace, load: Callable[[], Pipeline]) -> None:
     """Serve until Ctrl-C or SIGTERM: then what runs is answered, and nothing new is taken.
 
-    Raises `UserError` where others than this machine's could come in without a key.
+    Raises `UserError` where others than this machine's could come in without a key, and where a port cannot be had.
     """
     keys, hosts = who_may_ask(args)
     with listen(args.host, args.port) as listening:
         model = Model(load, limits_of(args))
+        if args.metrics_port:
+            figures = serve_metrics(model, None, args.metrics_port)
         model.run()
         if model.error:
             raise UserError(model.error)
         server = Server(model, keys, hosts)
-        if args.metrics_port:
-            figures = serve_metrics(model, None, args.metrics_port)
         # Its log would name what was asked for, descriptions among it.
         config = uvicorn.Config(
             server.app,
