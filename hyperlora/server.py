@@ -433,7 +433,7 @@ def serve(args: argparse.Namespace, load: Callable[[], Pipeline]) -> None:
     with listen(args.host, args.port) as listening:
         model = Model(load, limits_of(args))
         if args.metrics_port:
-            figures = serve_metrics(model, None, args.metrics_port)
+            serve_metrics(model, None, args.metrics_port)
         model.run()
         if model.error:
             raise UserError(model.error)
@@ -448,7 +448,4 @@ def serve(args: argparse.Namespace, load: Callable[[], Pipeline]) -> None:
         )
         where = f"[{bare(args.host)}]" if ":" in args.host else args.host
         print(f"HyperLoRA's server is at http://{where}:{listening.getsockname()[1]}/v1", flush=True)
-        uvicorn.Server(config).run(sockets=[listening])
-        if args.metrics_port:
-            figures.shutdown()
-        model.pipe.close()
+        uvicorn.Server(config).run(sockets=[listening])  # which ends with the signal
