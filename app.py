@@ -17,7 +17,7 @@ from hyperlora.choice import Choice
 from hyperlora.endpoint import Host, endpoint
 from hyperlora.errors import UserError
 from hyperlora.files import check_writable
-from hyperlora.hosting import add_hosting, add_keys, limits_of, port_number, who_may_ask
+from hyperlora.hosting import add_hosting, add_keys, bare, limits_of, port_number, who_may_ask
 from hyperlora.text import command_line, open_streams
 
 
@@ -87,7 +87,7 @@ def merges(args: argparse.Namespace) -> bool:
     """Whether visitors get whole models written."""
     if args.merge is not None:
         return args.merge == "yes"
-    host = args.host.removeprefix("[").removesuffix("]")
+    host = bare(args.host)
     try:
         alone = ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -188,8 +188,8 @@ def serve(
         try:
             if args.metrics_port:
                 serve_metrics(model, args.metrics_port, lambda: len(demo._queue))
-        except OSError:
-            print(f"Port {args.metrics_port} cannot be used: choose another with --metrics_port.", file=sys.stderr)
+        except UserError as error:
+            print(error, file=sys.stderr)
             return 1
     if args.mcp:
         reach_itself(url)

@@ -20,11 +20,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import TextIO
+from typing import Any, TextIO
 
 import httpx
 
@@ -159,7 +160,7 @@ class Visitor:
             same = (text for (_, _, asked), text in self.answers.items() if asked == message)
             self.seen.others += answer in same
 
-    async def server(self, message: str):
+    async def server(self, message: str) -> AsyncIterator[str]:
         """The pieces of an answer of the server."""
         body = {
             "model": f"hyperlora@{self.strength}:{self.description}",
@@ -186,7 +187,7 @@ class Visitor:
         self.seen.firsts += [first] if first else []
         self.seen.silences.append(silence)
 
-    async def call(self, name: str, values: list):
+    async def call(self, name: str, values: list[object]) -> Any:
         """The last value of an endpoint of the page's API."""
         began = heard = time.monotonic()
         first, silence, data = None, 0.0, None
@@ -293,10 +294,16 @@ def main() -> int:
     return int(bool(seen.others or seen.failed or tracebacks))
 
 
-def report(args, seen: Seen, memory: list[float], own: float, theirs: float, tracebacks: int) -> None:
+def report(
+    args: argparse.Namespace, seen: Seen, memory: list[float], own: float, theirs: float, tracebacks: int
+) -> None:
     total = sum(seen.done.values())
     sends = sum(count for what, count in seen.done.items() if what.startswith(("chat", "stop")))
-    lost = sum(count for what, count in seen.done.items() if what.endswith((": failed", ": refused")))
+    lost = sum(
+        count
+        for what, count in seen.done.items()
+        if what.startswith(("chat", "stop")) and what.endswith((": failed", ": refused"))
+    )
     firsts = sorted(seen.firsts)
     print_table(
         [f"{args.visitors} visitors, {args.minutes:g} minutes, {args.preset}", ""],

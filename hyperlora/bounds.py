@@ -1,4 +1,4 @@
-"""What a request to the page may hold at most, refused before it is read: Gradio bounds uploads alone."""
+"""What a request to the page or the server may hold at most, refused before it is read: Gradio bounds uploads alone."""
 
 import json
 import re
@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from hyperlora.config import MAX_ZIP
+from hyperlora.errors import sentence
 from hyperlora.limits import FOR, SECRET, Limits, address
-from hyperlora.ui.words import sentence
 
 MAX_BODY = 16 * 2**20  # bytes: a page's conversation, or a file in base64
 UPLOAD, MAX_UPLOAD = "/gradio_api/upload", MAX_ZIP + 2**20  # the file, and what is around it

@@ -365,7 +365,7 @@ class ChatEngine:
     @property
     def load(self) -> tuple[int, int, int]:
         """How many chats run, how many wait, and how many tokens have been written for all so far."""
-        return len(self._batch.rows), len(self._inbox.waiting), self._tokens
+        return len(self._batch.rows) + len(self._joining), len(self._inbox.waiting), self._tokens
 
     def submit(
         self,

@@ -17,6 +17,7 @@ from hyperlora.lora import Adapter
 from hyperlora.model import Model
 from hyperlora.prompt import check_messages
 from hyperlora.recipe import Recipe
+from hyperlora.text import check_text
 
 MAX_CHOICES, MAX_PROMPTS = 8, 16
 NAMED = re.compile(r"hyperlora(?:@(?P<strength>[^:]*))?:(?P<description>.*)", re.DOTALL)
@@ -82,7 +83,7 @@ class Asked(BaseModel):
         if limit is not None:
             options["max_new_tokens"] = limit
         if self.temperature is not None:
-            options["do_sample"] = self.temperature >= 1e-3
+            options["do_sample"] = not 0 <= self.temperature < 1e-3  # what is below 0 is refused as any other
             options |= {"temperature": self.temperature} if options["do_sample"] else {}
         elif self.top_p is not None and self.top_p < 1:
             options["do_sample"] = True
@@ -189,7 +190,9 @@ class TextAsked(Asked):
         options = {"max_new_tokens": 16} | self.options(self.max_tokens)  # 16 as OpenAI's
         options = self.allowed(model, longest, options, len(prompts)) | {"top": self.top}
         tokenizer, engine = model.pipe.tokenizer, model.pipe.engine
-        ids = [tokenizer(each).input_ids if isinstance(each, str) else each for each in prompts]
+        ids = [
+            tokenizer(check_text(each, "The prompt")).input_ids if isinstance(each, str) else each for each in prompts
+        ]
         if not all(ids):
             raise UserError("A prompt is empty: write something that the model may continue.")
         streams: list[ChatStream] = []

@@ -8,6 +8,7 @@ from typing import Any
 import psutil
 
 from hyperlora.bounds import App, reply
+from hyperlora.errors import UserError
 from hyperlora.model import Model
 
 
@@ -47,7 +48,7 @@ def metrics(model: Model, waiting_requests: int) -> str:
 
 
 def serve_metrics(model: Model, port: int, waiting: Callable[[], int] = lambda: 0) -> ThreadingHTTPServer:
-    """Answer GET /metrics on this machine's own address; `OSError` where the port cannot be had. `waiting`: requests
+    """Answer GET /metrics on this machine's own address; `UserError` where the port cannot be had. `waiting`: requests
     that a page's queue holds."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -62,6 +63,9 @@ def serve_metrics(model: Model, port: int, waiting: Callable[[], int] = lambda: 
 
         def log_message(self, *_: object) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    except OSError:
+        raise UserError(f"Port {port} cannot be used: choose another with --metrics_port.") from None
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return server

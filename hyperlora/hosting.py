@@ -13,7 +13,7 @@ SPACES = "10.0.0.0/8"  # where a Space's proxy comes from
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 MAX_KEYS = 1_000
 LIMITS = {
-    "queue": "requests that wait; further ones are refused",
+    "queue": "requests to the page that wait; further ones are refused",
     "chats": "answers that are given, or wait for the model, at once",
     "message": "characters of a message",
     "description": f"characters of a description; {MAX_DESCRIPTION:,} at most",
@@ -98,7 +98,7 @@ def read_keys(path: str | None) -> list[str]:
         raise UserError(f"The keys in {path} cannot be read: give a text file with a key in each line.") from None
     keys = text.split()
     if (path is not None and not keys) or len(keys) > MAX_KEYS:
-        raise UserError(f"{path} must hold 1 to {MAX_KEYS:,} keys, one in each line.")
+        raise UserError(f"{path or 'HYPERLORA_API_KEY'} must hold 1 to {MAX_KEYS:,} keys, one in each line.")
     if not all(map(str.isascii, keys)):
         raise UserError("An API key holds more than ASCII, which no client can send: take letters and digits.")
     if any(len(key) < 16 for key in keys):

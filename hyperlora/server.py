@@ -9,7 +9,6 @@ import asyncio
 import hashlib
 import hmac
 import json
-import logging
 import secrets
 import socket
 import threading
@@ -35,7 +34,7 @@ from starlette.types import Receive, Scope, Send
 from hyperlora.bounds import Bounds
 from hyperlora.chat import ChatStream
 from hyperlora.completions import Asked, ChatAsked, Reply, TextAsked, adapter_id, read_model, stop, usage
-from hyperlora.errors import Busy, UserError
+from hyperlora.errors import Busy, UserError, sentence
 from hyperlora.health import Health, serve_metrics
 from hyperlora.hosting import LOOPBACK, bare, limits_of, who_may_ask
 from hyperlora.limits import ASKING, address
@@ -44,12 +43,9 @@ from hyperlora.model import Model
 from hyperlora.pipe import Pipeline
 from hyperlora.recipe import Recipe
 
-MAX_ANSWERS = 128  # threads that read answers, one for each that runs or waits
 MAX_NAMED = 1_000  # adapters that a key has names for
 QUIET = 5.0  # seconds without a word after which a stream says that it is still there
-UNEXPECTED = "Something went wrong on the server; its log says what. Please try again."
 NO_OBJECT = "The body must be a JSON object."
-log = logging.getLogger(__name__)
 
 
 class Text(PathConvertor):
@@ -89,8 +85,7 @@ def failure(error: Exception) -> Failure:
         return Failure(429, str(error), "rate_limit_exceeded")
     if isinstance(error, UserError):
         return Failure(400, str(error))
-    log.error("Unexpected error of the server", exc_info=error)
-    return Failure(500, UNEXPECTED)
+    return Failure(500, sentence(error))
 
 
 class Admission:
@@ -126,6 +121,20 @@ class Admission:
         return None
 
 
+class Events(StreamingResponse):
+    """Server-sent events; `ended` is called when it is over, also where the client had gone before the first."""
+
+    def __init__(self, lines: AsyncIterator[str], ended: Callable[[], None]):
+        super().__init__(lines, media_type="text/event-stream", headers={"cache-control": "no-store"})
+        self._ended = ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._ended()
+
+
 class Beside:
     """An ASGI app that leaves what is below /v1 to the server, and the rest to the page that it is beside."""
 
@@ -149,7 +158,7 @@ class Server:
         self._started = int(time.time())
         self._named: OrderedDict[tuple[bytes, str], tuple[Recipe, int]] = OrderedDict()
         self._lock = threading.Lock()
-        self._readers = ThreadPoolExecutor(MAX_ANSWERS, "read-answer")
+        self._readers = ThreadPoolExecutor(2 * model.limits.chats, "read-answer")  # some have several choices
         self._running = 0
         self.app = app = FastAPI(title="HyperLoRA", docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json")
         app.add_middleware(Admission, keys=keys, hosts=hosts)
@@ -163,7 +172,6 @@ class Server:
         app.exception_handler(RequestValidationError)(_invalid)
         app.exception_handler(HTTPException)(_http)
         app.exception_handler(Failure)(lambda _, error: error.response())
-        app.exception_handler(Exception)(lambda _, error: failure(error).response())
         app.exception_handler(UserError)(lambda _, error: failure(error).response())
 
     # ---- models and adapters ----
@@ -240,7 +248,7 @@ class Server:
 
     async def _complete(self, asked: Asked, request: Request, kind: str) -> Any:
         recipe = self._recipe(asked.model, request.state.key)
-        if self._running >= MAX_ANSWERS // 2:
+        if self._running >= self.model.limits.chats:
             raise Busy(f"The server is busy with {self._running} requests: try again in a moment.")
 
         def submit() -> list[ChatStream]:
@@ -251,7 +259,7 @@ class Server:
         try:
             streams = await self._in_thread(request, submit)
         except BaseException:
-            self._running -= 1
+            self._end([])
             raise
         decode = self.model.pipe.tokenizer.decode
         replies = [Reply(i, each, kind, decode, asked.top is not None) for i, each in enumerate(streams)]
@@ -262,17 +270,20 @@ class Server:
             "created": int(time.time()),
             "model": asked.model,
         }
-        pieces = self._pieces(replies)
         if asked.stream:
-            lines = self._lines(head, replies, pieces, asked)
-            return StreamingResponse(lines, media_type="text/event-stream", headers={"cache-control": "no-store"})
-        return await self._whole(head, replies, pieces, asked, request)
+            return Events(self._lines(head, replies, asked), lambda: self._end(streams))
+        try:
+            return await self._whole(head, replies, asked, request)
+        finally:
+            self._end(streams)
+
+    def _end(self, streams: list[ChatStream]) -> None:
+        """A request is over, however it ended."""
+        self._running -= 1
+        stop(streams)
 
     async def _pieces(self, replies: list[Reply]) -> AsyncIterator[tuple[Reply, str | Exception | None] | None]:
-        """Pieces of all replies as they come, None behind the last of each; None alone after a while without any.
-
-        Leaving it ends the answers.
-        """
+        """Pieces of all replies as they come, None behind the last of each; None alone after a while without any."""
         loop, queue = asyncio.get_running_loop(), asyncio.Queue()
 
         def read(reply: Reply) -> None:
@@ -286,24 +297,18 @@ class Server:
                 loop.call_soon_threadsafe(queue.put_nowait, (reply, end))
 
         left = len(replies)
-        try:
-            for reply in replies:
-                self._readers.submit(read, reply)
-            while left:
-                try:
-                    item = await asyncio.wait_for(queue.get(), QUIET)
-                except TimeoutError:
-                    yield None
-                    continue
-                left -= not isinstance(item[1], str)
-                yield item
-        finally:
-            self._running -= 1
-            stop([reply.stream for reply in replies])
+        for reply in replies:
+            self._readers.submit(read, reply)
+        while left:
+            try:
+                item = await asyncio.wait_for(queue.get(), QUIET)
+            except TimeoutError:
+                yield None
+                continue
+            left -= not isinstance(item[1], str)
+            yield item
 
-    async def _lines(
-        self, head: dict[str, Any], replies: list[Reply], pieces: AsyncIterator, asked: Asked
-    ) -> AsyncIterator[str]:
+    async def _lines(self, head: dict[str, Any], replies: list[Reply], asked: Asked) -> AsyncIterator[str]:
         """The answer as server-sent events."""
         extra = {"usage": None} if asked.usage_streamed else {}
         begun: set[int] = set()
@@ -311,29 +316,25 @@ class Server:
         def event(choices: list[dict[str, Any]], **more: object) -> str:
             return _event(head | {"choices": choices} | extra | more)
 
-        try:
-            async for item in pieces:
-                if item is None:
-                    yield f": {self.model.pipe.engine.load[1]} chats are waiting\n\n"
-                    continue
-                reply, piece = item
-                if isinstance(piece, Exception):
-                    yield _event(failure(piece).body)
-                    return
-                if reply.kind == "chat" and reply.index not in begun and piece is None:
-                    yield event([reply.piece("", begun=False)])
-                yield event([reply.piece(piece, begun=reply.index in begun)])
-                begun.add(reply.index)
-            if asked.usage_streamed:
-                yield event([], usage=usage([reply.stream for reply in replies], asked.choices))
-            yield "data: [DONE]\n\n"
-        finally:
-            await pieces.aclose()
+        async for item in self._pieces(replies):
+            if item is None:
+                yield f": {self.model.pipe.engine.load[1]} chats are waiting\n\n"
+                continue
+            reply, piece = item
+            if isinstance(piece, Exception):
+                yield _event(failure(piece).body)
+                return
+            if reply.kind == "chat" and reply.index not in begun and piece is None:
+                yield event([reply.piece("", begun=False)])
+            yield event([reply.piece(piece, begun=reply.index in begun)])
+            begun.add(reply.index)
+        if asked.usage_streamed:
+            yield event([], usage=usage([reply.stream for reply in replies], asked.choices))
+        yield "data: [DONE]\n\n"
 
-    async def _whole(
-        self, head: dict[str, Any], replies: list[Reply], pieces: AsyncIterator, asked: Asked, request: Request
-    ) -> Any:
+    async def _whole(self, head: dict[str, Any], replies: list[Reply], asked: Asked, request: Request) -> Any:
         """The answer at once; who hangs up ends it."""
+        pieces = self._pieces(replies)
         ended = asyncio.ensure_future(_disconnected(request))
         following: asyncio.Future | None = None
         texts = {reply.index: "" for reply in replies}
@@ -355,9 +356,6 @@ class Server:
             ended.cancel()
             if following is not None and not following.done():
                 following.cancel()
-                with suppress(asyncio.CancelledError, StopAsyncIteration):
-                    await following
-            await pieces.aclose()
         choices = [reply.choice(texts[reply.index]) for reply in replies]
         return head | {"choices": choices, "usage": usage([reply.stream for reply in replies], asked.choices)}
 
@@ -365,8 +363,16 @@ class Server:
     async def _in_thread(request: Request, function: Callable[..., Any], *arguments: object) -> Any:
         """What takes a while, for whoever asks."""
         key = request.state.key
-        ASKING.set(f"key {key.hex()}" if key else address(request.client))
-        return await run_in_threadpool(function, *arguments)
+        who = f"key {key.hex()}" if key else address(request.client)
+
+        def work() -> Any:
+            ASKING.set(who)  # in the thread's copy of the context alone, which no other request gets to see
+            return function(*arguments)
+
+        try:
+            return await run_in_threadpool(work)
+        except Exception as error:
+            raise failure(error) from None
 
 
 def _event(value: object) -> str:
@@ -390,9 +396,7 @@ def _digest(key: str) -> bytes:
 def _host(header: str) -> str:
     """The name in a Host header, without its port and the brackets of an IPv6 address."""
     name, colon, port = header.strip().lower().rpartition(":")
-    if not colon or not port.isdigit():
-        name = header.strip().lower()
-    return name.removeprefix("[").removesuffix("]")
+    return bare(name if colon and port.isdigit() else header.strip().lower())
 
 
 def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -421,24 +425,24 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket that listens there; `UserError` where it cannot be had."""
     try:
         return socket.create_server((bare(host), port), family=_family(host), backlog=128)
-    except (OSError, OverflowError):
+    except (OSError, OverflowError, UnicodeError):
         raise UserError(f"Port {port} on {host} cannot be used: choose another with --port or --host.") from None
 
 
 def serve(args: argparse.Namespace, load: Callable[[], Pipeline]) -> None:
     """Serve until Ctrl-C or SIGTERM: then what runs is answered, and nothing new is taken.
 
-    Raises `UserError` where others than this machine's could come in without a key.
+    Raises `UserError` where others than this machine's could come in without a key, and where a port cannot be had.
     """
     keys, hosts = who_may_ask(args)
     with listen(args.host, args.port) as listening:
         model = Model(load, limits_of(args))
+        if args.metrics_port:
+            serve_metrics(model, args.metrics_port)
         model.run()
         if model.error:
             raise UserError(model.error)
         server = Server(model, keys, hosts)
-        if args.metrics_port:
-            figures = serve_metrics(model, args.metrics_port)
         # Its log would name what was asked for, descriptions among it.
         config = uvicorn.Config(
             server.app,
@@ -449,7 +453,4 @@ def serve(args: argparse.Namespace, load: Callable[[], Pipeline]) -> None:
         )
         where = f"[{bare(args.host)}]" if ":" in args.host else args.host
         print(f"HyperLoRA's server is at http://{where}:{listening.getsockname()[1]}/v1", flush=True)
-        uvicorn.Server(config).run(sockets=[listening])
-        if args.metrics_port:
-            figures.shutdown()
-        model.pipe.close()
+        uvicorn.Server(config).run(sockets=[listening])  # which ends with the signal

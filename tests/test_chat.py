@@ -134,6 +134,7 @@ def test_who_stops_while_the_prompt_is_read_leaves(start, answers, make_adapter,
     long = engine.submit("the quick brown fox " * 8, make_adapter(2), max_new_tokens=20)
     while not engine._joining:
         time.sleep(0.001)
+    assert engine.load[:2] == (2, 0)  # it runs
     long.stop()
     answers(running, "a", make_adapter(1), 200)
     assert "".join(long) == "" and not engine._joining and long.finish_reason == "stopped"

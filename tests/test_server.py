@@ -21,8 +21,10 @@ import torch
 import uvicorn
 
 import hyperlora
+from hyperlora.__main__ import main
 from hyperlora.errors import UserError
 from hyperlora.hosting import read_keys, who_may_ask
+from hyperlora.limits import Limits
 from hyperlora.model import Model
 from hyperlora.prompt import format_prompt
 from hyperlora.server import Server, listen
@@ -258,6 +260,7 @@ def test_what_is_not_to_be_had_is_refused_by_name(client: openai.OpenAI, base: s
         ({"top_logprobs": 3}, "top_logprobs needs logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs must be from 0 to 20"),
         ({"temperature": "hot"}, "temperature:"),
+        ({"temperature": -1}, "temperature must be a number"),
         ({"max_tokens": 0}, "max_new_tokens must be a number from 1"),
         ({"stop": ["a"] * 17}, "stop must be at most 16 texts"),
         ({"stop": [""]}, "stop_strings must be"),
@@ -305,6 +308,9 @@ def test_keys_come_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: p
         (tmp_path / "bad").write_bytes(text if isinstance(text, bytes) else text.encode())
         with pytest.raises(UserError, match=said):
             read_keys(str(tmp_path / "bad"))
+    monkeypatch.setenv("HYPERLORA_API_KEY", f"{KEY} " * 1_001)
+    with pytest.raises(UserError, match="HYPERLORA_API_KEY must hold 1 to 1,000 keys"):
+        read_keys(None)
 
 
 def test_no_web_page_drives_a_local_server(url: str, base: str) -> None:
@@ -340,6 +346,8 @@ def test_bodies_that_are_none(url: str) -> None:
     for body in (b"", b"{", b"[]", b"null", b"\xff", b'{"a":' * 50_000):
         answer = httpx.post(f"{url}/chat/completions", content=body, headers=headers)
         assert answer.json()["error"]["message"] == "The body must be a JSON object.", body[:9]
+    body = b'{"model": "hyperlora:Say it.", "prompt": ["a longer one", "\\ud800"]}'
+    assert httpx.post(f"{url}/completions", content=body, headers=headers).status_code == 400
     assert httpx.get(f"{url}/nothing").json()["error"]["message"]
     assert httpx.get(f"{url}/chat/completions").status_code == 405
 
@@ -357,6 +365,31 @@ def test_who_hangs_up_ends_the_answer(url: str, pipe: hyperlora.Pipeline, base: 
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{url}/chat/completions", json=body, timeout=1)
         wait_until(lambda: not pipe.engine._batch.rows)
+
+
+def test_who_hung_up_before_the_answer_began_counts_no_longer(model: Model, base: str) -> None:
+    """The app is called as uvicorn does where the connection takes nothing more, and then is gone."""
+    server = Server(model)
+    body = json.dumps({"model": base, "messages": HI, "stream": True}).encode()
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers, "query_string": b""}
+    scope |= {"asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "scheme": "http"}
+    scope |= {"client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "root_path": "", "raw_path": b""}
+
+    async def leave() -> None:
+        messages = iter([{"type": "http.request", "body": body}])
+
+        async def receive() -> dict:
+            return next(messages, {"type": "http.disconnect"})
+
+        async def send(message: dict) -> None:
+            await asyncio.Event().wait()
+
+        await server.app(scope, receive, send)
+
+    asyncio.run(leave())
+    assert server._running == 0
+    wait_until(lambda: not model.pipe.engine._rows)
 
 
 def test_a_stream_says_that_it_is_still_there(
@@ -430,6 +463,34 @@ def test_nothing_that_was_sent_is_in_a_log(
         with pytest.raises(openai.APIStatusError):
             ask(client, wrong)
     assert canary not in caplog.text and canary not in "".join(capfd.readouterr())
+
+
+def test_an_unexpected_error_is_a_sentence_and_its_lines_in_the_log(
+    client: openai.OpenAI, model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    canary = "canary seen nowhere"
+
+    def breaks(recipe: object) -> None:
+        raise RuntimeError(canary)
+
+    monkeypatch.setattr(model, "adapter", breaks)
+    with pytest.raises(openai.InternalServerError) as raised:
+        ask(client, "hyperlora:Say it.")
+    assert "Something went wrong" in raised.value.body["message"] and raised.value.body["type"] == "server_error"
+    assert "Unexpected RuntimeError" in caplog.text and "in breaks" in caplog.text and canary not in caplog.text
+
+
+def test_no_more_answers_at_once_than_the_host_allows(pipe: hyperlora.Pipeline, base: str) -> None:
+    model = Model(lambda: pipe, Limits(chats=1))
+    model.run()
+    body = {"model": base, "messages": HI, "max_tokens": 200, "temperature": 0}
+    with running(Server(model)) as url, slow(pipe, 0.05):
+        with httpx.stream("POST", f"{url}/chat/completions", json=body | {"stream": True}) as answer:
+            next(lines := answer.iter_lines())  # which hang up where nobody holds them
+            assert httpx.post(f"{url}/chat/completions", json=body).status_code == 429
+            lines.close()
+        again = body | {"max_tokens": 1}
+        wait_until(lambda: httpx.post(f"{url}/chat/completions", json=again).status_code == 200)
 
 
 def test_before_the_model_is_there(pipe: hyperlora.Pipeline) -> None:
@@ -541,3 +602,20 @@ def test_a_port_that_is_taken_is_a_sentence() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"Port {port} on 127.0.0.1 cannot be used"):
             listen("127.0.0.1", port)
+    with pytest.raises(UserError, match=r"on a\.\.b cannot be used"):
+        listen("a..b", 0)
+
+
+def test_a_port_for_figures_that_is_taken_is_a_sentence_before_a_model_is_loaded(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Model, "run", lambda model: pytest.fail("it was loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main(["serve", "--preset", "mini", "--port", "0", "--metrics_port", port]) == 2
+    assert capsys.readouterr().err == f"Port {port} cannot be used: choose another with --metrics_port.\n"
+
+
+def test_it_needs_no_package_of_the_page() -> None:
+    without = "import sys; sys.modules |= dict.fromkeys(('gradio', 'markdown_it', 'latex2mathml')); "
+    subprocess.run([sys.executable, "-c", without + "import hyperlora.server"], check=True)

@@ -12,13 +12,13 @@ from dataclasses import replace
 
 import gradio as gr
 
-from hyperlora.errors import UserError
+from hyperlora.errors import UserError, sentence
 from hyperlora.model import Model
 from hyperlora.recipe import Recipe
 from hyperlora.text import check_text
 from hyperlora.ui.session import Shelved, check_strength, one_line
 from hyperlora.ui.settings import Settings, read_settings
-from hyperlora.ui.words import REDRAW, sentence
+from hyperlora.ui.words import REDRAW
 
 
 class Api:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 
-from hyperlora.errors import UserError
+from hyperlora.errors import UserError, sentence
 from hyperlora.model import Model
 from hyperlora.text import check_text
 from hyperlora.ui.session import SIDES, read_side
 from hyperlora.ui.settings import read_settings
-from hyperlora.ui.words import ENDS, REDRAW, answer_html, js, sentence, status
+from hyperlora.ui.words import ENDS, REDRAW, answer_html, js, status
 
 if TYPE_CHECKING:
     from hyperlora.chat import ChatStream

@@ -14,12 +14,12 @@ import gradio as gr
 
 from hyperlora.describe import ask_for, parse_descriptions
 from hyperlora.endpoint import Host, endpoint
-from hyperlora.errors import UserError
+from hyperlora.errors import UserError, sentence
 from hyperlora.marking import same_answer
 from hyperlora.model import Model
 from hyperlora.table import Table
 from hyperlora.ui.session import read_file, read_object
-from hyperlora.ui.words import js, sentence, source_html
+from hyperlora.ui.words import js, source_html
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the page opens before that
     from hyperlora.suggest import Suggestion

@@ -17,12 +17,12 @@ import gradio as gr
 from gradio.utils import get_space, get_upload_folder
 
 from hyperlora.bounds import App, reply
-from hyperlora.errors import UserError
+from hyperlora.errors import UserError, sentence
 from hyperlora.hub import Cancelled, gigabytes
 from hyperlora.model import Model
 from hyperlora.text import check_text
 from hyperlora.ui.session import DAMAGED, read_adapter, read_object
-from hyperlora.ui.words import js, sentence
+from hyperlora.ui.words import js
 
 if TYPE_CHECKING:
     from hyperlora.lora import Adapter
@@ -202,7 +202,7 @@ class Export:
         the last one goes."""
         for other, folder in list(self._folders.items()):
             if other == visitor or not (other in self._jobs or any(folder.glob("*"))):
-                shutil.rmtree(self._folders.pop(other), ignore_errors=True)
+                shutil.rmtree(self._folders.pop(other, folder), ignore_errors=True)
         root = Path(get_upload_folder())
         root.mkdir(parents=True, exist_ok=True)
         self._folders[visitor] = folder = Path(tempfile.mkdtemp(prefix="export-", dir=root))

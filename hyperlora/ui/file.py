@@ -8,12 +8,12 @@ from queue import SimpleQueue
 
 import gradio as gr
 
-from hyperlora.errors import UserError
+from hyperlora.errors import UserError, sentence
 from hyperlora.marking import same_answer
 from hyperlora.model import Model
 from hyperlora.table import Table, write_table
 from hyperlora.ui.session import read_adapter, read_file, read_object
-from hyperlora.ui.words import js, sentence, source_html
+from hyperlora.ui.words import js, source_html
 
 MAX_RUNS = 3  # files that are answered at once: as many rows wait for the engine as it lets wait
 FIRST = 5  # rows that are shown before they are answered

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 
-from hyperlora.errors import UserError
+from hyperlora.errors import UserError, sentence
 from hyperlora.hub import gigabytes
 from hyperlora.model import Model
 from hyperlora.presets import load_examples
@@ -23,7 +23,7 @@ from hyperlora.ui.documents import card, readme
 from hyperlora.ui.markdown import to_html
 from hyperlora.ui.session import KEPT, MAX_OTHERS, Turn, messages_of, one_line, read_adapter, read_conversation, write
 from hyperlora.ui.settings import check, read_settings
-from hyperlora.ui.words import ENDS, REDRAW, sentence, status
+from hyperlora.ui.words import ENDS, REDRAW, status
 
 if TYPE_CHECKING:
     from hyperlora.chat import ChatStream

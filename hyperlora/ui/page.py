@@ -15,6 +15,7 @@ from hyperlora.config import MAX_ZIP
 from hyperlora.endpoint import Host
 from hyperlora.errors import UserError
 from hyperlora.health import Health
+from hyperlora.hosting import bare
 from hyperlora.model import Model
 from hyperlora.presets import assets_dir
 from hyperlora.recipe import MAX_STRENGTH
@@ -289,7 +290,7 @@ def launch(
     one of the `proxies` (addresses or networks, with commas between) says of it, or else the one that they come from.
     `beside`: ASGI apps in front of the page, each with its arguments, as Starlette takes middleware.
     """
-    host, limits = host.removeprefix("[").removesuffix("]"), demo.model.limits
+    host, limits = bare(host), demo.model.limits
     check_address(host, port)
     os.environ["FORWARDED_ALLOW_IPS"] = proxies  # uvicorn's own default trusts whoever comes from this machine
     _, url, _ = demo.launch(

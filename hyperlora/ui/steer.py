@@ -6,12 +6,12 @@ from pathlib import Path
 
 import gradio as gr
 
-from hyperlora.errors import UserError
+from hyperlora.errors import UserError, sentence
 from hyperlora.model import MAX_UPLOADS, Model
 from hyperlora.recipe import MAX_LEAVES, MAX_STRENGTH, Recipe
 from hyperlora.text import check_text
 from hyperlora.ui.session import MAX_NAME
-from hyperlora.ui.words import js, sentence
+from hyperlora.ui.words import js
 
 BLEND = f"""<h2>Blend adapters</h2>
 <p>Give two to {MAX_LEAVES} of your adapters a weight, from {-MAX_STRENGTH} to {MAX_STRENGTH}.</p>

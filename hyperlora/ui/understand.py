@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 
+from hyperlora.errors import sentence
 from hyperlora.model import Model
 from hyperlora.ui.session import Shelved, messages_of, read_adapter, read_shelf, read_turns
 from hyperlora.ui.settings import read_settings
-from hyperlora.ui.words import js, sentence, status
+from hyperlora.ui.words import js, status
 
 if TYPE_CHECKING:
     from hyperlora.likelihood import Token

@@ -1,32 +1,18 @@
 """What several parts of the page say and draw in the same way."""
 
-import logging
 from html import escape
-from traceback import format_tb
 
-from hyperlora.errors import UserError
 from hyperlora.table import MAX_BYTES
 from hyperlora.ui.markdown import to_html
 
 # How an answer ended that is not whole.
 ENDS = {"length": "cut off at the token limit", "stopped": "stopped", "error": "ended by an error", "": "interrupted"}
 REDRAW = 0.05  # seconds between two updates of a streamed answer
-UNEXPECTED = "Something went wrong on the server; its log says what. Please try again."
-log = logging.getLogger(__name__)
 
 
 def status(kind: str, text: str) -> str:
     """A line of HTML of that class; the text is escaped."""
     return f'<span class="{kind}">{escape(text)}</span>'
-
-
-def sentence(error: Exception) -> str:
-    """What a visitor reads of an error. Where one that is no `UserError` came from goes to the log, but not what it
-    says, which may quote what the visitor wrote."""
-    if isinstance(error, UserError):
-        return str(error)
-    log.error("Unexpected %s on the page:\n%s", type(error).__name__, "".join(format_tb(error.__traceback__)))
-    return UNEXPECTED
 
 
 def answer_html(answer: str, markdown: bool, empty: str) -> str:
