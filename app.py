@@ -187,7 +187,7 @@ def serve(
             return cannot_open(args)
         try:
             if args.metrics_port:
-                serve_metrics(model, args.metrics_port, lambda: len(demo._queue))
+                serve_metrics(model, demo._queue, args.metrics_port)
         except UserError as error:
             print(error, file=sys.stderr)
             return 1

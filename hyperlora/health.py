@@ -1,7 +1,7 @@
 """What a host asks of the server: whether it is well, which anybody may know, and figures, which this machine may."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -25,15 +25,15 @@ class Health:
         return await reply(send, 200 if state == "ready" else 503, {"status": state})
 
 
-def metrics(model: Model, waiting_requests: int) -> str:
-    """The figures of now, in Prometheus's text format."""
+def metrics(model: Model, queue: Sized) -> str:
+    """The figures of now, in Prometheus's text format; `queue` are the requests to the page that wait."""
     granted, refused = model.limits.granted, model.limits.refused
     running, waiting, tokens = model.pipe.engine.load if model.state == "ready" else (0, 0, 0)
     lines = []
     for name, kind, value in (
         ("ready", "gauge", int(model.state == "ready")),
         ("load_seconds", "gauge", model.seconds or 0),
-        ("requests_waiting", "gauge", waiting_requests),
+        ("requests_waiting", "gauge", len(queue)),
         ("chats_running", "gauge", running),
         ("chats_waiting", "gauge", waiting),
         ("resident_memory_bytes", "gauge", psutil.Process().memory_info().rss),
@@ -47,14 +47,13 @@ def metrics(model: Model, waiting_requests: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def serve_metrics(model: Model, port: int, waiting: Callable[[], int] = lambda: 0) -> ThreadingHTTPServer:
-    """Answer GET /metrics on this machine's own address; `UserError` where the port cannot be had. `waiting`: requests
-    that a page's queue holds."""
+def serve_metrics(model: Model, queue: Sized, port: int) -> ThreadingHTTPServer:
+    """Answer GET /metrics on this machine's own address; `UserError` where the port cannot be had."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             found = self.path == "/metrics"
-            body = metrics(model, waiting()).encode() if found else b"The figures are at /metrics.\n"
+            body = metrics(model, queue).encode() if found else b"The figures are at /metrics.\n"
             self.send_response(200 if found else 404)
             self.send_header("Content-Type", "text/plain; version=0.0.4")
             self.send_header("Content-Length", str(len(body)))

@@ -438,7 +438,7 @@ def serve(args: argparse.Namespace, load: Callable[[], Pipeline]) -> None:
     with listen(args.host, args.port) as listening:
         model = Model(load, limits_of(args))
         if args.metrics_port:
-            serve_metrics(model, args.metrics_port)
+            serve_metrics(model, (), args.metrics_port)
         model.run()
         if model.error:
             raise UserError(model.error)

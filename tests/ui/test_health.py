@@ -82,7 +82,7 @@ def test_the_figures_are_of_what_happened(pipe: hyperlora.Pipeline) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = serve_metrics(model, port, lambda: len(demo._queue))
+    server = serve_metrics(model, demo._queue, port)
     try:
         url = launch(demo)
         first = figures(httpx.get(f"http://127.0.0.1:{port}/metrics").text)
