@@ -20,6 +20,7 @@ from hyperlora.recipe import Recipe
 from hyperlora.text import check_text
 
 MAX_CHOICES, MAX_PROMPTS = 8, 16
+MAX_MESSAGES = 10_000
 NAMED = re.compile(r"hyperlora(?:@(?P<strength>[^:]*))?:(?P<description>.*)", re.DOTALL)
 ROLES = {"developer": "system"}  # OpenAI's new name for it
 REFUSED = {  # what it would take, and the values by which clients ask for nothing
@@ -45,6 +46,8 @@ class ResponseFormat(BaseModel):
 
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
+Texts = Annotated[list[str], Field(fail_fast=True)]
+Tokens = Annotated[list[int], Field(fail_fast=True)]
 
 
 class Asked(BaseModel):
@@ -130,7 +133,7 @@ class Message(BaseModel):
 class ChatAsked(Asked):
     """The body of a chat completion; `describe` is ours, and puts the description before the message too."""
 
-    messages: list[Message]
+    messages: Annotated[list[Message], Field(max_length=MAX_MESSAGES, fail_fast=True)]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
@@ -167,7 +170,7 @@ class TextAsked(Asked):
     """The body of a completion, whose prompt goes to the model as it is: no template is put around it, and control
     tokens in it are control tokens."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | Texts | Tokens | Annotated[list[Tokens], Field(fail_fast=True)]
     logprobs: int | None = None
     best_of: int | None = None
 

@@ -404,7 +404,8 @@ def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
     first = error.errors()[0]
     if first["type"] == "json_invalid" or len(first["loc"]) == 1:  # all of it
         return Failure(400, NO_OBJECT).response()
-    where = ".".join(str(part) for part in first["loc"][1:])
+    # Of a field that may be one of several, pydantic also says which one it tried first.
+    where = ".".join(str(part) for part in first["loc"][1:] if part != "str" and "[" not in str(part))
     return Failure(400, f"{where}: {first['msg']}.", None, where).response()
 
 

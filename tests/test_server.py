@@ -346,6 +346,11 @@ def test_bodies_that_are_none(url: str) -> None:
     for body in (b"", b"{", b"[]", b"null", b"\xff", b'{"a":' * 50_000):
         answer = httpx.post(f"{url}/chat/completions", content=body, headers=headers)
         assert answer.json()["error"]["message"] == "The body must be a JSON object.", body[:9]
+    for prompt in ([True], [1, "a"], [[1], "a"], {"a": 1}):
+        answer = httpx.post(f"{url}/completions", json={"model": "hyperlora:Say it.", "prompt": prompt})
+        assert answer.json()["error"]["param"] == "prompt"
+    answer = httpx.post(f"{url}/chat/completions", json={"model": "m", "messages": [{"role": 1}] * 200_000})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "messages.0.role"
     body = b'{"model": "hyperlora:Say it.", "prompt": ["a longer one", "\\ud800"]}'
     assert httpx.post(f"{url}/completions", content=body, headers=headers).status_code == 400
     assert httpx.get(f"{url}/nothing").json()["error"]["message"]
