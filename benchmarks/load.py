@@ -108,7 +108,7 @@ class Visitor:
 
     async def adapt(self) -> None:
         self.choose()
-        await self.call("adapt", [self.description])
+        await self.call("adapt", recipe=self.description)
 
     async def chat_on_the_server(self) -> None:
         message = self.message()
@@ -116,8 +116,8 @@ class Visitor:
 
     async def chat_on_the_page(self) -> None:
         message = self.message()
-        values = [message, self.description, self.strength, None, 64]
-        self.check(message, await self.call("chat", values))
+        own = {"recipe": self.description, "strength": self.strength}
+        self.check(message, await self.call("chat", messages=message, **own, max_tokens=64))
 
     async def stop(self) -> None:
         async for _ in self.server(self.message()):
@@ -125,8 +125,8 @@ class Visitor:
                 return
 
     async def vanish(self) -> None:
-        body = {"data": [self.message(), self.description, self.strength, None, 64]}
-        await self.client.post(f"{self.url}/gradio_api/call/chat", json=body)
+        body = {"messages": self.message(), "recipe": self.description}
+        await self.client.post(f"{self.url}/gradio_api/call/v2/chat", json=body)
 
     async def dawdle(self) -> None:
         body = {"model": f"hyperlora:{self.description}", "messages": [{"role": "user", "content": self.message()}]}
@@ -144,7 +144,7 @@ class Visitor:
         assert answer.status_code == 200 and "HyperLoRA" in answer.text
 
     async def export(self) -> None:
-        file = await self.call("export", [self.description, self.strength])
+        file = await self.call("export", recipe=self.description, strength=self.strength)
         answer = await self.client.get(f"{self.url}/gradio_api/file={file['path']}")
         assert answer.status_code == 200 and answer.content.startswith(b"PK")
 
@@ -187,11 +187,11 @@ class Visitor:
         self.seen.firsts += [first] if first else []
         self.seen.silences.append(silence)
 
-    async def call(self, name: str, values: list[object]) -> Any:
+    async def call(self, name: str, **arguments: object) -> Any:
         """The last value of an endpoint of the page's API."""
         began = heard = time.monotonic()
         first, silence, data = None, 0.0, None
-        answer = await self.client.post(f"{self.url}/gradio_api/call/{name}", json={"data": values})
+        answer = await self.client.post(f"{self.url}/gradio_api/call/v2/{name}", json=arguments)
         if answer.status_code != 200:
             raise Refused(answer.text)
         stream = f"{self.url}/gradio_api/call/{name}/{answer.json()['event_id']}"
