@@ -49,6 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         base = endless_copy(args.base, Path(temporary) / "base")
         pipe = hyperlora.pipeline(None, base=base, hyperlora=args.hyperlora)
+        pipe.engine._eos = set()  # nor where the chat template ends a turn
         adapters = pipe.adapt(list(TASKS))
         peft = pipe.engine.call(lambda: peft_model(base, adapters, Path(temporary)))
     tokenizer, messages = pipe.tokenizer, list(TASKS.values())
@@ -56,7 +57,9 @@ def main() -> None:
     answers: dict[str, list[str]] = {}
 
     def ours() -> None:
-        answers["ours"] = pipe.chat_batch(messages, adapters, max_new_tokens=TOKENS)
+        made = pipe.chat_batch(messages, adapters, stream=True, max_new_tokens=TOKENS)
+        answers["ours"] = ["".join(stream) for stream in made]
+        assert all(stream.tokens == TOKENS for stream in made)
 
     def streams() -> None:
         def client(message: str, adapter: Adapter) -> str:
