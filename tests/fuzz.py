@@ -118,7 +118,9 @@ def broken_weights(random: Random, data: bytes) -> bytes:
     elif change == 2:
         tensors[name] = tensor.to(random.choice([torch.int8, torch.float64, torch.bfloat16, torch.bool]))
     elif change == 3:
-        tensors[name] = torch.full_like(tensor, random.choice([float("nan"), float("inf"), 1e38]))
+        tensors[name] = torch.full_like(
+            tensor, random.choice([float("nan"), float("inf"), torch.finfo(tensor.dtype).max])
+        )
     return save(tensors)
 
 
