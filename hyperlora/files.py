@@ -182,11 +182,19 @@ def check_writable(folder: Path, advice: str = "choose another output folder") -
         tempfile.TemporaryFile(dir=folder).close()
 
 
-def safetensors_bytes(tensors: Mapping[str, "Tensor"]) -> bytes:
-    """Tensors in the order of their names, so that equal tensors give equal bytes."""
+def safetensors_bytes(tensors: Mapping[str, "Tensor"], notes: Mapping[str, str] | None = None) -> bytes:
+    """Tensors in the order of their names, and notes in the header's metadata: equal ones give equal bytes."""
     from safetensors.torch import save
 
-    return save({name: tensors[name].detach().contiguous().cpu() for name in sorted(tensors)}, {"format": "pt"})
+    metadata = {"format": "pt"} | dict(notes or {})
+    data = save({name: tensors[name].detach().contiguous().cpu() for name in sorted(tensors)}, metadata)
+    if len(metadata) == 1:
+        return data
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size]) | {"__metadata__": metadata}  # safetensors has it in an order of chance
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
 def check_finite(name: str, tensor: "Tensor", path: Path) -> None:

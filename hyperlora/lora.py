@@ -10,12 +10,11 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
 from torch import Tensor
 
 from hyperlora.config import MAX_RANK, PromptStyle, lora_scale, read_json
 from hyperlora.errors import UserError, shown
-from hyperlora.files import open_safetensors, sha256_of_tensors, write_atomic
+from hyperlora.files import open_safetensors, safetensors_bytes, sha256_of_tensors, write_atomic
 from hyperlora.text import MAX_DESCRIPTION, check_text
 
 Space = Literal["delta_w", "factors"]
@@ -249,8 +248,8 @@ class Adapter:
         directory = Path(directory)
         notes = {"description": self.description, "hyperlora": self.hyperlora}
         notes |= {"prompt_style": self.prompt_style} if self.prompt_style != "input" else {}
-        metadata = {"format": "pt"} | {key: value for key, value in notes.items() if value}
-        write_atomic(directory / WEIGHTS_FILE, save(state, metadata))
+        data = safetensors_bytes(state, {key: value for key, value in notes.items() if value})
+        write_atomic(directory / WEIGHTS_FILE, data)
         write_atomic(directory / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
 
     @classmethod

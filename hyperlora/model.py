@@ -184,12 +184,11 @@ class Model:
         return self.adapter(shelved.recipe).scaled(shelved.strength)
 
     def export(self, adapter: "Adapter", folder: str) -> Path:
-        """Write the adapter's zip into the folder; `UserError` for one too many."""
-        from hyperlora.export import export_zip
-        from hyperlora.prompt import own_template
+        """Write the adapter's PEFT zip into the folder; `UserError` for one too many."""
+        from hyperlora.export import export, export_name
 
         self.limits.take("exports")
-        return export_zip(adapter, folder, own_template(self.pipe.tokenizer))
+        return export(self.pipe, adapter, "peft", Path(folder, export_name(adapter, "peft")))
 
     # ---- chats ----
 
