@@ -607,10 +607,10 @@ class ChatEngine:
         with self.adapted.use([row.slot for row in batch.rows]):
             step = self._graph.bind(batch) or self._step(batch)
             while True:
-                began = time.monotonic()
                 if self._steps == RECORD_AFTER:  # while rows run: nobody else may use the model then
                     self._graph.record()
                     step = self._graph.bind(batch) or step
+                began = time.monotonic()  # what was recorded once is no part of a step
                 tokens = self._choose(batch, step(tokens, positions)[:, -1])
                 self._steps += 1
                 batch.length += 1  # only now: where memory ran out before, the token is computed again
